@@ -1,0 +1,40 @@
+# What you can do here. `make demo` and `make test` set themselves up, in .venv; nothing outside this folder is touched.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DATA   ?= synthetic
+SEED   ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+setup: $(STAMP)  ## install FMRec and its tools into .venv
+
+demo: $(STAMP)  ## three runs with kill -9 in two of them (DATA=folder for the real parking data, SEED=1)
+	@$(BIN)/python scripts/demo.py --data '$(DATA)' --seed '$(SEED)'
+
+test: $(STAMP) lint types  ## every test, the linter and the type checker
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## ruff over the whole tree
+	@$(BIN)/ruff check .
+
+types: $(STAMP)  ## mypy, strict, over the three packages
+	@$(BIN)/mypy
+
+bench: $(STAMP)  ## time and memory of a recovery, beside the floor measured in the same run
+	@$(BIN)/python scripts/bench_recovery.py
+
+clean:  ## remove .venv, runs and caches
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
