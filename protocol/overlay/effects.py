@@ -1,0 +1,207 @@
+"""What an overlay node wants done. The driver does it in production, the simulator under virtual time.
+
+An effect whose doing takes time ends in an event (named in its docstring), or never: no machine waits for one without a deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from protocol.identifiers import Address, NodeId, Peer, TreeId
+from protocol.wire.messages import Departed, Holding, MemberInfo, Message, RecordSummary, RoundOpen, SubtreeDigest
+
+# --- for the network --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Over the peer's control connection, dialled where there is none. No promise; a failed dial ends in PeerLost."""
+
+    peer: Peer
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """A fresh connection with its hello, whatever connections exist: is this process there? Ends in DialEnded."""
+
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class DialSeed:
+    """Ends in SeedAnswered or SeedFailed."""
+
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Close every connection to this life of the peer, without a PeerLost."""
+
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """Move the record from the store to `peer` on a connection of its own. Ends in PushEnded."""
+
+    transfer: int
+    peer: Peer
+    record: RecordSummary
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Bring the record from `peer` into the store and verify it. Ends in FetchEnded."""
+
+    transfer: int
+    peer: Peer
+    record: RecordSummary
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTransfer:
+    """The transfer's end is no longer of interest; it need not go on."""
+
+    transfer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """The store may forget this record."""
+
+    record: RecordSummary
+
+
+# --- for the application ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Activated:
+    """The node is in the ring: its leaf set has answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A datagram whose key is closest to this node."""
+
+    key: NodeId
+    payload: bytes
+    hops: int
+
+
+@dataclass(frozen=True, slots=True)
+class MulticastReceived:
+    """An order from the root, through `parent`."""
+
+    tree: TreeId
+    parent: Peer
+    body: RoundOpen
+
+
+@dataclass(frozen=True, slots=True)
+class MembersChanged:
+    """Root only: who came (a known id with a higher incarnation is a restart) and who went."""
+
+    tree: TreeId
+    joined: tuple[MemberInfo, ...]
+    departed: tuple[Departed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DigestChanged:
+    """Root only: the sums over all members."""
+
+    tree: TreeId
+    digest: SubtreeDigest
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """The record is held by its write quorum."""
+
+    record: RecordSummary
+    holders: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalEnded:
+    """record: verified and held here, or None where `holdings` is empty or no holder could deliver.
+
+    located_s, transferred_s: how long the look-up and the transfer took; attempts: holders that were asked.
+    """
+
+    request: int
+    record: RecordSummary | None
+    holdings: tuple[Holding, ...]
+    located_s: float
+    transferred_s: float
+    attempts: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Quit:
+    """This node must stop: a newer incarnation of it lives."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """A fact for logs and metrics, such as `peer_died` with peer and reason. Decides nothing."""
+
+    fact: str
+    details: Mapping[str, object] = field(default_factory=dict)
+
+
+# --- between the machines of one node (node.py consumes these, they never leave it) -----------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDied:
+    """Verified: this life of the peer is over, or it left in order."""
+
+    peer: Peer
+    reason: str
+    in_order: bool = False
+    silent_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LeafSetChanged:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A machine missed something from a peer: Pastry is to find out whether it lives."""
+
+    peer: Peer
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RouteBody:
+    """Route this body towards key."""
+
+    key: NodeId
+    body: object
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverBody:
+    """A routed body has arrived at the node closest to its key."""
+
+    key: NodeId
+    body: object
+    hops: int
+
+
+Effect = (
+    Send | Dial | DialSeed | Disconnect | Push | Fetch | CancelTransfer | Discard
+    | Activated | Delivered | MulticastReceived | MembersChanged | DigestChanged | Durable | RetrievalEnded | Quit | Notify
+    | PeerDied | LeafSetChanged | Suspect | RouteBody | DeliverBody
+)  # fmt: skip

@@ -1,0 +1,123 @@
+"""Every period, limit and timeout of the overlay, each in one place.
+
+Few are chosen; the rest follow from them, so that they always nest: a peer is suspected after `silence_max_s`, which is longer than
+the heartbeats that it must have missed and the delay that the last one may have had; a probe ends within that; a look-up outlasts a
+probe; a recovery outlasts a look-up. `validate()` says in one sentence which rule a set of values breaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayParameters:
+    """The settings of one overlay node. Times in seconds, sizes in bytes."""
+
+    leaf_set_size: int = 12
+    """L: L/2 neighbours on each side. More survive more simultaneous deaths and cost more probes (the paper: 12)."""
+    heartbeat_interval_s: float = 0.2
+    """How often neighbours on the ring and in a tree say that they live. Shorter notices a hang sooner and costs messages."""
+    heartbeat_misses: int = 3
+    """Heartbeats that may be missed before silence is suspicion. More forgives a busy machine."""
+    delay_max_s: float = 0.25
+    """The longest that an answer from a healthy peer takes, its own scheduling included."""
+    replicas: int = 3
+    """k: how many leaf-set members hold each record beside its owner."""
+    write_quorum: int = 2
+    """How many of them must have stored a version before it is called durable."""
+    retry_min_s: float = 0.1
+    """First wait before a seed or a remembered dead node is dialled again; doubles, with jitter."""
+    retry_max_s: float = 2.0
+    """Longest such wait. Shorter heals a partition sooner and costs dials."""
+    transfer_floor_bytes_per_s: float = 4 * 1024 * 1024
+    """A bulk transfer slower than this is given up for another holder."""
+    control_frame_bytes_max: int = 1 << 20
+    record_bytes_max: int = 1 << 30
+    hops_max: int = 32
+    held_messages_max: int = 256
+    """Messages kept while this node joins or a hop is under suspicion."""
+    remembered_dead_max: int = 64
+    held_records_max: int = 4096
+    path_max: int = 64
+    """Longest path from the root of a tree that is believed."""
+    send_queue_max: int = 1024
+    """Messages waiting for one connection; more are dropped with a notice."""
+
+    @property
+    def side(self) -> int:
+        """L/2."""
+        return self.leaf_set_size // 2
+
+    @property
+    def silence_max_s(self) -> float:
+        """Silence of a neighbour beyond this is suspicion: all missed heartbeats and the longest delay of the last."""
+        return self.heartbeat_misses * self.heartbeat_interval_s + self.delay_max_s
+
+    @property
+    def probe_timeout_s(self) -> float:
+        """A fresh dial with its hello, or a probe, that takes longer has failed."""
+        return 2 * self.delay_max_s
+
+    @property
+    def join_timeout_s(self) -> float:
+        """A JOIN that was not answered within this is tried again through the next seed."""
+        return 4 * self.delay_max_s
+
+    @property
+    def orphan_max_s(self) -> float:
+        """A member whose tree parent died has this long to be heard again through another: it must notice, probe and re-JOIN."""
+        return self.silence_max_s + 2 * self.probe_timeout_s + self.join_timeout_s
+
+    @property
+    def gather_timeout_s(self) -> float:
+        """Who asks its leaf set for holdings answers with what it has after this."""
+        return self.delay_max_s
+
+    @property
+    def look_up_timeout_s(self) -> float:
+        """A look-up may be held while one hop is probed, and is then gathered."""
+        return self.probe_timeout_s + self.gather_timeout_s + self.delay_max_s
+
+    def transfer_timeout_s(self, record_bytes: int) -> float:
+        """The longest that moving a record of this size may take."""
+        return self.probe_timeout_s + record_bytes / self.transfer_floor_bytes_per_s
+
+    def validate(self) -> None:
+        """ValueError with one plain sentence for the first rule that does not hold."""
+        for field in fields(self):
+            if getattr(self, field.name) <= 0:
+                raise ValueError(f"{field.name} must be above 0, not {getattr(self, field.name)}")
+        if self.leaf_set_size % 2:
+            raise ValueError(f"leaf_set_size must be even, half on each side, not {self.leaf_set_size}")
+        if self.write_quorum > self.replicas:
+            raise ValueError(f"write_quorum ({self.write_quorum}) cannot exceed replicas ({self.replicas})")
+        if self.replicas > self.leaf_set_size:
+            raise ValueError(f"replicas ({self.replicas}) cannot exceed leaf_set_size ({self.leaf_set_size})")
+        if self.retry_min_s > self.retry_max_s:
+            raise ValueError(f"retry_min_s ({self.retry_min_s}) cannot exceed retry_max_s ({self.retry_max_s})")
+
+
+def loopback() -> OverlayParameters:
+    """All processes on one machine: answers come within a scheduling delay."""
+    return OverlayParameters()
+
+
+def lan() -> OverlayParameters:
+    """One site: a hang is noticed within about five seconds."""
+    return replace(OverlayParameters(), heartbeat_interval_s=1.0, delay_max_s=0.75, retry_min_s=0.25, retry_max_s=10.0)
+
+
+def wan() -> OverlayParameters:
+    """Many sites over the public network: patience first."""
+    return replace(
+        OverlayParameters(),
+        heartbeat_interval_s=5.0,
+        delay_max_s=3.0,
+        retry_min_s=1.0,
+        retry_max_s=60.0,
+        transfer_floor_bytes_per_s=256 * 1024,
+    )
+
+
+PRESETS = {"loopback": loopback, "lan": lan, "wan": wan}

@@ -1,0 +1,455 @@
+"""Every message that peers exchange, and the one table that lists them: tag, who sends, who receives, what answers.
+
+A message is a frozen dataclass; its fields are its wire form. Tags are never reused. Adding a field with a default is compatible
+with the version before (unknown fields are ignored); anything else raises WIRE_VERSION.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from protocol.identifiers import NodeId, Peer, TreeId
+
+Channel = Literal["control", "bulk", "status"]
+Phase = Literal["init", "train", "adapt", "done"]
+RecoveryMode = Literal["substitute", "exact", "drop"]
+
+
+# --- values carried by messages ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSummary:
+    """What is said of a record without its bytes. `version` only grows for one (owner, tree); equal versions go by incarnation.
+
+    round, iteration: the job that the record was taken in and how many of its iterations were done.
+    complete: the record holds the finished contribution of that round.
+    """
+
+    owner: NodeId
+    tree: TreeId
+    version: int
+    incarnation: int
+    round: int
+    iteration: int
+    complete: bool
+    record_bytes: int
+    digest: bytes
+
+    @property
+    def key(self) -> tuple[NodeId, TreeId]:
+        return self.owner, self.tree
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """The newest of several is the largest of these."""
+        return self.version, self.incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """One holder of one record."""
+
+    holder: Peer
+    record: RecordSummary
+
+
+@dataclass(frozen=True, slots=True)
+class MemberInfo:
+    """One member of a tree, as the root knows it by name."""
+
+    peer: Peer
+    name: str
+    role: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Departed:
+    """One life of a member that a subtree no longer has, and why."""
+
+    id: NodeId
+    incarnation: int
+    cause: Literal["died", "left", "moved", "orphaned"]
+    reason: str
+    silent_ms: int = 0
+    iteration: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one member is in its job, and its last loss (None before the first)."""
+
+    round: int = -1
+    iteration: int = 0
+    loss: float | None = None
+    replicas: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SubtreeDigest:
+    """Sums over the members of a subtree: root traffic grows with its fan-out, not with N.
+
+    check: XOR over members of id + incarnation; a parent whose own view gives another value asks for the whole list.
+    """
+
+    members: int = 0
+    check: int = 0
+    iterations_sum: int = 0
+    iterations_min: int = 0
+    iterations_max: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    replicas_sum: int = 0
+
+
+# --- session ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First on every connection, from both sides. `receiver` None: whoever lives at this address (a seed, a status client).
+
+    credentials: room for a proof that binds the id to a certificate; empty until there is one.
+    """
+
+    wire_version: int
+    cluster: str
+    channel: Channel
+    sender: Peer
+    receiver: NodeId | None = None
+    credentials: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Last on a connection that is not accepted. `code` is for programs, `reason` for people."""
+
+    code: Literal["version", "cluster", "receiver", "superseded", "busy", "malformed"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotUnderstood:
+    """Answer to a tag that this version does not know."""
+
+    tag: int
+
+
+# --- Pastry -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Between neighbours on the ring, when nothing else was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinRequest:
+    """Routed with the joiner's id as key; each hop adds itself and the row that it shares with the joiner."""
+
+    joiner: Peer
+    candidates: tuple[Peer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JoinReply:
+    """From the live node closest to the joiner: the rows of the way, and its leaf set."""
+
+    candidates: tuple[Peer, ...]
+    leaf_set: tuple[Peer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeafProbe:
+    """MSPastry's LS-PROBE: our leaf set and whom we believe failed. The receiver verifies both for itself."""
+
+    leaf_set: tuple[Peer, ...]
+    failed: tuple[NodeId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LeafProbeReply:
+    leaf_set: tuple[Peer, ...]
+    failed: tuple[NodeId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Is this table candidate alive?"""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """The sender leaves in order: no suspicion, no recovery."""
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """A newer incarnation of the receiver lives: the older one leaves and says why."""
+
+    by: Peer
+
+
+# --- Scribe -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TreeJoin:
+    """To the next hop towards the treeId, which becomes a forwarder and joins in turn (Scribe 3.2).
+
+    seen: the last multicast that the child has had, as (root's incarnation, sequence).
+    """
+
+    tree: TreeId
+    seen: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class TreeWelcome:
+    """You are my child. `path` runs from the root to me; it begins with the treeId only where the root has been reached."""
+
+    tree: TreeId
+    path: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TreeRefusal:
+    """Not through me: I am below you (a cycle), or not active yet."""
+
+    tree: TreeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TreeLeave:
+    tree: TreeId
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """Child to parent each heartbeat, and at once when members change: the digest and who came and went since.
+
+    full: `joined` is the whole list, what the parent knew before is forgotten.
+    """
+
+    tree: TreeId
+    digest: SubtreeDigest
+    joined: tuple[MemberInfo, ...] = ()
+    departed: tuple[Departed, ...] = ()
+    full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TreePulse:
+    """Parent's answer to Alive. resync: my view differs from your digest, send the whole list."""
+
+    tree: TreeId
+    path: tuple[NodeId, ...]
+    resync: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RoundOpen:
+    """The manager's order to the members: work on `phase` of `round` from this theta.
+
+    theta: the record of the tree's root; fetched from the parent in the tree, or from `holder`. None in phase `init`, in which
+    the agent `asked` makes theta_0 from the seed.
+    """
+
+    phase: Phase
+    round: int
+    seed: int
+    mode: RecoveryMode
+    holder: Peer
+    theta: RecordSummary | None = None
+    asked: NodeId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Multicast:
+    """Down the tree. `order` is (root's incarnation, sequence): a node passes on only what is newer than what it has seen."""
+
+    tree: TreeId
+    order: tuple[int, int]
+    body: RoundOpen
+
+
+# --- replication ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """Routed with the owner's id as key: who holds which version of its record?"""
+
+    request: int
+    owner: NodeId
+    tree: TreeId
+    asker: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class LookUpReply:
+    """From the live node closest to the owner, for its leaf set and itself; newest first."""
+
+    request: int
+    holdings: tuple[Holding, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HoldingsQuery:
+    request: int
+    owner: NodeId
+    tree: TreeId
+
+
+@dataclass(frozen=True, slots=True)
+class HoldingsReply:
+    request: int
+    record: RecordSummary | None
+
+
+# --- routing ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    """Bytes from one application to whoever is closest to a key."""
+
+    payload: bytes
+
+
+Routable = JoinRequest | LookUp | Datagram
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The envelope of what is routed by prefix. Delivered by the live node numerically closest to the key, and by nobody else."""
+
+    key: NodeId
+    body: Routable
+    hops: int = 0
+
+
+# --- bulk channel -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BulkPush:
+    """I have this record for you; its bytes follow your BulkAccept."""
+
+    record: RecordSummary
+    purpose: Literal["replica", "upload"]
+
+
+@dataclass(frozen=True, slots=True)
+class BulkFetch:
+    """Send me the newest that you have of at least `version`."""
+
+    owner: NodeId
+    tree: TreeId
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class BulkAccept:
+    """To a push: go on. To a fetch: `record`, whose bytes follow this frame at once."""
+
+    record: RecordSummary | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BulkRefuse:
+    """No, and why; nothing was stored."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BulkStored:
+    """All bytes arrived, the digest is right, the record is held."""
+
+
+# --- status channel ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StatusRequest:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReply:
+    """A JSON object as text."""
+
+    document: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequest:
+    """Leave in order and exit."""
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """One row of the protocol: who sends the message to whom, and what answers it."""
+
+    tag: int
+    message: type
+    sender: str
+    receiver: str
+    answer: type | None = None
+
+
+TABLE = (
+    Row(1, Hello, "either side", "the other", Hello),
+    Row(2, Refusal, "either side", "the other"),
+    Row(3, NotUnderstood, "any node", "any node"),
+    Row(10, Heartbeat, "ring neighbour", "ring neighbour"),
+    Row(11, JoinRequest, "joiner", "closest node, inside Route", JoinReply),
+    Row(12, JoinReply, "closest node", "joiner"),
+    Row(13, LeafProbe, "any node", "leaf-set candidate", LeafProbeReply),
+    Row(14, LeafProbeReply, "leaf-set candidate", "prober"),
+    Row(15, Ping, "any node", "table candidate", Pong),
+    Row(16, Pong, "table candidate", "prober"),
+    Row(17, Goodbye, "leaving node", "every node it knows"),
+    Row(18, Superseded, "any node", "older incarnation"),
+    Row(19, Route, "any node", "next hop"),
+    Row(20, Datagram, "application", "closest node, inside Route"),
+    Row(30, TreeJoin, "child", "next hop to the treeId", TreeWelcome),
+    Row(31, TreeWelcome, "parent", "child"),
+    Row(32, TreeRefusal, "parent", "child"),
+    Row(33, TreeLeave, "child", "parent"),
+    Row(34, Alive, "child", "parent", TreePulse),
+    Row(35, TreePulse, "parent", "child"),
+    Row(36, Multicast, "parent", "child"),
+    Row(37, RoundOpen, "root", "members, inside Multicast"),
+    Row(50, LookUp, "manager or owner", "closest node, inside Route", LookUpReply),
+    Row(51, LookUpReply, "closest node", "asker"),
+    Row(52, HoldingsQuery, "closest node", "its leaf set", HoldingsReply),
+    Row(53, HoldingsReply, "leaf-set member", "closest node"),
+    Row(60, BulkPush, "owner", "holder or manager", BulkAccept),
+    Row(61, BulkFetch, "whoever needs a record", "holder", BulkAccept),
+    Row(62, BulkAccept, "receiver of push or fetch", "the other"),
+    Row(63, BulkRefuse, "receiver of push or fetch", "the other"),
+    Row(64, BulkStored, "holder", "owner"),
+    Row(70, StatusRequest, "status client", "daemon", StatusReply),
+    Row(71, StatusReply, "daemon", "status client"),
+    Row(72, StopRequest, "status client", "daemon", StatusReply),
+)
+
+Message = (
+    Hello | Refusal | NotUnderstood | Heartbeat | JoinReply | LeafProbe | LeafProbeReply | Ping | Pong | Goodbye | Superseded | Route
+    | TreeJoin | TreeWelcome | TreeRefusal | TreeLeave | Alive | TreePulse | Multicast
+    | LookUpReply | HoldingsQuery | HoldingsReply
+    | BulkPush | BulkFetch | BulkAccept | BulkRefuse | BulkStored | StatusRequest | StatusReply | StopRequest
+)  # fmt: skip
+"""What a frame may hold at its top: every row but the bodies that travel inside Route and Multicast."""
