@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from protocol.identifiers import Address, NodeId, Peer, TreeId
-from protocol.wire.messages import Departed, Holding, MemberInfo, Message, RecordSummary, RoundOpen, SubtreeDigest
+from protocol.wire.messages import Departed, Holding, MemberInfo, Message, RecordSummary, RoundOpen, Routable, SubtreeDigest
 
 # --- for the network --------------------------------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ class Notify:
 
 @dataclass(frozen=True, slots=True)
 class PeerDied:
-    """Verified: this life of the peer is over, or it left in order."""
+    """Verified: this life of the peer is over, or it left in order. silent_s: since it was last heard."""
 
     peer: Peer
     reason: str
@@ -171,8 +171,15 @@ class PeerDied:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerCleared:
+    """A suspect, or one remembered as dead, has answered: it lives."""
+
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
 class LeafSetChanged:
-    pass
+    """The ring's neighbourhood moved, or the verdict on a suspect in it fell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +195,7 @@ class RouteBody:
     """Route this body towards key."""
 
     key: NodeId
-    body: object
+    body: Routable
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +203,12 @@ class DeliverBody:
     """A routed body has arrived at the node closest to its key."""
 
     key: NodeId
-    body: object
+    body: Routable
     hops: int
 
 
 Effect = (
     Send | Dial | DialSeed | Disconnect | Push | Fetch | CancelTransfer | Discard
     | Activated | Delivered | MulticastReceived | MembersChanged | DigestChanged | Durable | RetrievalEnded | Quit | Notify
-    | PeerDied | LeafSetChanged | Suspect | RouteBody | DeliverBody
+    | PeerDied | PeerCleared | LeafSetChanged | Suspect | RouteBody | DeliverBody
 )  # fmt: skip

@@ -15,6 +15,8 @@ Channel = Literal["control", "bulk", "status"]
 Phase = Literal["init", "train", "adapt", "done"]
 RecoveryMode = Literal["substitute", "exact", "drop"]
 
+_NOBODY = NodeId(0)  # the XOR over no members
+
 
 # --- values carried by messages ---------------------------------------------------------------------------------------
 
@@ -95,7 +97,7 @@ class SubtreeDigest:
     """
 
     members: int = 0
-    check: int = 0
+    check: NodeId = _NOBODY
     iterations_sum: int = 0
     iterations_min: int = 0
     iterations_max: int = 0
@@ -236,11 +238,12 @@ class TreeLeave:
 class Alive:
     """Child to parent each heartbeat, and at once when members change: the digest and who came and went since.
 
-    full: `joined` is the whole list, what the parent knew before is forgotten.
+    progress: of the sender itself. full: `joined` is the whole list, what the parent knew before is forgotten.
     """
 
     tree: TreeId
     digest: SubtreeDigest
+    progress: Progress
     joined: tuple[MemberInfo, ...] = ()
     departed: tuple[Departed, ...] = ()
     full: bool = False

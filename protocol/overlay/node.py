@@ -1,0 +1,227 @@
+"""The overlay node: composes the machines, and is the one way in.
+
+    handle(event, now) -> effects        next_deadline() -> when it wants a TimerFired
+
+A machine never calls another. What one decides and another must know (a death, a new neighbour, a body to route) it returns as an
+effect between machines; `_settle` hands these on until only effects for the outside are left.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from random import Random
+
+from protocol.errors import RemoteProtocolError
+from protocol.identifiers import NodeId, Peer
+from protocol.overlay import effects as fx
+from protocol.overlay import events as ev
+from protocol.overlay.detector import Detector
+from protocol.overlay.pastry import Pastry
+from protocol.overlay.replication import Replication
+from protocol.overlay.scribe import Scribe
+from protocol.parameters import OverlayParameters
+from protocol.wire import messages as m
+
+Effects = list[fx.Effect]
+
+
+class OverlayNode:
+    """One node of the ring. Time is given with each event, chance comes from `rng`; no I/O happens here."""
+
+    def __init__(self, me: Peer, parameters: OverlayParameters, rng: Random) -> None:
+        self.self_peer = me
+        self._parameters = parameters
+        self.detector = Detector(me, parameters, rng)
+        self.pastry = Pastry(me, parameters, rng, self.detector.is_suspect, self.detector.is_dead, self.detector.recently_dead)
+        self.scribe = Scribe(me, parameters, rng, self.pastry.next_hop, lambda: self.pastry.active)
+        self.replication = Replication(me, parameters, self.pastry.leaf_set.alternating)
+        self._left = False
+        self._events: dict[type, Callable[..., Effects]] = {
+            ev.MessageReceived: self._message,
+            ev.PeerLost: self._peer_lost,
+            ev.DialEnded: lambda e, now: self.detector.dial_ended(e.peer, e.found, e.refused, e.reason, now),
+            ev.SeedAnswered: self._seed_answered,
+            ev.SeedFailed: lambda e, now: self.pastry.seed_failed(e.address, e.reason, now),
+            ev.PushEnded: lambda e, now: self.replication.push_ended(e.transfer, e.outcome, e.reason, now),
+            ev.FetchEnded: lambda e, now: self.replication.fetch_ended(e.transfer, e.record, e.reason, now),
+            ev.RecordHeld: lambda e, now: self.replication.record_held(e.record),
+            ev.TimerFired: lambda e, now: self._timer(now),
+            ev.Started: lambda e, now: self.pastry.start(e.seeds, e.hints, now),
+            ev.Leave: lambda e, now: self._leave(),
+            ev.RouteMessage: lambda e, now: self.pastry.originate(e.key, m.Datagram(e.payload), now),
+            ev.CreateTree: lambda e, now: self.scribe.create(e.tree, now),
+            ev.JoinTree: lambda e, now: self.scribe.join(e.tree, e.member, now),
+            ev.LeaveTree: lambda e, now: self.scribe.leave(e.tree),
+            ev.ReportProgress: lambda e, now: self.scribe.report(e.tree, e.progress),
+            ev.SendMulticast: lambda e, now: self.scribe.multicast(e.tree, e.body),
+            ev.Replicate: lambda e, now: self.replication.replicate(e.record, now),
+            ev.Retrieve: lambda e, now: self.replication.retrieve(e.request, e.owner, e.tree, now),
+        }
+        self._messages: dict[type, Callable[..., Effects]] = {
+            m.Heartbeat: lambda p, x, now: [],
+            m.NotUnderstood: lambda p, x, now: [fx.Notify("not_understood", {"peer": p, "tag": x.tag})],
+            m.JoinReply: lambda p, x, now: self.pastry.join_reply(p, x, now),
+            m.LeafProbe: lambda p, x, now: self.pastry.probe_received(p, x, now),
+            m.LeafProbeReply: lambda p, x, now: self.pastry.probe_received(p, x, now),
+            m.Ping: lambda p, x, now: [fx.Send(p, m.Pong())],
+            m.Pong: lambda p, x, now: self.pastry.pong_received(p),
+            m.Goodbye: lambda p, x, now: self.detector.goodbye(p, now),
+            m.Superseded: lambda p, x, now: self._superseded(x.by),
+            m.Route: self._route,
+            m.TreeJoin: lambda p, x, now: self.scribe.join_received(p, x, now),
+            m.TreeWelcome: lambda p, x, now: self.scribe.welcome_received(p, x, now),
+            m.TreeRefusal: lambda p, x, now: self.scribe.refusal_received(p, x, now),
+            m.TreeLeave: lambda p, x, now: self.scribe.leave_received(p, x),
+            m.Alive: lambda p, x, now: self.scribe.alive_received(p, x, now),
+            m.TreePulse: lambda p, x, now: self.scribe.pulse_received(p, x, now),
+            m.Multicast: lambda p, x, now: self.scribe.multicast_received(p, x),
+            m.LookUpReply: lambda p, x, now: self.replication.look_up_answered(x, now),
+            m.HoldingsQuery: lambda p, x, now: self.replication.query_received(p, x),
+            m.HoldingsReply: lambda p, x, now: self.replication.reply_received(p, x),
+        }
+
+    # --- the seam -----------------------------------------------------------------------------------------------------
+
+    def handle(self, event: ev.Event, now: float) -> Effects:
+        """Decide what follows from `event` at `now` (monotonic seconds).
+
+        RemoteProtocolError: the message is one that no such peer may send; drop its connection. LocalProtocolError: the application
+        asked for what cannot be. State is unchanged by either. After Leave nothing follows from anything.
+        """
+        if self._left:
+            return []
+        return self._settle(self._events[type(event)](event, now), now)
+
+    def next_deadline(self) -> float | None:
+        """When a TimerFired is wanted, None for never."""
+        machines = (self.detector, self.pastry, self.scribe, self.replication)
+        due = [when for machine in machines if (when := machine.next_deadline()) is not None]
+        return min(due) if due and not self._left else None
+
+    def _settle(self, first: Effects, now: float) -> Effects:
+        """Hand effects between machines on, in order, until only those for the outside are left."""
+        out: Effects = []
+        waiting = deque(first)
+        moved = False
+        while waiting or moved:
+            if not waiting:
+                moved = False
+                waiting.extend(self._ring_moved(now))
+                continue
+            effect = waiting.popleft()
+            match effect:
+                case fx.PeerDied():
+                    moved = True
+                    waiting.extend(self.pastry.died(effect.peer, now))
+                    waiting.extend(self.scribe.died(effect.peer, effect.reason, effect.in_order, effect.silent_s, now))
+                    waiting.extend(self.replication.died(effect.peer, now))
+                case fx.PeerCleared():
+                    waiting.extend(self.pastry.meet(effect.peer, now))
+                    waiting.extend(self.pastry.release(now))
+                case fx.LeafSetChanged():
+                    moved = True
+                case fx.Suspect():
+                    waiting.extend(self.detector.suspect(effect.peer, effect.reason, now))
+                case fx.RouteBody():
+                    waiting.extend(self.pastry.originate(effect.key, effect.body, now))
+                case fx.DeliverBody():
+                    waiting.extend(self._deliver(effect, now))
+                case fx.Send() if effect.peer.id == self.self_peer.id:
+                    waiting.extend(self._to_self(effect.message, now))
+                case fx.Activated():
+                    out.append(effect)
+                    waiting.extend(self.scribe.activated(now))
+                case _:
+                    out.append(effect)
+        self.detector.watch([*self.pastry.neighbours(), *self.scribe.relatives()], now)
+        return out
+
+    def _ring_moved(self, now: float) -> Effects:
+        return [*self.pastry.release(now), *self.scribe.ring_changed(now), *self.replication.leaf_set_changed(now)]
+
+    # --- dispatch -----------------------------------------------------------------------------------------------------
+
+    def _message(self, event: ev.MessageReceived, now: float) -> Effects:
+        peer, message = event.peer, event.message
+        handler = self._messages.get(type(message))
+        if handler is None:
+            raise RemoteProtocolError(f"{type(message).__name__} does not belong on a control connection")
+        if peer.id == self.self_peer.id:
+            return self._superseded(peer)
+        welcome, effects = self.detector.heard(peer, now)
+        if not welcome:
+            return effects
+        if not isinstance(message, m.Goodbye):
+            effects += self.pastry.meet(peer, now)
+        return effects + handler(peer, message, now)
+
+    def _to_self(self, message: m.Message, now: float) -> Effects:
+        """What a machine sends to the node's own id (the closest node to its own key asks itself) takes no wire."""
+        handler = self._messages[type(message)]
+        return handler(self.self_peer, message, now)
+
+    def _peer_lost(self, event: ev.PeerLost, now: float) -> Effects:
+        peer = event.peer
+        related = any(peer.id == relative.id for relative in self.scribe.relatives())
+        if related or self.pastry.knows(peer):
+            return self.detector.suspect(peer, event.reason, now)
+        return []
+
+    def _seed_answered(self, event: ev.SeedAnswered, now: float) -> Effects:
+        if event.peer.id == self.self_peer.id:
+            return self._superseded(event.peer) or self.pastry.seed_failed(event.address, "it is an earlier life of this node", now)
+        _, effects = self.detector.heard(event.peer, now)
+        return effects + self.pastry.seed_answered(event.peer, now)
+
+    def _superseded(self, by: Peer) -> Effects:
+        if by.id != self.self_peer.id or by.incarnation <= self.self_peer.incarnation:
+            return []
+        return [fx.Quit(f"a newer life of this agent has started at {by.address} (incarnation {by.incarnation}): this one leaves")]
+
+    def _route(self, sender: Peer, message: m.Route, now: float) -> Effects:
+        body = message.body
+        effects: Effects = []
+        if isinstance(body, m.JoinRequest):
+            joiner = body.joiner
+            if joiner.id == self.self_peer.id:
+                return self._superseded(joiner)
+            known = self._known_life(joiner.id)
+            if known is not None and known.incarnation < joiner.incarnation:
+                effects += [fx.Send(known, m.Superseded(joiner)), *self.detector.heard(joiner, now)[1]]
+        return effects + self.pastry.route(message, now)
+
+    def _known_life(self, identifier: NodeId) -> Peer | None:
+        return self.pastry.leaf_set.get(identifier) or self.pastry.table.get(identifier)
+
+    def _deliver(self, effect: fx.DeliverBody, now: float) -> Effects:
+        match effect.body:
+            case m.JoinRequest():
+                return self.pastry.join_request(effect.body, effect.key)
+            case m.LookUp():
+                return self.replication.look_up_delivered(effect.body, now)
+            case m.Datagram():
+                return [fx.Delivered(effect.key, effect.body.payload, effect.hops)]
+        raise RemoteProtocolError(f"{type(effect.body).__name__} cannot be delivered by key")
+
+    # --- time and leaving ---------------------------------------------------------------------------------------------
+
+    def _timer(self, now: float) -> Effects:
+        effects: Effects = []
+        due = self.next_deadline()
+        if due is not None and now - due > self._parameters.delay_max_s:
+            self.scribe.forgive(now)
+            effects += [fx.Notify("slept", {"late_s": round(now - due, 3)}), *self.detector.forgive(now), *self.pastry.probe_everyone()]
+        for machine in (self.detector, self.pastry, self.scribe, self.replication):
+            effects += machine.on_timer(now)
+        return effects
+
+    def _leave(self) -> Effects:
+        self._left = True
+        known = {peer.id: peer for peer in (*self.detector.lives(), *self.pastry.leaf_set, *self.scribe.relatives())}
+        return [fx.Send(peer, m.Goodbye()) for peer in known.values()]
+
+    def check_invariants(self) -> None:
+        """AssertionError where a machine's state contradicts itself: a bug of ours, whatever the peers did."""
+        for machine in (self.detector, self.pastry, self.scribe, self.replication):
+            machine.check_invariants()

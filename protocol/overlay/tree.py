@@ -1,0 +1,194 @@
+"""One tree as one node sees it: its parent, its children and the members below each, and what is still to be told upwards.
+
+The members of a node are the union of its branches and itself. A member can be in two branches for a moment (it moves, or restarts):
+it counts once, by its latest life, and it has gone only when no branch has it. So what is told up is a change of the union, never of a
+branch, and the order in which news from two branches arrives does not matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import xor
+from typing import Literal
+
+from protocol.identifiers import NodeId, Peer, TreeId
+from protocol.wire.messages import Alive, Departed, MemberInfo, Multicast, Progress, SubtreeDigest
+
+Cause = Literal["died", "left", "moved", "orphaned"]
+
+
+def check_of(members: dict[NodeId, MemberInfo]) -> NodeId:
+    """XOR over the members of id and incarnation: two views that differ have different values but for a chance of 2**-128."""
+    return NodeId(reduce(xor, (member.peer.id ^ member.peer.incarnation for member in members.values()), 0))
+
+
+@dataclass(slots=True)
+class Branch:
+    """One child and what lives below it, itself included where it is a member."""
+
+    peer: Peer
+    heard: float
+    members: dict[NodeId, MemberInfo] = field(default_factory=dict)
+    digest: SubtreeDigest = field(default_factory=SubtreeDigest)
+    progress: Progress = field(default_factory=Progress)
+
+    def agrees(self) -> bool:
+        """Is our view of this branch the child's own?"""
+        return self.digest.members == len(self.members) and self.digest.check == check_of(self.members)
+
+
+class Tree:
+    """The tree `identifier` as node `me` sees it."""
+
+    def __init__(self, identifier: TreeId, me: Peer) -> None:
+        self.id = identifier
+        self.me = me
+        self.is_root = False
+        self.member: MemberInfo | None = None
+        self.progress = Progress()
+        self.parent: Peer | None = None
+        self.parent_heard = 0.0
+        self.joining: Peer | None = None
+        """Whom the last JOIN was sent to, while its answer is awaited."""
+        self.path: tuple[NodeId, ...] = ()
+        """From the root to our parent."""
+        self.children: dict[NodeId, Branch] = {}
+        self.members: dict[NodeId, MemberInfo] = {}
+        self.last: Multicast | None = None
+        self.tell_all = False
+        self.digest_told: SubtreeDigest | None = None
+        self.revision = 0
+        """Grows with each change of the members."""
+        self._joined: dict[NodeId, MemberInfo] = {}
+        self._departed: dict[NodeId, Departed] = {}
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Of the last multicast seen."""
+        return self.last.order if self.last is not None else (0, 0)
+
+    # --- changes of the union -----------------------------------------------------------------------------------------
+
+    def add_self(self, member: MemberInfo) -> None:
+        """We become a member."""
+        self.member = member
+        self._appeared(member)
+
+    def remove_self(self, cause: Cause, reason: str) -> None:
+        """We are a member no longer."""
+        if self.member is not None:
+            me, self.member = self.member.peer, None
+            self._vanished(Departed(me.id, me.incarnation, cause, reason))
+
+    def update_branch(self, branch: Branch, message: Alive) -> None:
+        """What the child says of itself and those below it."""
+        branch.digest, branch.progress = message.digest, message.progress
+        joined = {member.peer.id: member for member in message.joined}
+        if message.full:
+            for identifier in [identifier for identifier in branch.members if identifier not in joined]:
+                gone = branch.members.pop(identifier)
+                self._vanished(Departed(identifier, gone.peer.incarnation, "orphaned", "no longer in its parent's list"))
+        for departed in message.departed:
+            known = branch.members.get(departed.id)
+            if known is not None and known.peer.incarnation <= departed.incarnation:
+                del branch.members[departed.id]
+            self._vanished(departed)
+        for identifier, member in joined.items():
+            branch.members[identifier] = member
+            self._appeared(member)
+
+    def remove_branch(self, identifier: NodeId, cause: Cause, reason: str, silent_ms: int = 0) -> None:
+        """The child is gone: `cause` is its own, those below it are orphaned."""
+        branch = self.children.pop(identifier)
+        for member in branch.members.values():
+            mine = member.peer.id == identifier
+            self._vanished(
+                Departed(
+                    member.peer.id,
+                    member.peer.incarnation,
+                    cause if mine else "orphaned",
+                    reason if mine else f"its parent {identifier.short}: {reason}",
+                    silent_ms if mine else 0,
+                    branch.progress.iteration if mine else -1,
+                )
+            )
+
+    def _elsewhere(self, identifier: NodeId) -> MemberInfo | None:
+        """The latest life of this member in any branch, or ourselves."""
+        found = [branch.members[identifier] for branch in self.children.values() if identifier in branch.members]
+        if self.member is not None and self.member.peer.id == identifier:
+            found.append(self.member)
+        return max(found, key=lambda member: member.peer.incarnation, default=None)
+
+    def _appeared(self, member: MemberInfo) -> None:
+        identifier = member.peer.id
+        known = self.members.get(identifier)
+        if known is not None and (known == member or known.peer.incarnation > member.peer.incarnation):
+            return
+        self.members[identifier] = self._joined[identifier] = member
+        self.revision += 1
+        if (departed := self._departed.get(identifier)) is not None and departed.cause != "died":
+            del self._departed[identifier]
+
+    def _vanished(self, departed: Departed) -> None:
+        known = self.members.get(departed.id)
+        if known is None or known.peer.incarnation > departed.incarnation:
+            if departed.cause == "died":
+                # The death of an earlier life: the later one is listed already, but the root wants to know of both.
+                self._departed[departed.id] = departed
+                self.revision += 1
+            return
+        self.revision += 1
+        if (other := self._elsewhere(departed.id)) is not None:
+            if other != known:
+                self.members[departed.id] = self._joined[departed.id] = other
+            return
+        del self.members[departed.id]
+        self._joined.pop(departed.id, None)
+        self._departed[departed.id] = departed
+
+    def take_changes(self) -> tuple[tuple[MemberInfo, ...], tuple[Departed, ...]]:
+        """Who came and who went since the last call."""
+        joined, departed = tuple(self._joined.values()), tuple(self._departed.values())
+        self._joined, self._departed = {}, {}
+        return joined, departed
+
+    # --- sums ---------------------------------------------------------------------------------------------------------
+
+    def digest(self) -> SubtreeDigest:
+        """Sums over our branches and ourselves."""
+        parts = [branch.digest for branch in self.children.values()]
+        if self.member is not None:
+            done, loss = self.progress.iteration, self.progress.loss
+            parts.append(
+                SubtreeDigest(
+                    members=1,
+                    iterations_sum=done,
+                    iterations_min=done,
+                    iterations_max=done,
+                    loss_sum=loss or 0.0,
+                    loss_count=0 if loss is None else 1,
+                    replicas_sum=self.progress.replicas,
+                )
+            )
+        parts = [part for part in parts if part.members]
+        return SubtreeDigest(
+            members=len(self.members),
+            check=check_of(self.members),
+            iterations_sum=sum(part.iterations_sum for part in parts),
+            iterations_min=min((part.iterations_min for part in parts), default=0),
+            iterations_max=max((part.iterations_max for part in parts), default=0),
+            loss_sum=sum(part.loss_sum for part in parts),
+            loss_count=sum(part.loss_count for part in parts),
+            replicas_sum=sum(part.replicas_sum for part in parts),
+        )
+
+    def check_invariants(self) -> None:
+        """The members are the union of the branches and ourselves, each by its latest life."""
+        union = {identifier for branch in self.children.values() for identifier in branch.members}
+        if self.member is not None:
+            union.add(self.member.peer.id)
+        assert union == self.members.keys(), f"members {self.members.keys() ^ union} are not the union of the branches"
+        assert self.parent is None or self.parent.id not in self.children, "a parent is also a child"
+        assert self.me.id not in self.path, "a node is on its own path"
