@@ -60,7 +60,7 @@ class Contribution:
 
 
 class Learner(ABC):
-    """One agent's learning. Built once in each process: `Learner(options, name=..., role=..., index=...)`."""
+    """One agent's learning; loading.py builds it once in each process, from (options, name, role, index)."""
 
     role: Role
 

@@ -1,0 +1,1 @@
+"""The tasks: data and model of each. A method never appears here."""
