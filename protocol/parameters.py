@@ -8,6 +8,7 @@ probe; a recovery outlasts a look-up. `validate()` says in one sentence which ru
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from math import isfinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,10 @@ class OverlayParameters:
     held_messages_max: int = 256
     """Messages kept while this node joins or a hop is under suspicion."""
     remembered_dead_max: int = 64
+    remembered_lives_max: int = 4096
+    """Peers remembered as alive; beyond, those unheard for longest are forgotten (neighbours and relatives never are)."""
+    trees_max: int = 1024
+    """Trees that one node is in, forwarding included; a JOIN to another is refused."""
     held_records_max: int = 4096
     path_max: int = 64
     """Longest path from the root of a tree that is believed."""
@@ -86,14 +91,19 @@ class OverlayParameters:
     def validate(self) -> None:
         """ValueError with one plain sentence for the first rule that does not hold."""
         for field in fields(self):
-            if getattr(self, field.name) <= 0:
-                raise ValueError(f"{field.name} must be above 0, not {getattr(self, field.name)}")
+            if not (isfinite(value := getattr(self, field.name)) and value > 0):
+                raise ValueError(f"{field.name} must be above 0 and finite, not {value}")
         if self.leaf_set_size % 2:
             raise ValueError(f"leaf_set_size must be even, half on each side, not {self.leaf_set_size}")
         if self.write_quorum > self.replicas:
             raise ValueError(f"write_quorum ({self.write_quorum}) cannot exceed replicas ({self.replicas})")
         if self.replicas > self.leaf_set_size:
             raise ValueError(f"replicas ({self.replicas}) cannot exceed leaf_set_size ({self.leaf_set_size})")
+        if self.probe_timeout_s > self.silence_max_s:
+            raise ValueError(
+                f"a probe ({self.probe_timeout_s:g} s, twice delay_max_s) must end within the silence that is suspicion "
+                f"({self.silence_max_s:g} s): raise heartbeat_interval_s or heartbeat_misses"
+            )
         if self.retry_min_s > self.retry_max_s:
             raise ValueError(f"retry_min_s ({self.retry_min_s}) cannot exceed retry_max_s ({self.retry_max_s})")
 

@@ -47,8 +47,12 @@ def load_task(options: LearningOptions, *, role: Role, index: int) -> SourceTask
 
 
 def _maml(options: LearningOptions, *, name: str, role: Role, index: int) -> Learner:
+    import torch
+
     from fmrec_agent.learning.maml import MAML
 
+    # Bit for bit holds for one number of threads; and one process is one agent, of which a machine runs many.
+    torch.set_num_threads(1)
     return MAML(options, load_task(options, role=role, index=index), name=name)
 
 

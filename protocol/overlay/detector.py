@@ -7,6 +7,7 @@ verdict has one source: a fresh dial.
 2. A connection that broke makes a suspect at once: a killed process is known within milliseconds.
 3. Silence of a watched peer (ring neighbours, parent and children in trees) beyond `silence_max_s` makes a suspect: a hang.
 4. The suspect is dialled. Refused: the process is gone. No hello within `probe_timeout_s`: it hangs, dead. A hello clears it.
+   A later life that others tell of, and that nobody finds, kills nobody: the life that was heard stands.
 5. The higher incarnation of an id wins at once: the lower one is dead ("restarted as ..."); a lower one that speaks is told so.
 6. The dead are remembered and dialled again with doubling waits and jitter, so that a healed partition or a process that slept is found.
    One that left in order is not.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 from random import Random
 
 from protocol.identifiers import NodeId, Peer
@@ -91,15 +93,27 @@ class Detector:
         if known is not None and peer.incarnation < known.incarnation:
             return False, [Send(peer, Superseded(known))]
         effects: list[Effect] = []
-        if known is not None and peer.incarnation > known.incarnation:
-            effects += self._bury(known, f"restarted as incarnation {peer.incarnation}", now, remember=False)
-        elif known is None and dead is not None:
-            if peer.incarnation == dead.peer.incarnation:
-                effects += [Notify("peer_back", {"peer": peer}), PeerCleared(peer)]
+        on_trial = self._suspects.get(peer.id)
+        before = known or (on_trial.peer if on_trial is not None else None)
+        if before is not None and peer.incarnation > before.incarnation:
+            effects += self._bury(before, f"restarted as incarnation {peer.incarnation}", now, remember=False)
+        if known is None and dead is not None:
+            effects += [Notify("peer_back", {"peer": peer}), PeerCleared(peer)]
             self._forget_dead(peer.id)
+        self._lives.pop(peer.id, None)
         self._lives[peer.id] = peer
         self._heard[peer.id] = now
+        self._forget_lives()
         return True, effects
+
+    def _forget_lives(self) -> None:
+        """Bounded: those unheard for longest go first, unless they are watched or on trial."""
+        while len(self._lives) > self._parameters.remembered_lives_max:
+            idle = (identifier for identifier in self._lives if identifier not in self._watched and identifier not in self._suspects)
+            if (oldest := next(idle, None)) is None:
+                return
+            del self._lives[oldest]
+            self._heard.pop(oldest, None)
 
     def watch(self, peers: Iterable[Peer], now: float) -> None:
         """From now on the silence of these, and of nobody else, is suspicious."""
@@ -125,19 +139,23 @@ class Detector:
     def dial_ended(self, peer: Peer, found: Peer | None, refused: bool, reason: str, now: float) -> list[Effect]:
         """The verdict on a suspect, or news of one remembered as dead."""
         if found is not None and found.id == peer.id:
-            on_trial = self._suspects.pop(peer.id, None)
-            self._deadlines.drop(("trial", peer.id))
-            _, effects = self.heard(found, now)
-            if on_trial is not None and found.incarnation == on_trial.peer.incarnation:
-                effects += [Notify("peer_cleared", {"peer": found, "reason": "answered a fresh dial"}), PeerCleared(found)]
-            return effects
+            on_trial = self._suspects.get(peer.id)
+            welcome, effects = self.heard(found, now)
+            if on_trial is None or self._suspects.get(peer.id) is not on_trial:
+                return effects
+            if not welcome:
+                return effects + self._bury(on_trial.peer, f"{on_trial.reason}; an earlier life answers at {peer.address}", now)
+            return effects + self._clear(found, "answered a fresh dial", now)
         if found is not None:
             refused, reason = True, f"another node ({found.id.short}) answers at {peer.address}"
         suspicion = self._suspects.get(peer.id)
         if suspicion is None or suspicion.peer.incarnation > peer.incarnation:
             return []
-        if not refused and self._heard.get(peer.id, 0.0) > now - self._parameters.delay_max_s:
-            return self._clear(peer, "was heard while it was dialled", now)
+        live = self._lives.get(peer.id)
+        if live is not None and live.incarnation < suspicion.peer.incarnation:
+            return self._clear(live, f"nobody has heard its life {suspicion.peer.incarnation}, of which others told", now)
+        if not refused and self._heard.get(peer.id, -inf) > now - self._parameters.delay_max_s:
+            return self._clear(suspicion.peer, "was heard while it was dialled", now)
         return self._bury(suspicion.peer, f"{suspicion.reason}; {reason or 'no answer to a fresh dial'}", now)
 
     def goodbye(self, peer: Peer, now: float) -> list[Effect]:
@@ -171,6 +189,7 @@ class Detector:
     # --- the dead -----------------------------------------------------------------------------------------------------
 
     def _remember(self, peer: Peer, now: float) -> None:
+        self._dead.pop(peer.id, None)
         if len(self._dead) >= self._parameters.remembered_dead_max:
             self._forget_dead(next(iter(self._dead)))
         self._dead[peer.id] = Dead(peer, self._parameters.retry_min_s)
@@ -193,14 +212,15 @@ class Detector:
             if kind == "silence":
                 effects += self._silence_due(identifier, now)
             elif kind == "trial":
-                suspicion = self._suspects[identifier]
-                effects += self.dial_ended(suspicion.peer, None, False, "no end of the dial", now)
+                effects += self.dial_ended(self._suspects[identifier].peer, None, False, "no end of the dial", now)
             elif identifier in self._dead:
                 effects.append(Dial(self._dead[identifier].peer))
                 self._schedule_redial(identifier, now)
         return effects
 
     def _silence_due(self, identifier: NodeId, now: float) -> list[Effect]:
+        if identifier not in self._watched:
+            return []  # its trial ended in this same moment
         due = self._heard.get(identifier, now) + self._parameters.silence_max_s
         if due > now:
             self._deadlines.set(("silence", identifier), due)

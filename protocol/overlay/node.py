@@ -181,6 +181,8 @@ class OverlayNode:
 
     def _route(self, sender: Peer, message: m.Route, now: float) -> Effects:
         body = message.body
+        if not isinstance(body, m.Routable) or message.hops < 0:
+            raise RemoteProtocolError(f"{type(body).__name__} after {message.hops} hops is not routed")
         effects: Effects = []
         if isinstance(body, m.JoinRequest):
             joiner = body.joiner

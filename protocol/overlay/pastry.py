@@ -10,7 +10,8 @@
 4. A message whose next hop is a suspect waits for the verdict, and is then delivered there or by the next closest.
 5. Repair (Pastry 2.5). Each verified death is told to the leaf set; the answers carry candidates for the gap.
 6. Exchange (Bamboo). Every few heartbeats one leaf-set member, each in turn, is told our leaf set and answers with its own: what any
-   rule above has missed (a life that began while we slept) comes right within one turn.
+   rule above has missed (a life that began while we slept) comes right within one turn. One entry of the table, each in turn, is
+   pinged with it (MSPastry 3.2): nobody else would tell us that it hangs.
 7. A node with nobody left goes back to its seeds. Without seeds it is a ring of one, and keeps trying whom it remembers.
 
     joining --JOIN answered, candidates probed--> active --nobody left, seeds given--> joining
@@ -32,6 +33,8 @@ from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Heartbeat, JoinReply, JoinRequest, LeafProbe, LeafProbeReply, Ping, Routable, Route
 
 PROBES_MAX = 4
+CANDIDATES_PER_LEAF = 16
+"""At most so many candidates for each place in the leaf set are under probe: what a peer lists costs a bounded number of probes."""
 
 
 class Pastry:
@@ -149,14 +152,18 @@ class Pastry:
         wanted = member.incarnation < peer.incarnation if member is not None else self.leaf_set.admits(peer.id)
         if not wanted or peer.id in self._probing or self._is_dead(peer):
             return []
+        if len(self._probing) >= CANDIDATES_PER_LEAF * self._parameters.leaf_set_size:
+            return []
         self._probing[peer.id] = peer
         self._deadlines.set(("probe", peer.id), now + self._parameters.probe_timeout_s)
         return [Send(peer, self._probe())]
 
     def _consider_entry(self, peer: Peer, now: float) -> list[Effect]:
-        if peer.id in self._pinged or self._is_dead(peer) or not self.table.wants(peer.id):
-            return []
-        if len(self._pinged) >= self._parameters.held_messages_max:
+        return self._ping(peer, now) if self.table.wants(peer.id) else []
+
+    def _ping(self, peer: Peer, now: float) -> list[Effect]:
+        """Is it alive? Silence makes a suspect."""
+        if peer.id in self._pinged or self._is_dead(peer) or len(self._pinged) >= self._parameters.held_messages_max:
             return []
         self._pinged[peer.id] = peer
         self._deadlines.set(("ping", peer.id), now + self._parameters.probe_timeout_s)
@@ -175,7 +182,7 @@ class Pastry:
         changed = self.leaf_set.insert(sender)
         self.table.insert(sender)
         for identifier in probe.failed:
-            member = self.leaf_set.get(identifier)
+            member = self.leaf_set.get(identifier) or self.table.get(identifier)
             if member is not None and identifier != sender.id:
                 effects.append(Suspect(member, f"{sender.id.short} believes it dead"))
         for peer in probe.leaf_set:
@@ -187,7 +194,8 @@ class Pastry:
             self._deadlines.drop(("probe", sender.id))
         if changed:
             effects.append(LeafSetChanged())
-        return effects + self._settle(now)
+        # A sender that knows nobody may itself be joining: it proves that it lives, not that the two of us are the ring.
+        return effects + self._settle(now) if self.active or probe.leaf_set else effects
 
     def _probe_again(self, identifier: NodeId, now: float) -> list[Effect]:
         """A candidate is silent: have it judged, and ask again; one that lives but never answers is no candidate."""
@@ -205,8 +213,10 @@ class Pastry:
         return []
 
     def _settle(self, now: float) -> list[Effect]:
-        """Active once every candidate has answered; back to the seeds where nobody is left."""
-        if self.active or self._probing or not len(self.leaf_set):
+        """Active once every candidate has answered. Once active: what was held while a candidate was in doubt goes on."""
+        if self.active:
+            return self.release(now)
+        if self._probing or not len(self.leaf_set):
             return []
         return self._activate(now)
 
@@ -300,7 +310,7 @@ class Pastry:
         for kind, identifier in self._deadlines.due(now):
             if kind == "heartbeat":
                 self._deadlines.set((kind, identifier), now + self._parameters.heartbeat_interval_s)
-                effects += self._beat()
+                effects += self._beat(now)
             elif kind == "join" and self._probing:
                 self._deadlines.set((kind, identifier), now + self._parameters.join_timeout_s)
             elif kind == "join":
@@ -312,14 +322,16 @@ class Pastry:
                 effects.append(Suspect(peer, "silent when pinged"))
         return effects
 
-    def _beat(self) -> list[Effect]:
-        """A heartbeat to the neighbours; and every few, an exchange with the next member in turn."""
+    def _beat(self, now: float) -> list[Effect]:
+        """A heartbeat to the neighbours; and every few, an exchange with the next member and a ping to the next entry in turn."""
         self._beats += 1
         effects: list[Effect] = [Send(peer, Heartbeat()) for peer in self.neighbours()]
         turn, rest = divmod(self._beats, self._parameters.heartbeat_misses)
         if self.active and rest == 0 and len(self.leaf_set):
-            members = list(self.leaf_set)
+            members, entries = list(self.leaf_set), list(self.table)
             effects.append(Send(members[turn % len(members)], self._probe()))
+            if entries:
+                effects += self._ping(entries[turn % len(entries)], now)
         return effects
 
     def probe_everyone(self) -> list[Effect]:

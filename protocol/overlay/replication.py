@@ -3,10 +3,11 @@
 Only summaries pass through here; the bytes are in the store, and move in bulk transfers that effects start.
 
 1. Placement. A record goes to k leaf-set members, nearest first, right and left in turn. It is durable when `write_quorum` hold it.
-2. A holder that refuses or fails is passed over for the next candidate. With fewer neighbours than the quorum, all of them must hold it;
-   with none, nothing is durable.
+2. A holder that refuses or fails is passed over for the next candidate; one that failed is tried again after a while. With fewer
+   neighbours than the quorum, all of them must hold it; with none, nothing is durable.
 3. A newer version supersedes one still under way.
-4. Upkeep. When a holder dies or the leaf set moves, the owner brings the newest version to k members again.
+4. Upkeep. When a holder dies or the leaf set moves, the owner brings the newest version to k members again. A holder that is no
+   longer in the leaf set does not count: a look-up would not ask it.
 5. Look-up. Routed to the owner's id, it ends at the live node closest to it (the owner itself after a restart), which asks its leaf set
    who holds what, and answers within `gather_timeout_s`, newest first. It counts what it holds itself.
 6. Retrieval. Look up, fetch the newest, verify; where a holder fails, the next one. No holder left: lost, and said, never a silent zero.
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from protocol.errors import LocalProtocolError
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import CancelTransfer, Durable, Effect, Fetch, Notify, Push, RetrievalEnded, RouteBody, Send
@@ -25,6 +27,8 @@ from protocol.wire.messages import Holding, HoldingsQuery, HoldingsReply, LookUp
 
 RecordKey = tuple[NodeId, TreeId]
 LOOK_UPS_MAX = 3
+RETRY = ("retry", 0)
+"""The deadline after which holders that failed are tried again."""
 
 
 @dataclass(slots=True)
@@ -34,6 +38,7 @@ class Placement:
     record: RecordSummary
     holders: dict[NodeId, Peer] = field(default_factory=dict)
     refused: set[NodeId] = field(default_factory=set)
+    failed: set[NodeId] = field(default_factory=set)
     pushing: dict[int, Peer] = field(default_factory=dict)
     durable: bool = False
 
@@ -44,6 +49,7 @@ class Gathering:
 
     asker: Peer
     number: int
+    key: RecordKey
     waiting: set[NodeId]
     holdings: dict[NodeId, Holding] = field(default_factory=dict)
 
@@ -60,6 +66,7 @@ class Retrieval:
     holdings: tuple[Holding, ...] = ()
     untried: list[Holding] = field(default_factory=list)
     transfer: int | None = None
+    fetching: RecordSummary | None = None
     attempts: int = 0
     reason: str = ""
 
@@ -115,7 +122,7 @@ class Replication:
         for peer in self._candidates():
             if missing <= 0:
                 break
-            if peer.id in placement.holders or peer.id in under_way or peer.id in placement.refused:
+            if peer.id in placement.holders or peer.id in under_way or peer.id in placement.refused | placement.failed:
                 continue
             self._transfers += 1
             placement.pushing[self._transfers] = peer
@@ -123,12 +130,14 @@ class Replication:
             self._deadlines.set(("push", self._transfers), now + timeout_s + self._parameters.delay_max_s)
             effects.append(Push(self._transfers, peer, placement.record))
             missing -= 1
+        if missing > 0 and placement.failed and RETRY not in self._deadlines:
+            self._deadlines.set(RETRY, now + self._parameters.retry_max_s)
         return effects + self._judge_durable(placement)
 
     def _judge_durable(self, placement: Placement) -> list[Effect]:
-        reachable = len(placement.holders) + len(placement.pushing)
-        needed = min(self._parameters.write_quorum, max(1, reachable))
-        if placement.durable or len(placement.holders) < needed:
+        present = {peer.id for peer in self._candidates()}
+        needed = min(self._parameters.write_quorum, len(present))
+        if placement.durable or not needed or len(placement.holders.keys() & present) < needed:
             return []
         placement.durable = True
         return [Durable(placement.record, tuple(placement.holders))]
@@ -142,7 +151,7 @@ class Replication:
             if outcome == "stored":
                 placement.holders[peer.id] = peer
                 return self._judge_durable(placement)
-            placement.refused.add(peer.id)
+            (placement.refused if outcome == "refused" else placement.failed).add(peer.id)
             return [
                 Notify("replica_refused", {"holder": peer, "version": placement.record.version, "reason": reason}),
                 *self._place(placement, now),
@@ -152,8 +161,18 @@ class Replication:
     def leaf_set_changed(self, now: float) -> list[Effect]:
         """Upkeep: k of the present neighbours shall hold our newest versions."""
         effects: list[Effect] = []
+        present = {peer.id for peer in self._candidates()}
         for placement in self._own.values():
+            placement.holders = {identifier: peer for identifier, peer in placement.holders.items() if identifier in present}
             placement.refused.clear()
+            placement.failed.clear()
+            effects += self._place(placement, now)
+        return effects
+
+    def _try_failed_again(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for placement in self._own.values():
+            placement.failed.clear()
             effects += self._place(placement, now)
         return effects
 
@@ -184,9 +203,11 @@ class Replication:
 
     def look_up_delivered(self, look_up: LookUp, now: float) -> list[Effect]:
         """We are the live node closest to the owner: ask the leaf set, and answer for it."""
+        if len(self._gatherings) >= self._parameters.held_messages_max:
+            return [Notify("look_up_dropped", {"asker": look_up.asker, "reason": "too many look-ups are being answered"})]
         self._queries += 1
         neighbours = [peer for peer in self._candidates() if peer.id != look_up.asker.id]
-        gathering = Gathering(look_up.asker, look_up.request, {peer.id for peer in neighbours})
+        gathering = Gathering(look_up.asker, look_up.request, (look_up.owner, look_up.tree), {peer.id for peer in neighbours})
         mine = self._held.get((look_up.owner, look_up.tree))
         if mine is not None:
             gathering.holdings[self._me.id] = Holding(self._me, mine)
@@ -207,7 +228,7 @@ class Replication:
         if gathering is None or who not in gathering.waiting:
             return []
         gathering.waiting.discard(who)
-        if holding is not None:
+        if holding is not None and holding.record.key == gathering.key:
             gathering.holdings[who] = holding
         return self._answer(query) if not gathering.waiting else []
 
@@ -221,7 +242,9 @@ class Replication:
     # --- retrieving ---------------------------------------------------------------------------------------------------
 
     def retrieve(self, request: int, owner: NodeId, tree: TreeId, now: float) -> list[Effect]:
-        """Find the newest record of (owner, tree) and bring it here."""
+        """Find the newest record of (owner, tree) and bring it here. LocalProtocolError while `request` is still under way."""
+        if request in self._retrievals:
+            raise LocalProtocolError(f"retrieval {request} is still under way: each needs a number of its own")
         self._retrievals[request] = Retrieval(owner, tree, began=now)
         return self._look_up(request, now)
 
@@ -237,11 +260,19 @@ class Replication:
         self._deadlines.drop(("look_up", reply.request))
         wanted.located = now
         mine = self._held.get((wanted.owner, wanted.tree))
-        others = [holding for holding in reply.holdings if holding.holder.id != self._me.id and holding.record.owner == wanted.owner]
-        found = [*others, Holding(self._me, mine)] if mine is not None else others
-        wanted.holdings = tuple(sorted(found, key=lambda holding: holding.record.order, reverse=True))
+        # Each holder once, and no more of them than an honest answer names; among equals our own copy, which needs no transfer.
+        said = {holding.holder.id: holding for holding in reply.holdings if self._credible(holding, wanted)}
+        said.pop(self._me.id, None)
+        found = [*([Holding(self._me, mine)] if mine is not None else []), *said.values()]
+        newest = sorted(found, key=lambda holding: holding.record.order, reverse=True)
+        wanted.holdings = tuple(newest[: self._parameters.leaf_set_size + 1])
         wanted.untried = list(wanted.holdings)
         return self._fetch_next(reply.request, now)
+
+    def _credible(self, holding: Holding, wanted: Retrieval) -> bool:
+        """Is this a copy of what we want, and of a size that can be?"""
+        record = holding.record
+        return record.key == (wanted.owner, wanted.tree) and 0 <= record.record_bytes <= self._parameters.record_bytes_max
 
     def _fetch_next(self, request: int, now: float) -> list[Effect]:
         wanted = self._retrievals[request]
@@ -252,7 +283,7 @@ class Replication:
         if holding.holder.id == self._me.id:
             return self._retrieval_ends(request, holding.record, now, "held here")
         self._transfers += 1
-        wanted.transfer = self._transfers
+        wanted.transfer, wanted.fetching = self._transfers, holding.record
         timeout_s = self._parameters.transfer_timeout_s(holding.record.record_bytes) + self._parameters.delay_max_s
         self._deadlines.set(("fetch", request), now + timeout_s)
         return [Fetch(self._transfers, holding.holder, holding.record)]
@@ -263,6 +294,9 @@ class Replication:
             return []
         wanted = self._retrievals[request]
         self._deadlines.drop(("fetch", request))
+        if record is not None and wanted.fetching is not None and record.order < wanted.fetching.order:
+            reason = f"the holder said version {wanted.fetching.version} and gave {record.version}"
+            record = None
         if record is None:
             wanted.transfer, wanted.reason = None, reason
             return self._fetch_next(request, now)
@@ -284,6 +318,8 @@ class Replication:
                 effects += [CancelTransfer(number), *self.push_ended(number, "failed", "no end in time", now)]
             elif kind == "gather":
                 effects += self._answer(number)
+            elif kind == "retry":
+                effects += self._try_failed_again(now)
             elif kind == "look_up":
                 effects += self._look_up_late(number, now)
             elif (transfer := self._retrievals[number].transfer) is not None:

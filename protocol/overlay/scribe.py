@@ -12,7 +12,8 @@ routed to the treeId ends there with no special case.
 5. Repair (Scribe 3.3). A dead parent: JOIN again. A dead child: it is reported up as died, the members below it as orphaned until they
    are heard through another. A child that is alive but silent in this tree has moved.
 6. No cycles. A JOIN from a node on our own path is refused; a node that finds itself on its parent's path leaves it and joins again.
-7. Multicast (Scribe 3.4). Down the tree, each once: only what is newer than the last seen is passed on. A new child is given the last one.
+7. Multicast (Scribe 3.4). Down the tree, from the parent and nobody else, each once: only what is newer than the last seen is
+   passed on. A new child is given the last one.
 
     out --join--> attaching --welcome--> attached --parent died, cycle--> attaching
     root: attached for ever
@@ -23,11 +24,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from protocol.errors import UnknownTree
+from protocol.errors import LocalProtocolError, UnknownTree
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import DigestChanged, Effect, MembersChanged, MulticastReceived, Notify, Send
-from protocol.overlay.tree import Branch, Tree
+from protocol.overlay.tree import Branch, Tree, check_alive
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import (
     Alive,
@@ -76,9 +77,13 @@ class Scribe:
     # --- what the application wants -----------------------------------------------------------------------------------
 
     def create(self, identifier: TreeId, now: float) -> list[Effect]:
-        """Root the tree here."""
-        self._tree(identifier, now).is_root = True
-        return []
+        """Root the tree here. LocalProtocolError where this node's id is not the treeId: no JOIN would ever come."""
+        if identifier != self._me.id:
+            raise LocalProtocolError(f"tree {identifier.short} cannot be rooted at {self._me.id.short}: a root's id is the treeId")
+        tree = self._tree(identifier, now)
+        parent, tree.parent, tree.joining, tree.path = tree.parent, None, None, ()
+        tree.is_root = True
+        return [Send(parent, TreeLeave(identifier))] if parent is not None else []
 
     def join(self, identifier: TreeId, member: MemberInfo, now: float) -> list[Effect]:
         """Become a member, and attach."""
@@ -154,6 +159,8 @@ class Scribe:
     def join_received(self, child: Peer, message: TreeJoin, now: float) -> list[Effect]:
         if not self._ready():
             return [Send(child, TreeRefusal(message.tree, "not active yet"))]
+        if message.tree not in self.trees and len(self.trees) >= self._parameters.trees_max:
+            return [Send(child, TreeRefusal(message.tree, f"{len(self.trees)} trees are held here already"))]
         tree = self._tree(message.tree, now)
         if child.id in tree.path or (tree.parent is not None and tree.parent.id == child.id):
             return [Send(child, TreeRefusal(message.tree, "a cycle: I am below you"))]
@@ -245,6 +252,7 @@ class Scribe:
         if tree is None or branch is None:
             # We forgot it (or restarted): it is to join again.
             return [Send(child, TreeRefusal(message.tree, "you are not my child"))]
+        check_alive(message)
         branch.peer, branch.heard = child, now
         before = tree.revision
         tree.update_branch(branch, message)
@@ -268,7 +276,9 @@ class Scribe:
 
     def multicast_received(self, sender: Peer, message: Multicast) -> list[Effect]:
         tree = self.trees.get(message.tree)
-        if tree is None or tree.is_root or message.order <= tree.order:
+        if tree is None or tree.parent is None or tree.parent.id != sender.id:
+            return [Send(sender, TreeLeave(message.tree))]
+        if message.order <= tree.order:
             return []
         tree.last = message
         effects: list[Effect] = [Send(branch.peer, message) for branch in tree.children.values() if branch.peer.id != sender.id]
@@ -296,7 +306,9 @@ class Scribe:
     def on_timer(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
         for kind, identifier in self._deadlines.due(now):
-            tree = self.trees[identifier]
+            tree = self.trees.get(identifier)
+            if tree is None:
+                continue  # pruned in this same moment
             if kind == "attach":
                 tree.joining = None
                 effects += self._attach(tree, now)

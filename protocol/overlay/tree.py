@@ -12,15 +12,36 @@ from functools import reduce
 from operator import xor
 from typing import Literal
 
-from protocol.identifiers import NodeId, Peer, TreeId
+from protocol.errors import RemoteProtocolError
+from protocol.identifiers import RING, NodeId, Peer, TreeId
 from protocol.wire.messages import Alive, Departed, MemberInfo, Multicast, Progress, SubtreeDigest
 
 Cause = Literal["died", "left", "moved", "orphaned"]
 
 
+REASON_MAX = 500
+"""Characters of a reason that is passed up; what a peer says may be longer."""
+COUNT_MAX = 1 << 48
+"""No honest sum is larger, and sums of thousands of these still fit the wire."""
+
+
 def check_of(members: dict[NodeId, MemberInfo]) -> NodeId:
-    """XOR over the members of id and incarnation: two views that differ have different values but for a chance of 2**-128."""
-    return NodeId(reduce(xor, (member.peer.id ^ member.peer.incarnation for member in members.values()), 0))
+    """XOR over the members of id times (2 incarnation + 1): views that differ have different values, but for chance.
+
+    The product, because with id ^ incarnation two members that both restart (1 -> 2) would cancel out.
+    """
+    return NodeId(reduce(xor, (member.peer.id * (2 * member.peer.incarnation + 1) % RING for member in members.values()), 0))
+
+
+def check_alive(message: Alive) -> None:
+    """RemoteProtocolError where a child says what, added up and passed on, our own parent would not accept."""
+    digest, progress = message.digest, message.progress
+    counts = (digest.members, digest.iterations_sum, digest.iterations_min, digest.iterations_max, digest.loss_count)
+    if not all(0 <= count <= COUNT_MAX for count in (*counts, digest.replicas_sum, progress.replicas, progress.iteration)):
+        raise RemoteProtocolError(f"an Alive counts what cannot be: {digest}, {progress}")
+    texts = (*(text for member in message.joined for text in (member.name, member.role)), *(gone.reason for gone in message.departed))
+    if any(len(text) > 2 * REASON_MAX for text in texts):
+        raise RemoteProtocolError("an Alive carries a name or a reason that is too long")
 
 
 @dataclass(slots=True)
@@ -73,7 +94,7 @@ class Tree:
     def add_self(self, member: MemberInfo) -> None:
         """We become a member."""
         self.member = member
-        self._appeared(member)
+        self._appeared(member.peer.id)
 
     def remove_self(self, cause: Cause, reason: str) -> None:
         """We are a member no longer."""
@@ -96,7 +117,7 @@ class Tree:
             self._vanished(departed)
         for identifier, member in joined.items():
             branch.members[identifier] = member
-            self._appeared(member)
+            self._appeared(identifier)
 
     def remove_branch(self, identifier: NodeId, cause: Cause, reason: str, silent_ms: int = 0) -> None:
         """The child is gone: `cause` is its own, those below it are orphaned."""
@@ -108,7 +129,7 @@ class Tree:
                     member.peer.id,
                     member.peer.incarnation,
                     cause if mine else "orphaned",
-                    reason if mine else f"its parent {identifier.short}: {reason}",
+                    (reason if mine else f"its parent {identifier.short}: {reason}")[:REASON_MAX],
                     silent_ms if mine else 0,
                     branch.progress.iteration if mine else -1,
                 )
@@ -121,10 +142,10 @@ class Tree:
             found.append(self.member)
         return max(found, key=lambda member: member.peer.incarnation, default=None)
 
-    def _appeared(self, member: MemberInfo) -> None:
-        identifier = member.peer.id
-        known = self.members.get(identifier)
-        if known is not None and (known == member or known.peer.incarnation > member.peer.incarnation):
+    def _appeared(self, identifier: NodeId) -> None:
+        """A branch has come to list it, perhaps by an earlier life than before."""
+        member = self._elsewhere(identifier)
+        if member is None or self.members.get(identifier) == member:
             return
         self.members[identifier] = self._joined[identifier] = member
         self.revision += 1
@@ -186,9 +207,11 @@ class Tree:
 
     def check_invariants(self) -> None:
         """The members are the union of the branches and ourselves, each by its latest life."""
-        union = {identifier for branch in self.children.values() for identifier in branch.members}
-        if self.member is not None:
-            union.add(self.member.peer.id)
-        assert union == self.members.keys(), f"members {self.members.keys() ^ union} are not the union of the branches"
+        union = {self.member.peer.id: self.member.peer.incarnation} if self.member is not None else {}
+        for branch in self.children.values():
+            for identifier, member in branch.members.items():
+                union[identifier] = max(member.peer.incarnation, union.get(identifier, member.peer.incarnation))
+        lives = {identifier: member.peer.incarnation for identifier, member in self.members.items()}
+        assert lives == union, f"members {lives.items() ^ union.items()} are not the union of the branches, each by its latest life"
         assert self.parent is None or self.parent.id not in self.children, "a parent is also a child"
         assert self.me.id not in self.path, "a node is on its own path"

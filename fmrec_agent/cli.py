@@ -1,0 +1,159 @@
+"""The command line `fmrec-agent`: start agents, ask one how it is, make one leave.
+
+Only click is imported here; what a command needs is imported when it runs, so that --help answers at once. Exit codes: 0 fine,
+1 failed, 2 usage (settings included), 130 interrupted. What a user can cause is told in a sentence, never with a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+STATUS_TIMEOUT_S = 5.0
+EXAMPLES_START = """
+\b
+Examples:
+  fmrec-agent start --count 8
+  fmrec-agent start --join 10.0.0.5:7700 --join 10.0.0.6:7710 --listen 10.0.0.7:auto --set overlay.preset=lan
+  fmrec-agent start --count 20 --set sources=16 --state-dir /var/lib/fmrec --restart on-failure
+  fmrec-agent start agent.toml --set learning.inner_rate=0.05 --show-config
+"""
+EXAMPLES_AT = """
+\b
+Examples:
+  fmrec-agent status --at 127.0.0.1:7710
+  fmrec-agent status --at 127.0.0.1:7710 --format json
+"""
+at_option = click.option("--at", required=True, metavar="HOST:PORT", help="Where the agent listens.")
+cluster_option = click.option(
+    "--cluster", default="fmrec", show_default=True, envvar="FMREC_CLUSTER", help="The cluster that the agent is in."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; `arguments` without the program's name, sys.argv's where there are none."""
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        return int(commands.main(given, prog_name="fmrec-agent", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        click.echo(f"error: {error.format_message()}", err=True)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except Exception as error:
+        code, sentences = _told(error)
+        if not code:
+            raise
+        for sentence in sentences:
+            click.echo(f"error: {sentence}", err=True)
+        return code
+
+
+def _told(error: Exception) -> tuple[int, tuple[str, ...]]:
+    """The exit code and sentences for an error that a user can cause; 0 for one that is ours."""
+    from protocol.aio.settings import SettingsError
+
+    if isinstance(error, SettingsError):
+        return 2, error.problems
+    from protocol.aio.process import UserError
+
+    return (1, (str(error),)) if isinstance(error, UserError) else (0, ())
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def commands() -> None:
+    """Agents of FMRec: train locally, and keep each other's meta knowledge safe."""
+
+
+@commands.command(epilog=EXAMPLES_START, short_help="Start agents.")
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option("--join", multiple=True, metavar="HOST:PORT", help="A live peer or the manager [127.0.0.1:7700]; repeatable.")
+@click.option("--count", type=int, help="How many agents, one process each [1].")
+@click.option("--name", help="The agent's name; numbered where there are several [agent].")
+@click.option("--listen", metavar="HOST:PORT", help='Where the first one listens; PORT may be "auto" [127.0.0.1:auto].')
+@click.option("--state-dir", type=click.Path(path_type=Path), help="Keep records here, so that they outlive the process.")
+@click.option("--restart", type=click.Choice(["no", "on-failure"]), help="Start an agent again that died [no].")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting; repeatable.")
+@click.option("--show-config", is_flag=True, help="Print the merged settings as TOML and exit.")
+def start(config: Path | None, overrides: tuple[str, ...], show_config: bool, **options: Any) -> int:
+    """Start agents, with settings from the TOML file CONFIG, from FMREC_ variables and from these options."""
+    from fmrec_agent.settings import AgentSettings
+    from protocol.aio.settings import load, show
+
+    settings = load(AgentSettings, config, [*overrides, *_as_overrides(options)], os.environ)
+    if show_config:
+        click.echo(show(settings), nl=False)
+        return 0
+    from fmrec_agent.launcher import launch
+
+    return launch(settings)
+
+
+def _as_overrides(options: Mapping[str, Any]) -> Iterator[str]:
+    """The options that were given, as overrides for `load`."""
+    from protocol.aio.settings import toml_value
+
+    listen = options["listen"]
+    if listen is not None:
+        host, separator, port = listen.rpartition(":")
+        if not separator or not host or not (port == "auto" or port.isdecimal()):
+            raise click.UsageError(f'--listen is {listen}, but should be HOST:PORT, such as 127.0.0.1:7710 or 127.0.0.1:auto.')
+        yield f"--listen host={toml_value(host.removeprefix('[').removesuffix(']'))}"
+        yield f"--listen port={port}"
+    for key in ("join", "count", "name", "state_dir", "restart"):
+        if options[key] not in (None, ()):
+            yield f"--{key.replace('_', '-')} {key}={toml_value(options[key])}"
+
+
+@commands.command(epilog=EXAMPLES_AT, short_help="Say how an agent is.")
+@at_option
+@cluster_option
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def status(at: str, cluster: str, form: str) -> int:
+    """Say how an agent is: its neighbours, its trees, the records that it holds."""
+    import asyncio
+
+    from protocol.aio.settings import address_argument
+    from protocol.aio.status_client import request_status
+
+    document = asyncio.run(request_status(address_argument("--at", at), cluster, STATUS_TIMEOUT_S))
+    if form == "json":
+        click.echo(json.dumps(document, indent=2))
+        return 0
+    for line in _outline(document, ""):
+        # Names in it come from peers: a character that moves the cursor is shown, not obeyed.
+        click.echo("".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line))
+    return 0
+
+
+def _outline(value: Mapping[Any, Any], indent: str) -> Iterator[str]:
+    """A document as indented lines, one for each figure: an agent's status has no fixed columns to make a table of."""
+    for key, entry in value.items():
+        if isinstance(entry, Mapping) or (isinstance(entry, list) and any(isinstance(item, Mapping | list) for item in entry)):
+            yield f"{indent}{key}:"
+            yield from _outline(entry if isinstance(entry, Mapping) else dict(enumerate(entry)), indent + "  ")
+        elif isinstance(entry, list):
+            yield f"{indent}{key}: {', '.join(map(str, entry)) or '-'}"
+        else:
+            yield f"{indent}{key}: {'-' if entry is None else entry}"
+
+
+@commands.command(epilog="\b\nExample:\n  fmrec-agent leave --at 127.0.0.1:7710", short_help="Make an agent leave in order.")
+@at_option
+@cluster_option
+def leave(at: str, cluster: str) -> int:
+    """Make an agent leave its trees and the ring in order, and exit: nothing is recovered for it."""
+    import asyncio
+
+    from protocol.aio.settings import address_argument
+    from protocol.aio.status_client import request_stop
+
+    asyncio.run(request_stop(address_argument("--at", at), cluster, STATUS_TIMEOUT_S))
+    click.echo(f"the agent at {at} leaves")
+    return 0

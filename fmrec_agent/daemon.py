@@ -1,0 +1,248 @@
+"""One agent: its overlay node, dispatcher, retriever and worker, composed, from the first bind to the last goodbye.
+
+Order of a start: load what the disk holds, build the learner (which takes longest), bind, enter the ring, restore the own newest record from
+disk or neighbours, and only then join the tree: the first order finds an agent that knows what it knew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from fmrec_agent.dispatcher import Dispatcher
+from fmrec_agent.learning.learner import Learner, LearnerError
+from fmrec_agent.learning.loading import load_learner
+from fmrec_agent.retriever import Retriever
+from fmrec_agent.settings import AgentSettings
+from fmrec_agent.trainer import Trainer
+from fmrec_agent.worker import Worker
+from protocol.aio.connections import Connections
+from protocol.aio.driver import Driver
+from protocol.aio.process import UserError, check_identity, listen_port
+from protocol.aio.store import RecordStore
+from protocol.identifiers import Address, Peer, agent_id, tree_id
+from protocol.knowledge import Data
+from protocol.overlay.effects import Activated, Durable, Effect, MulticastReceived, Notify, Quit, RetrievalEnded
+from protocol.overlay.events import JoinTree, Leave, RecordHeld, ReportProgress, Started
+from protocol.overlay.node import OverlayNode
+from protocol.wire.messages import MemberInfo, Progress, RecordSummary
+
+log = logging.getLogger("fmrec.agent")
+
+SWITCH_INTERVAL_S = 0.001
+"""How long the training thread may keep the interpreter to itself: heartbeats wait no longer than this."""
+QUIET_FACTS = {"peer_cleared", "peer_suspected", "tree_attached", "tree_refused", "seed_failed"}
+
+
+class AgentDaemon:
+    """The agent at `index` of these settings. `ready` is told the bound port once the agent listens."""
+
+    def __init__(self, settings: AgentSettings, index: int, ready: Callable[[Peer], None]) -> None:
+        self.settings = settings
+        self.index = index
+        self.name = settings.name_of(index)
+        self.role = settings.role_of(index)
+        self.tree = tree_id(settings.tree, settings.task)
+        self._ready = ready
+        self._stop = asyncio.Event()
+        self._active = asyncio.Event()
+        self._reason = ""
+        self._resumed: dict[str, int] | None = None
+        self._told: Progress | None = None
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def run(self, stop: asyncio.Event) -> int:
+        """Live until `stop` is set, a stop request comes or a newer life takes over; the exit code."""
+        self._stop = stop
+        check_identity()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        self.parameters = self.settings.overlay.parameters()
+        self.store = RecordStore(self._directory("records"), self.settings.record_store_bytes_max, log.warning)
+        await self.store.load()
+        self.trainer = trainer = Trainer(self.settings.checkpoint_every)
+        await trainer.load(self._learner)
+        self.connections = Connections(self.settings.cluster, self.parameters)
+        address = await self._listen()
+        self.me = Peer(agent_id(self.settings.cluster, self.name), address.host, address.port, self._incarnation())
+        self.node = OverlayNode(self.me, self.parameters, Random(f"{self.me.id}/{self.me.incarnation}"))
+        self.driver = Driver(self.node, self.connections, self.store, self, self.parameters)
+        self.dispatcher = Dispatcher(self.driver, self.store, self.tree)
+        self.retriever = Retriever(self.driver, self.store)
+        self.worker = Worker(trainer, self.dispatcher, self.driver, self.store, self.tree, self.role, self.parameters)
+        self.connections.status_document = self.status
+        self.connections.stop = self._stop.set
+        self.driver.start()
+        self._ready(self.me)
+        working = asyncio.create_task(self._work())
+        try:
+            ends: list[asyncio.Future[Any]] = [asyncio.create_task(self._stop.wait()), working, self.driver.failed]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if self.driver.failed.done():
+                self.driver.failed.result()
+            if working.done():
+                working.result()
+        finally:
+            await self._leave(working)
+        if self._reason:
+            log.warning("%s: %s", self.name, self._reason)
+        return 0
+
+    async def _work(self) -> None:
+        for record in self.store.held():
+            self.driver.dispatch(RecordHeld(record))
+        self.driver.dispatch(Started(self.settings.seeds()))
+        await self._active.wait()
+        await self._restore()
+        member = MemberInfo(self.me, self.name, self.role, os.getpid())
+        self.driver.dispatch(JoinTree(self.tree, member))
+        reporting = asyncio.create_task(self._report())
+        try:
+            await self.worker.run()
+        finally:
+            reporting.cancel()
+
+    async def _restore(self) -> None:
+        """Our own newest record, wherever it is. None: a first start, or lost; which of the two, the manager knows."""
+        found = await self.retriever.newest(self.me.id, self.tree)
+        if found is None:
+            log.info("%s: no record of an earlier life was found: starting from the beginning", self.name)
+            return
+        record, knowledge = found
+        try:
+            await self.worker.restore(record, knowledge)
+        except LearnerError as error:
+            raise UserError(f"the record of {self.name} (version {record.version}) does not fit its learner: {error}") from error
+        self._resumed = {"version": record.version, "round": record.round, "iteration": record.iteration}
+        log.info("%s: goes on from version %d, round %d, iteration %d", self.name, record.version, record.round, record.iteration)
+
+    async def _report(self) -> None:
+        """Progress goes up with the alive messages."""
+        while True:
+            self._tell_progress()
+            await asyncio.sleep(self.parameters.heartbeat_interval_s / 2)
+
+    def _tell_progress(self) -> None:
+        trainer = self.trainer
+        replicas = len(self.node.replication.holders((self.me.id, self.tree)))
+        progress = Progress(trainer.round, trainer.iteration, trainer.loss, replicas)
+        if progress != self._told:
+            self._told = progress
+            self.driver.dispatch(ReportProgress(self.tree, progress))
+
+    async def _leave(self, working: asyncio.Task[None]) -> None:
+        """Say goodbye, then close everything, each step with a bound."""
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        self.driver.dispatch(Leave())
+        await self.driver.close()
+        await self.connections.close()
+        await self.store.close()
+
+    # --- from the overlay ---------------------------------------------------------------------------------------------
+
+    def __call__(self, effect: Effect) -> None:
+        match effect:
+            case Activated():
+                self._active.set()
+            case MulticastReceived():
+                self.worker.ordered(effect.body, effect.parent)
+            case Durable():
+                self.dispatcher.on_durable(effect)
+            case RetrievalEnded():
+                self.retriever.on_ended(effect)
+            case Quit():
+                self._reason = effect.reason
+                self._stop.set()
+            case Notify():
+                self._notice(effect)
+
+    def _notice(self, effect: Notify) -> None:
+        details = " ".join(f"{key}={value}" for key, value in effect.details.items())
+        if effect.fact == "no_seed_reachable":
+            tried = ", ".join(str(address) for address in effect.details["tried"])  # type: ignore[attr-defined]
+            log.warning("no seed is reachable (tried %s): start the manager there, or name others with --join; trying again", tried)
+        else:
+            log.log(logging.DEBUG if effect.fact in QUIET_FACTS else logging.INFO, "%s %s", effect.fact, details)
+
+    async def on_upload(self, summary: RecordSummary, data: Data, sender: Peer) -> str | None:
+        """Agents take no contributions."""
+        return "this is an agent, not the manager"
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+
+    def _learner(self) -> Learner:
+        index = self.settings.index_in_role(self.index)
+        try:
+            return load_learner(self.settings.learning, name=self.name, role=self.role, index=index)
+        except LearnerError as error:
+            raise UserError(str(error)) from error
+
+    def _directory(self, part: str) -> Path | None:
+        return self.settings.state_dir / self.name / part if self.settings.state_dir is not None else None
+
+    def _incarnation(self) -> int:
+        """Milliseconds since the epoch, and at least one more than the last life's, where that is on disk."""
+        now = int(time.time() * 1000)
+        if self.settings.state_dir is None:
+            return now
+        path = self.settings.state_dir / self.name / "incarnation"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                now = max(now, int(path.read_text()) + 1)
+            beside = path.with_suffix(".new")
+            beside.write_text(str(now))
+            beside.replace(path)
+        except (OSError, ValueError) as error:
+            log.warning("%s: the incarnation is not kept (%s): the clock alone tells this life from the last", path, error)
+        return now
+
+    async def _listen(self) -> Address:
+        """The first port of ours that is free."""
+        ports = self.settings.ports_of(self.index)
+        for port in ports[:-1]:
+            try:
+                return await self.connections.listen(self.settings.host, port)
+            except OSError:
+                continue
+        return await listen_port(self.connections, self.settings.host, ports[-1])
+
+    # --- status -------------------------------------------------------------------------------------------------------
+
+    def status(self) -> str:
+        """The agent's state as a JSON object."""
+        tree = self.node.scribe.trees.get(self.tree)
+        trainer = self.trainer
+        document = {
+            "name": self.name,
+            "id": str(self.me.id),
+            "pid": os.getpid(),
+            "address": str(self.me.address),
+            "incarnation": self.me.incarnation,
+            "role": self.role,
+            "doing": self.worker.doing,
+            "phase": trainer.phase,
+            "round": trainer.round,
+            "iteration": trainer.iteration,
+            "job": {"done": trainer.done, "total": trainer.total},
+            "loss": trainer.loss,
+            "version": self.dispatcher.version,
+            "durable_version": self.dispatcher.durable_version,
+            "snapshot_pause_ms": round(1000 * trainer.pause_s, 3),
+            "replicas_on": [str(holder) for holder in self.node.replication.holders((self.me.id, self.tree))],
+            "resumed_from": self._resumed,
+            "records_held": len(self.store),
+            "in_ring": self.node.pastry.active,
+            "neighbours": len(self.node.pastry.leaf_set),
+            "parent": str(tree.parent) if tree is not None and tree.parent is not None else None,
+        }
+        return json.dumps(document)

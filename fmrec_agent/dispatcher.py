@@ -1,0 +1,72 @@
+"""The dispatcher (FMRec, section III-A): seals what the agent has learnt into records and keeps k replicas of the newest.
+
+A snapshot is a copy that the trainer takes between two iterations; training goes on while it is sealed here and moved by the overlay. A newer
+snapshot supersedes one still under way. `durable` tells when the write quorum holds a version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+
+from protocol.aio.driver import Driver
+from protocol.aio.store import RecordStore
+from protocol.identifiers import TreeId
+from protocol.knowledge import Data, Knowledge, seal
+from protocol.overlay.effects import Durable
+from protocol.overlay.events import Replicate
+from protocol.wire.messages import RecordSummary
+
+log = logging.getLogger("fmrec.dispatcher")
+
+
+class Dispatcher:
+    """Keeps the replicas of one agent's record in one tree."""
+
+    def __init__(self, driver: Driver, store: RecordStore, tree: TreeId) -> None:
+        self._driver = driver
+        self._store = store
+        self._tree = tree
+        self.version = 0
+        """Of the newest record sealed here, or restored from a replica: versions only grow, over all lives of the agent."""
+        self.durable_version = 0
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+
+    def restored(self, record: RecordSummary) -> None:
+        """Go on counting after this version."""
+        self.version = max(self.version, record.version)
+
+    async def checkpoint(self, knowledge: Knowledge, *, replicate: bool = True) -> tuple[RecordSummary, Data]:
+        """Seal `knowledge` as the next version, hold it here and bring it to k neighbours in the background.
+
+        `knowledge`'s owner, tree, version and incarnation are filled in here. replicate False (mode drop): sealed alone.
+        """
+        self.version += 1
+        me = self._driver.node.self_peer
+        knowledge = replace(knowledge, owner=me.id, tree=self._tree, version=self.version, incarnation=me.incarnation)
+        record, data = await asyncio.get_running_loop().run_in_executor(None, seal, knowledge)
+        if replicate:
+            self._store.put(record, data)
+            self._driver.dispatch(Replicate(record))
+        return record, data
+
+    def on_durable(self, effect: Durable) -> None:
+        """The overlay has told that a record is held by its quorum."""
+        self.durable_version = max(self.durable_version, effect.record.version)
+        for version in [version for version in self._waiting if version <= self.durable_version]:
+            waiting = self._waiting.pop(version)
+            if not waiting.done():
+                waiting.set_result(None)
+
+    async def durable(self, version: int, timeout_s: float) -> bool:
+        """Wait until `version`, or a later one, is durable; False where it is not in time."""
+        if version <= self.durable_version:
+            return True
+        waiting = self._waiting.setdefault(version, asyncio.get_running_loop().create_future())
+        try:
+            await asyncio.wait_for(asyncio.shield(waiting), timeout_s)
+        except TimeoutError:
+            log.warning("version %d is not durable after %.1f s: too few neighbours hold it", version, timeout_s)
+            return False
+        return True

@@ -1,0 +1,183 @@
+"""The launcher: N agents, each a process of its own, from one parent that has torch imported already.
+
+Importing torch takes seconds and 200 MiB; a fork of a process that has done so takes milliseconds and shares the pages. So this parent warms
+itself up, forks once for each agent, and stays single-threaded without an event loop, so that it can fork again: an agent that dies is
+there again before anybody misses it (`restart = "on-failure"`).
+
+The parent is no point of loss: agents go on when it dies; only nobody restarts them then.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fmrec_agent.daemon import AgentDaemon
+from fmrec_agent.settings import AgentSettings
+from protocol.aio.process import FAILED, FINE, INTERRUPTED, USAGE, run, set_up_logging
+from protocol.identifiers import Peer
+
+log = logging.getLogger("fmrec.launcher")
+
+READY_TIMEOUT_S = 60.0
+LEAVE_TIMEOUT_S = 10.0
+SIGNALS = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(slots=True)
+class Child:
+    """One agent's process, through all its lives. died: when its lives ended, monotonic seconds, within the last minute."""
+
+    index: int
+    pid: int
+    ready: int
+    died: deque[float] = field(default_factory=deque)
+
+
+def launch(settings: AgentSettings) -> int:
+    """Run the agents of these settings until they end or are interrupted; the exit code."""
+    set_up_logging(settings.log_level)
+    if settings.count == 1 and settings.restart == "no":
+        return run(AgentDaemon(settings, 0, lambda peer: _say(_row(settings, 0, os.getpid(), peer))).run)
+    return Launcher(settings).run()
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _row(settings: AgentSettings, index: int, pid: int, peer: Peer) -> str:
+    return f"{settings.name_of(index):20} {settings.role_of(index):8} {peer.id.__str__():32} {pid:>8} {peer.port:>6}"
+
+
+HEADER = f"{'name':20} {'role':8} {'agentId':32} {'pid':>8} {'port':>6}"
+
+
+class Launcher:
+    """The parent of the agents of one `fmrec-agent start --count N`."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self._settings = settings
+        self._children: dict[int, Child] = {}
+        self._code = FINE
+
+    def run(self) -> int:
+        """Start all, restart those that die where that is asked, until none is left; the exit code."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        _warm_up(self._settings)
+        _say(HEADER)
+        for index in range(self._settings.count):
+            self._start(Child(index, 0, -1))
+        for child in list(self._children.values()):
+            self._announce(child)
+        leaving = False
+        deadline: float | None = None
+        while self._children:
+            patience = None if deadline is None else max(0.0, deadline - time.monotonic())
+            caught = signal.sigtimedwait(SIGNALS, 3600.0 if patience is None else patience)
+            if caught is None:
+                if deadline is not None:
+                    self._signal_all(signal.SIGKILL)
+                    deadline = None
+                continue
+            if caught.si_signo in (signal.SIGINT, signal.SIGTERM):
+                self._code = INTERRUPTED if caught.si_signo == signal.SIGINT else self._code
+                leaving, deadline = True, time.monotonic() + LEAVE_TIMEOUT_S
+                self._signal_all(signal.SIGTERM)
+            self._reap(leaving)
+        return self._code
+
+    # --- children -----------------------------------------------------------------------------------------------------
+
+    def _start(self, child: Child) -> None:
+        """Fork: the child runs its agent and never returns here."""
+        reader, writer = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reader)
+            os._exit(_be_agent(self._settings, child.index, writer))
+        os.close(writer)
+        child.pid, child.ready = pid, reader
+        self._children[pid] = child
+
+    def _announce(self, child: Child) -> None:
+        """Its row of the table, once it listens."""
+        readable, _, _ = select.select([child.ready], [], [], READY_TIMEOUT_S)
+        line = os.read(child.ready, 4096) if readable else b""
+        os.close(child.ready)
+        if line:
+            peer = json.loads(line)
+            _say(_row(self._settings, child.index, child.pid, Peer(**peer)))
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        for pid in self._children:
+            os.kill(pid, number)
+
+    def _reap(self, leaving: bool) -> None:
+        """Bury who has died, and start it again where that is asked."""
+        while self._children:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            child = self._children.pop(pid, None)
+            if child is None:
+                continue
+            name, code = self._settings.name_of(child.index), os.waitstatus_to_exitcode(status)
+            if code in (FINE, INTERRUPTED) or leaving:
+                continue
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            if self._settings.restart == "on-failure" and code != USAGE and self._may_restart(child):
+                self._start(child)
+                log.warning("%s (pid %d) %s; started again as pid %d", name, pid, how, child.pid)
+                self._announce(child)
+            else:
+                log.error("%s (pid %d) %s", name, pid, how)
+                self._code = FAILED
+
+    def _may_restart(self, child: Child) -> bool:
+        now = time.monotonic()
+        child.died.append(now)
+        while child.died[0] < now - 60:
+            child.died.popleft()
+        if len(child.died) <= self._settings.restarts_max:
+            return True
+        log.error("%s died %d times within a minute: left dead", self._settings.name_of(child.index), len(child.died))
+        return False
+
+
+def _warm_up(settings: AgentSettings) -> None:
+    """Import all that an agent needs, single-threaded, and keep the collector from touching (and so copying) those pages."""
+    import torch
+
+    import fmrec_agent.learning.maml  # noqa: F401
+
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
+
+
+def _be_agent(settings: AgentSettings, index: int, writer: int) -> int:
+    """In the child: the agent's whole life; the exit code."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+    def ready(peer: Peer) -> None:
+        os.write(writer, json.dumps({"id": int(peer.id), "host": peer.host, "port": peer.port, "incarnation": peer.incarnation}).encode())
+        os.close(writer)
+
+    main: Callable[..., object] = AgentDaemon(settings, index, ready).run
+    try:
+        return run(main)  # type: ignore[arg-type]
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()

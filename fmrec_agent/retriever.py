@@ -1,0 +1,58 @@
+"""The retriever (FMRec, section III-A): brings records back. After a restart it finds the agent's own newest one.
+
+Look-ups by others, and by the manager, are answered by the overlay itself (protocol/overlay/replication.py); the bytes come from the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from itertools import count
+
+from protocol.aio.driver import Driver
+from protocol.aio.store import RecordStore
+from protocol.errors import RecordInvalid
+from protocol.identifiers import NodeId, TreeId
+from protocol.knowledge import Knowledge, open_record
+from protocol.overlay.effects import RetrievalEnded
+from protocol.overlay.events import Retrieve
+from protocol.wire.messages import RecordSummary
+
+log = logging.getLogger("fmrec.retriever")
+
+
+class Retriever:
+    """Asks the ring for records."""
+
+    def __init__(self, driver: Driver, store: RecordStore) -> None:
+        self._driver = driver
+        self._store = store
+        self._numbers = count(1)
+        self._waiting: dict[int, asyncio.Future[RetrievalEnded]] = {}
+
+    def on_ended(self, effect: RetrievalEnded) -> None:
+        """The overlay has ended a retrieval."""
+        waiting = self._waiting.pop(effect.request, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(effect)
+
+    async def newest(self, owner: NodeId, tree: TreeId) -> tuple[RecordSummary, Knowledge] | None:
+        """The newest record of (owner, tree) that any live neighbour holds, verified and opened; None where there is none.
+
+        The overlay bounds each step, so this ends.
+        """
+        number = next(self._numbers)
+        self._waiting[number] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting[number]
+        self._driver.dispatch(Retrieve(number, owner, tree))
+        ended = await waiting
+        if ended.record is None:
+            return None
+        held = self._store.get(owner, tree)
+        if held is None:
+            return None
+        try:
+            return held[0], open_record(*held)
+        except RecordInvalid as error:
+            log.error("the record of %s cannot be opened: %s", owner.short, error)
+            return None

@@ -1,0 +1,131 @@
+"""The trainer: runs one job of a learner in a thread of its own, so that heartbeats never wait for it.
+
+The learner is built in that thread too: torch keeps its number of threads by thread, and more than one each ruins twelve agents on two cores.
+Between iterations it looks whether it has been told to stop, and takes a snapshot where one is due. The snapshot is the only pause that
+checkpointing costs training; its length is kept in `pause_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from fmrec_agent.learning.learner import Contribution, Job, Learner, Tensors
+from protocol.wire.codec import pack, unpack
+from protocol.wire.messages import Phase
+
+STATE_BYTES_MAX = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that the next iteration reads. done, total: iterations of the job; iteration: over the agent's whole life."""
+
+    phase: Phase
+    round: int
+    done: int
+    total: int
+    iteration: int
+    loss: float | None
+    tensors: Tensors
+    extra: bytes
+
+    def sealed_state(self) -> bytes:
+        """What a record keeps beside the tensors."""
+        return pack({"done": self.done, "total": self.total, "extra": self.extra})
+
+
+def opened_state(state: bytes) -> tuple[int, int, bytes]:
+    """(done, total, the learner's own bytes) out of a record's state."""
+    fields = unpack(state, STATE_BYTES_MAX)
+    return int(fields["done"]), int(fields["total"]), bytes(fields["extra"])
+
+
+class Trainer:
+    """One learner and its thread. `iteration` counts over the agent's whole life, restored ones included."""
+
+    def __init__(self, checkpoint_every: int) -> None:
+        self._learner: Learner | None = None
+        self._checkpoint_every = checkpoint_every
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer")
+        self._stop = threading.Event()
+        self.phase: Phase | None = None
+        self.round = -1
+        self.done = 0
+        self.total = 0
+        self.iteration = 0
+        self.loss: float | None = None
+        self.pause_s = 0.0
+        """Of the last snapshot."""
+
+    @property
+    def learner(self) -> Learner:
+        assert self._learner is not None, "load() comes first"
+        return self._learner
+
+    async def load(self, factory: Callable[[], Learner]) -> None:
+        """Build the learner, in the thread that will drive it. What the factory raises is raised here."""
+        self._learner = await asyncio.get_running_loop().run_in_executor(self._thread, factory)
+
+    def holds(self, phase: Phase, round_number: int) -> bool:
+        """Is this job begun or restored, and not at its end?"""
+        return (self.phase, self.round) == (phase, round_number) and self.done < self.total
+
+    async def initial_parameters(self, seed: int) -> Tensors:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.learner.initial_parameters, seed)
+
+    async def restore(self, snapshot: Snapshot) -> None:
+        """Become what the snapshot says."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self.learner.restore, snapshot.tensors, snapshot.extra)
+        self.phase, self.round, self.done, self.total = snapshot.phase, snapshot.round, snapshot.done, snapshot.total
+        self.iteration, self.loss = snapshot.iteration, snapshot.loss
+
+    async def run(
+        self, job: Job, theta: Tensors | None, on_snapshot: Callable[[Snapshot], None] | None
+    ) -> tuple[Contribution, Snapshot] | None:
+        """Do `job` from theta, or go on with it where theta is None; None where it was stopped.
+
+        `on_snapshot` is called on the event loop, every `checkpoint_every` iterations but the last.
+        """
+        self._stop.clear()
+        loop = asyncio.get_running_loop()
+
+        def tell(snapshot: Snapshot) -> None:
+            if on_snapshot is not None:
+                loop.call_soon_threadsafe(on_snapshot, snapshot)
+
+        return await loop.run_in_executor(self._thread, self._work, job, theta, tell)
+
+    def _work(self, job: Job, theta: Tensors | None, tell: Callable[[Snapshot], None]) -> tuple[Contribution, Snapshot] | None:
+        if theta is not None:
+            self.total = self.learner.begin(job, theta)
+            self.phase, self.round, self.done = job.kind, job.round, 0
+        while self.done < self.total:
+            if self._stop.is_set():
+                return None
+            self.loss = self.learner.step()
+            self.done += 1
+            self.iteration += 1
+            if self.iteration % self._checkpoint_every == 0 and self.done < self.total:
+                tell(self._snapshot())
+        return self.learner.finish(), self._snapshot()
+
+    def _snapshot(self) -> Snapshot:
+        began = time.perf_counter()
+        tensors, extra = self.learner.state()
+        self.pause_s = time.perf_counter() - began
+        assert self.phase is not None
+        return Snapshot(self.phase, self.round, self.done, self.total, self.iteration, self.loss, tensors, extra)
+
+    def stop(self) -> None:
+        """End the job under way after its present iteration."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """Stop, and let the thread end."""
+        self.stop()
+        self._thread.shutdown(wait=False)

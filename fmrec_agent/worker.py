@@ -1,0 +1,251 @@
+"""The worker: turns the manager's orders into jobs, one at a time, and what they yield into contributions.
+
+1. The newest order counts: one that asks for other work stops the job under way.
+2. A job starts from the order's theta: held already, fetched from the parent in the tree, or from the root.
+3. A job that was restored from a checkpoint goes on at its next iteration; one that was finished is not done again: its record is
+   brought once more.
+4. A contribution is brought to the manager when its record is durable, so that no later life can find itself before what the manager has.
+5. Whoever does not answer is asked again with growing waits, until the order is superseded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from fmrec_agent.dispatcher import Dispatcher
+from fmrec_agent.learning.learner import Contribution, Job, LearnerError, Role, Tensors
+from fmrec_agent.trainer import Snapshot, Trainer, opened_state
+from protocol.aio.bulk import BulkError
+from protocol.aio.driver import Driver
+from protocol.aio.store import RecordStore
+from protocol.identifiers import NodeId, Peer, TreeId
+from protocol.knowledge import Data, Knowledge, open_record
+from protocol.overlay.events import RecordHeld
+from protocol.parameters import OverlayParameters
+from protocol.wire.messages import Phase, RecordSummary, RoundOpen
+
+log = logging.getLogger("fmrec.worker")
+
+NOBODY = NodeId(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the manager wants, and who passed it on."""
+
+    body: RoundOpen
+    parent: Peer
+
+
+class Worker:
+    """Works off one agent's orders in one tree."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        dispatcher: Dispatcher,
+        driver: Driver,
+        store: RecordStore,
+        tree: TreeId,
+        role: Role,
+        parameters: OverlayParameters,
+    ) -> None:
+        self._trainer = trainer
+        self._dispatcher = dispatcher
+        self._driver = driver
+        self._store = store
+        self._tree = tree
+        self._role = role
+        self._parameters = parameters
+        self._order: Order | None = None
+        self._news = asyncio.Event()
+        self._finished: tuple[RecordSummary, Data, Phase] | None = None
+        """The last contribution, for whoever asks again."""
+        self._tasks: set[asyncio.Task[object]] = set()
+        self.doing = "waiting for orders"
+
+    @property
+    def order(self) -> Order | None:
+        """The newest order."""
+        return self._order
+
+    def ordered(self, body: RoundOpen, parent: Peer) -> None:
+        """A new order has come down the tree."""
+        self._order = Order(body, parent)
+        self._news.set()
+        self._trainer.stop()
+
+    async def restore(self, record: RecordSummary, knowledge: Knowledge) -> None:
+        """Go on from this agent's own newest record. LearnerError where it is not this learner's."""
+        self._dispatcher.restored(record)
+        if knowledge.phase in ("train", "adapt"):
+            done, total, extra = opened_state(knowledge.state)
+            kept = knowledge.tensors.get("state", {})
+            await self._trainer.restore(
+                Snapshot(knowledge.phase, knowledge.round, done, total, knowledge.iteration, knowledge.loss, kept, extra)
+            )
+        if knowledge.complete:
+            held = self._store.get(*record.key)
+            if held is not None:
+                self._finished = *held, knowledge.phase
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        try:
+            while True:
+                await self._news.wait()
+                self._news.clear()
+                order = self._order
+                if order is not None:
+                    await self._work(order)
+        finally:
+            self._trainer.close()
+            for task in self._tasks:
+                task.cancel()
+
+    async def _work(self, order: Order) -> None:
+        body = order.body
+        if body.phase == "init" and body.asked == self._driver.node.self_peer.id:
+            await self._make_theta(order)
+        elif body.phase == "train" and self._role == "source":
+            await self._contribute(order, "train")
+        elif body.phase == "adapt" and self._role == "target":
+            await self._contribute(order, "adapt")
+        self.doing = "done" if body.phase == "done" else "waiting for orders"
+
+    async def _make_theta(self, order: Order) -> None:
+        """theta_0, from the seed."""
+        self.doing = "making theta_0"
+        theta = await self._trainer.initial_parameters(order.body.seed)
+        me = self._driver.node.self_peer
+        knowledge = Knowledge(me.id, self._tree, 0, 0, "init", order.body.round, 0, True, tensors={"theta": dict(theta)})
+        record, data = await self._dispatcher.checkpoint(knowledge, replicate=False)
+        await self._bring(order, record, data)
+
+    async def _contribute(self, order: Order, kind: Literal["train", "adapt"]) -> None:
+        body = order.body
+        replicate = body.mode != "drop"
+        if self._finished is not None and (self._finished[2], self._finished[0].round) == (kind, body.round):
+            await self._bring(order, self._finished[0], self._finished[1])
+            return
+        theta = None
+        if not self._trainer.holds(kind, body.round):
+            self.doing = f"fetching theta of round {body.round}"
+            theta = await self._theta(order)
+            if theta is None:
+                return
+        self.doing = f"{kind} of round {body.round}"
+        job = Job(kind, body.round, body.seed)
+        try:
+            done = await self._trainer.run(job, theta, self._snapshot_taken if replicate else None)
+        except LearnerError as error:
+            log.error("round %d: the learner cannot go on: %s", body.round, error)
+            return
+        if done is None:
+            return
+        record, data = await self._seal(*done, replicate)
+        self._finished = record, data, kind
+        if replicate:
+            self.doing = f"making version {record.version} durable"
+            await self._dispatcher.durable(record.version, self._parameters.transfer_timeout_s(record.record_bytes))
+        await self._bring(order, record, data)
+
+    async def _seal(self, contribution: Contribution, last: Snapshot, replicate: bool) -> tuple[RecordSummary, Data]:
+        """The finished job as a record: the contribution, and the state that the next job starts from."""
+        if not math.isfinite(contribution.loss):
+            log.error("round %d: the loss is %s: the manager will refuse this contribution", last.round, contribution.loss)
+        knowledge = Knowledge(
+            NOBODY,
+            self._tree,
+            0,
+            0,
+            last.phase,
+            last.round,
+            last.iteration,
+            True,
+            loss=contribution.loss,
+            samples=contribution.samples,
+            metrics=dict(contribution.metrics),
+            state=last.sealed_state(),
+            tensors={"contribution": dict(contribution.tensors), "state": dict(last.tensors)},
+        )
+        return await self._dispatcher.checkpoint(knowledge, replicate=replicate)
+
+    def _snapshot_taken(self, last: Snapshot) -> None:
+        """In the middle of a job: seal and disperse in the background, training goes on."""
+        knowledge = Knowledge(
+            NOBODY,
+            self._tree,
+            0,
+            0,
+            last.phase,
+            last.round,
+            last.iteration,
+            False,
+            loss=last.loss,
+            state=last.sealed_state(),
+            tensors={"state": dict(last.tensors)},
+        )
+        task = asyncio.get_running_loop().create_task(self._dispatcher.checkpoint(knowledge))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- the network --------------------------------------------------------------------------------------------------
+
+    async def _theta(self, order: Order) -> Tensors | None:
+        """The order's theta, or None where the order was superseded before anyone gave it."""
+        wanted = order.body.theta
+        if wanted is None:
+            return None
+        wait_s = self._parameters.retry_min_s
+        while self._order is order:
+            held = self._store.get(wanted.owner, wanted.tree, wanted.version)
+            if held is None or held[0].version != wanted.version:
+                held = await self._fetch(order, wanted)
+            if held is not None and held[0].digest == wanted.digest:
+                return open_record(*held).tensors["theta"]
+            await self._superseded_within(wait_s)
+            wait_s = min(2 * wait_s, self._parameters.retry_max_s)
+        return None
+
+    async def _fetch(self, order: Order, wanted: RecordSummary) -> tuple[RecordSummary, Data] | None:
+        """From the parent, which may be fetching it itself; else from the root."""
+        sources = {order.parent.id: order.parent, order.body.holder.id: order.body.holder}
+        for peer in sources.values():
+            try:
+                got = await self._driver.fetch(peer, wanted.owner, wanted.tree, wanted.version, self._parameters.probe_timeout_s)
+            except BulkError as error:
+                log.info("theta of round %d is not to be had from %s: %s", order.body.round, peer, error)
+                continue
+            if self._store.put(*got):
+                self._driver.dispatch(RecordHeld(got[0]))
+            return got
+        return None
+
+    async def _bring(self, order: Order, record: RecordSummary, data: Data) -> None:
+        """The record to the manager; again with growing waits until it is taken, refused, or no longer asked for."""
+        wait_s = self._parameters.retry_min_s
+        while self._order is order:
+            self.doing = f"bringing version {record.version} to the manager"
+            outcome = await self._driver.upload(order.body.holder, record, data)
+            if outcome.outcome == "stored":
+                return
+            if outcome.outcome == "refused":
+                log.warning("round %d: the manager refused version %d: %s", order.body.round, record.version, outcome.reason)
+                return
+            log.info("the manager does not take version %d yet: %s", record.version, outcome.reason)
+            await self._superseded_within(wait_s)
+            wait_s = min(2 * wait_s, self._parameters.retry_max_s)
+
+    async def _superseded_within(self, seconds: float) -> None:
+        """Wait so long, or until another order comes."""
+        try:
+            await asyncio.wait_for(self._news.wait(), seconds)
+        except TimeoutError:
+            return

@@ -1,0 +1,136 @@
+"""The manager: one overlay node a tree, each with its root, on one listener; composed here, from the first bind to the last goodbye.
+
+A tree's node has the treeId as its id. The root (root.py) decides; this does what it orders: multicasts, look-ups, aggregation in a thread,
+records. Ports, disk and clock are met here only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from fmrec_manager.display import Display
+from fmrec_manager.settings import ManagerSettings
+from fmrec_manager.tree_host import TreeHost
+from protocol.aio.connections import Connections
+from protocol.aio.process import check_identity, listen_port, run, set_up_logging
+from protocol.identifiers import Address
+
+log = logging.getLogger("fmrec.manager")
+
+DISPLAY_PERIOD_S = 0.25
+PEERS_KEPT = 32
+
+
+def serve(settings: ManagerSettings) -> int:
+    """Run the manager until it is stopped; the exit code."""
+    # The live table owns the terminal; the log would tear it.
+    set_up_logging("warning" if sys.stdout.isatty() else settings.log_level)
+    return run(ManagerDaemon(settings).run)
+
+
+class ManagerDaemon:
+    """One manager process."""
+
+    def __init__(self, settings: ManagerSettings) -> None:
+        self._settings = settings
+        self._peers_written: list[Address] = []
+        self._began = time.time()
+        self._hosts: dict[str, TreeHost] = {}
+        self._address = settings.address
+
+    async def run(self, stop: asyncio.Event) -> int:
+        """Serve until `stop` is set or a stop request comes."""
+        check_identity()
+        parameters = self._settings.overlay.parameters()
+        connections = Connections(self._settings.cluster, parameters)
+        self._address = await listen_port(connections, *self._settings.address)
+        connections.status_document = lambda: json.dumps(self.document())
+        connections.stop = stop.set
+        hints = self._read_peers()
+        for name, tree in self._settings.tree.items():
+            host = TreeHost(name, tree, self._settings, parameters, connections, self._address)
+            await host.load()
+            self._hosts[name] = host
+        # The first tree's node enters the ring through seeds and remembered peers, the others through it.
+        for index, host in enumerate(self._hosts.values()):
+            host.start(self._settings.seeds() if index == 0 else (self._address,), hints if index == 0 else ())
+        log.info("the manager of cluster %s listens on %s", self._settings.cluster, self._address)
+        watching = asyncio.create_task(self._watch(stop))
+        failed = [host.driver.failed for host in self._hosts.values()]
+        try:
+            ends: list[asyncio.Future[Any]] = [asyncio.create_task(stop.wait()), watching, *failed]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for ended in failed:
+                if ended.done():
+                    ended.result()
+            if watching.done():
+                watching.result()
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            for host in self._hosts.values():
+                await host.close()
+            await connections.close()
+        return 0
+
+    async def _watch(self, stop: asyncio.Event) -> None:
+        """Keep the display fresh, and the peers on disk."""
+        with Display(sys.stdout) as display:
+            while not stop.is_set():
+                display.update(self.document())
+                self._write_peers()
+                await asyncio.sleep(DISPLAY_PERIOD_S)
+
+    # --- remembered peers ---------------------------------------------------------------------------------------------
+
+    def _peers_file(self) -> Path | None:
+        return self._settings.state_dir / "peers.json" if self._settings.state_dir is not None else None
+
+    def _read_peers(self) -> tuple[Address, ...]:
+        """Whom the last life knew; a file that cannot be read is said and passed over."""
+        path = self._peers_file()
+        if path is None or not path.exists():
+            return ()
+        try:
+            found = json.loads(path.read_text())
+            return tuple(Address(str(host), int(port)) for host, port in found)[:PEERS_KEPT]
+        except (OSError, ValueError, TypeError) as error:
+            log.warning("%s is passed over (%s): the ring is found through --join or by the agents' own dials", path, error)
+            return ()
+
+    def _write_peers(self) -> None:
+        path = self._peers_file()
+        peers = sorted({peer.address for host in self._hosts.values() for peer in host.node.detector.lives()})[:PEERS_KEPT]
+        peers = [address for address in peers if address != self._address]
+        if path is None or not peers or peers == self._peers_written:
+            return
+        self._peers_written = peers
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = path.with_suffix(".new")
+            beside.write_text(json.dumps(peers))
+            beside.replace(path)
+        except OSError as error:
+            log.warning("%s cannot be written (%s): after a restart the ring is found through the agents' own dials", path, error)
+
+    # --- status -------------------------------------------------------------------------------------------------------
+
+    def document(self) -> dict[str, object]:
+        """The manager's state, as `status --format json` prints it."""
+        return {
+            "cluster": self._settings.cluster,
+            "manager": {
+                "address": str(self._address),
+                "pid": os.getpid(),
+                "uptime_s": round(time.time() - self._began, 3),
+                "device": next((str(host.aggregator.device) for host in self._hosts.values()), "none"),
+            },
+            "trees": {name: host.document() for name, host in self._hosts.items()},
+        }

@@ -1,0 +1,56 @@
+"""The round state that a tree's record keeps beside theta: what a manager that starts again must know to go on.
+
+It is JSON inside the record, checked by pydantic when it is read; a record is named and digested like any other.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from fmrec_manager.root import Resumed, Root
+from protocol.identifiers import NodeId, Peer
+from protocol.wire.messages import MemberInfo
+
+
+class LedgerMember(BaseModel):
+    """One member as it was when the round was committed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    host: str
+    port: int
+    incarnation: int
+    name: str
+    role: str
+    pid: int
+
+
+class Ledger(BaseModel):
+    """seed: the run's. losses: one a round. results: figures by target."""
+
+    model_config = ConfigDict(frozen=True)
+
+    seed: int
+    losses: tuple[float, ...]
+    members: tuple[LedgerMember, ...]
+    results: dict[str, dict[str, float]]
+
+    def resumed(self, version: int, round_number: int) -> Resumed:
+        """What the root goes on from."""
+        members = tuple(
+            MemberInfo(Peer(NodeId(int(m.id, 16)), m.host, m.port, m.incarnation), m.name, m.role, m.pid) for m in self.members
+        )
+        return Resumed(version, round_number, self.losses, members, self.results)
+
+
+def ledger_of(seed: int, root: Root) -> Ledger:
+    """The round state of this root. Members that left are left out: nobody waits for them."""
+    members = [member.info for _, member in sorted(root.liveness.members.items()) if member.state != "left"]
+    rows = tuple(
+        LedgerMember(
+            id=str(m.peer.id), host=m.peer.host, port=m.peer.port, incarnation=m.peer.incarnation, name=m.name, role=m.role, pid=m.pid
+        )
+        for m in members
+    )
+    return Ledger(seed=seed, losses=tuple(root.losses), members=rows, results=root.results)

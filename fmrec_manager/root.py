@@ -1,0 +1,315 @@
+"""One tree's root: drives its rounds, from the first member to the last result.
+
+    waiting --enough members--> locating --no record--> init --theta_0--> committing
+    (start) --> locating --record found: resume--------------------------------> train or adapt
+    train --round closed--> aggregating --theta--> committing --durable--> train (next round) | adapt | done
+    adapt --every target--> done          any --judged so--> halted --the missed one is heard--> where it was
+
+1. Nothing is announced that is not committed: theta and the round state are on the leaf set first (promise P6).
+2. A round's order goes out once; who joins later is given it by its parent in the tree.
+3. A life that ends is recovered, whatever the round still needs of it, except in mode drop.
+4. theta_0 comes from one agent, asked by name; where it does not answer, the next one is asked: all would give the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fmrec_manager.liveness import Liveness, Loss
+from fmrec_manager.orders import Aggregate, Announce, Commit, LocateOwn, Order, Recover, Say
+from fmrec_manager.retrieval import Recovery
+from fmrec_manager.round import Round, Slot, Terms, judge, next_deadline
+from fmrec_manager.selection import select
+from protocol.identifiers import NodeId, TreeId
+from protocol.overlay.effects import RetrievalEnded
+from protocol.wire.messages import Departed, MemberInfo, Phase, RecordSummary
+
+Stage = Literal["locating", "waiting", "init", "train", "aggregating", "committing", "adapt", "done", "halted"]
+RECOVERIES_KEPT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a tree's settings ask of its root. Times in seconds."""
+
+    rounds: int
+    sources_min: int
+    targets_min: int
+    adapt: bool
+    terms: Terms
+    orphan_max_s: float
+    ask_timeout_s: float
+    commit_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What the tree's own record says: the next round, and who was a member."""
+
+    version: int
+    round: int
+    losses: tuple[float, ...]
+    members: tuple[MemberInfo, ...]
+    results: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+class Root:
+    """The decisions of one tree's root. Every method takes the time and returns orders; see the module's rules."""
+
+    def __init__(self, tree: TreeId, plan: Plan) -> None:
+        self.tree = tree
+        self.plan = plan
+        self.liveness = Liveness(plan.orphan_max_s)
+        self.stage: Stage = "locating"
+        self.reason = "looking for an earlier run of this tree"
+        self.next_round = 0
+        """The round that the committed theta is for."""
+        self.version = 0
+        """Of the committed record."""
+        self.losses: list[float] = []
+        self.results: dict[str, dict[str, float]] = {}
+        self.work: Round | None = None
+        self.recoveries: list[Recovery] = []
+        self.first_round_at: float | None = None
+        self._asked: NodeId | None = None
+        self._deadline: float | None = None
+        self._halted_in: Stage = "train"
+
+    # --- what the overlay tells ---------------------------------------------------------------------------------------
+
+    def start(self, now: float) -> list[Order]:
+        """The node is in the ring."""
+        return [LocateOwn()]
+
+    def members_changed(self, joined: Iterable[MemberInfo], departed: Iterable[Departed], now: float) -> list[Order]:
+        joined = tuple(joined)
+        orders: list[Order] = []
+        for loss in self.liveness.changed(joined, departed, now):
+            orders += self._lost(loss, now)
+        if self.stage == "halted" and any(info.peer.id in self._awaited() for info in joined):
+            self.stage, self.reason = self._halted_in, "somebody who was waited for is back"
+            if self.work is not None:
+                self.work.opened = now
+        return orders + self._step(now)
+
+    def _awaited(self) -> list[NodeId]:
+        return self.work.open_slots() if self.work is not None else []
+
+    def tick(self, now: float) -> list[Order]:
+        """`next_deadline()` has come."""
+        orders: list[Order] = []
+        for loss in self.liveness.late(now):
+            orders += self._lost(loss, now)
+        for recovery in self.recoveries:
+            if recovery.again_at is not None and now >= recovery.again_at:
+                recovery.again_at = None
+                orders.append(Recover(recovery.number, recovery.agent))
+        if self._deadline is not None and now >= self._deadline:
+            orders += self._deadline_passed(now)
+        return orders + self._step(now)
+
+    def next_deadline(self, now: float) -> float | None:
+        """When `tick` is wanted."""
+        due = [self._deadline, self.liveness.next_deadline(), *(recovery.again_at for recovery in self.recoveries)]
+        if self.work is not None and self.stage in ("train", "adapt"):
+            due.append(next_deadline(self.work, now, self.plan.terms))
+        return min((when for when in due if when is not None), default=None)
+
+    # --- stages -------------------------------------------------------------------------------------------------------
+
+    def _step(self, now: float) -> list[Order]:
+        """Go on where nothing is awaited."""
+        if self.stage == "waiting":
+            return self._waiting(now)
+        if self.stage in ("train", "adapt"):
+            return self._judge(now)
+        return []
+
+    def _waiting(self, now: float) -> list[Order]:
+        here = {role: sum(m.state == "alive" for m in self.liveness.of_role(role).values()) for role in ("source", "target")}
+        if here["source"] < self.plan.sources_min or here["target"] < self.plan.targets_min:
+            self.reason = (
+                f"{here['source']} of {self.plan.sources_min} sources and {here['target']} of {self.plan.targets_min} targets have joined"
+            )
+            return []
+        self.stage, self.reason = "locating", "enough members: looking for an earlier run on them"
+        return [LocateOwn()]
+
+    def located(self, found: Resumed | None, now: float) -> list[Order]:
+        """The tree's own record: resume, or begin."""
+        if self.stage != "locating":
+            return []
+        if found is not None:
+            self.version, self.next_round = found.version, found.round
+            self.losses, self.results = list(found.losses), {name: dict(result) for name, result in found.results.items()}
+            self.liveness.expect(found.members, now)
+            return [Say("resumed", {"round": found.round, "version": found.version}), *self._open_next(now)]
+        self.stage, self.reason = "waiting", "no earlier run was found"
+        here = self.liveness.of_role("source")
+        enough = sum(m.state == "alive" for m in here.values()) >= self.plan.sources_min
+        targets = sum(m.state == "alive" for m in self.liveness.of_role("target").values())
+        return self._ask(now) if enough and targets >= self.plan.targets_min else []
+
+    def _ask(self, now: float) -> list[Order]:
+        """theta_0 from the next source by id."""
+        alive = [i for i, member in self.liveness.of_role("source").items() if member.state == "alive"]
+        if not alive:
+            self.stage, self._deadline = "waiting", None
+            return []
+        later = [i for i in alive if self._asked is not None and i > self._asked]
+        self._asked = (later or alive)[0]
+        self.stage, self.reason = "init", f"asked {self._asked.short} for theta_0"
+        self._deadline = now + self.plan.ask_timeout_s
+        return [Announce("init", 0, self._asked)]
+
+    def _open_next(self, now: float) -> list[Order]:
+        """The committed theta is durable: open what comes next."""
+        self._deadline = None
+        if self.next_round < self.plan.rounds:
+            return self._open("train", "source", now)
+        if self.plan.adapt and self.liveness.of_role("target"):
+            return self._open("adapt", "target", now)
+        return self._finish()
+
+    def _open(self, phase: Literal["train", "adapt"], role: str, now: float) -> list[Order]:
+        expected = select(self.liveness.of_role(role), self.plan.terms.mode)
+        self.work = Round(self.next_round, phase, now, expected)
+        self.stage, self.reason = phase, f"{len(expected)} are awaited"
+        if self.first_round_at is None:
+            self.first_round_at = now
+        done = {m.info.peer.id for m in self.liveness.of_role(role).values() if m.info.name in self.results}
+        if phase == "adapt" and done:
+            self.work.expected = tuple(i for i in expected if i not in done)
+            if not self.work.expected:
+                return self._finish()
+        return [Announce(phase, self.next_round), *self._judge(now)]
+
+    def _finish(self) -> list[Order]:
+        self.stage, self.reason, self.work, self._deadline = "done", "all rounds are done", None, None
+        return [Announce("done", self.next_round)]
+
+    def _deadline_passed(self, now: float) -> list[Order]:
+        self._deadline = None
+        if self.stage == "init":
+            return self._ask(now)
+        if self.stage == "committing":
+            return [Say("not_durable", {"version": self.version, "reason": "no quorum answered in time"}), *self._open_next(now)]
+        return []
+
+    # --- contributions ------------------------------------------------------------------------------------------------
+
+    def uploaded(
+        self, record: RecordSummary, phase: Phase, metrics: Mapping[str, float], now: float
+    ) -> tuple[str | None, list[Order]]:
+        """An agent has brought a record: why it is refused, or None; and what follows. metrics: the figures that it carries."""
+        if phase == "init":
+            if self.stage != "init":
+                return "theta_0 is there already", []
+            return None, self._commit(now)
+        open_for = (self.work.phase, self.work.number) if self.work is not None else None
+        if self.work is None or self.stage not in ("train", "adapt", "halted") or (phase, record.round) != open_for:
+            return f"{phase} of round {record.round} is not open", []
+        if not record.complete:
+            return "the record holds no finished contribution", []
+        refused = self.work.offer(record.owner, Slot(record, 1.0, "upload"))
+        if refused is not None:
+            return refused, []
+        self._filled(record.owner, metrics)
+        if self.stage == "halted":
+            self.stage = self._halted_in
+        return None, self._judge(now)
+
+    def _filled(self, agent: NodeId, metrics: Mapping[str, float]) -> None:
+        if self.work is not None and self.work.phase == "adapt":
+            self.results[self.liveness.members[agent].info.name] = dict(metrics)
+
+    def _judge(self, now: float) -> list[Order]:
+        work = self.work
+        if work is None:
+            return []
+        standing = {identifier: member.state for identifier, member in self.liveness.members.items()}
+        verdict, self.reason, whom = judge(now, work, standing, self.plan.terms)
+        if verdict == "recover":
+            orders: list[Order] = []
+            for agent in whom:
+                member = self.liveness.members[agent]
+                orders += self._recover(Loss(agent, member.info.peer.incarnation, "deadline", self.reason, 0.0, member.iteration), now)
+            return orders
+        if verdict == "halt":
+            self._halted_in, self.stage = work.phase, "halted"
+            return [Say("halted", {"round": work.number, "reason": self.reason})]
+        if verdict == "wait":
+            return []
+        if work.phase == "adapt":
+            return self._finish()
+        self.stage = "aggregating"
+        return [Aggregate(work.number, dict(sorted(work.slots.items())))]
+
+    def aggregated(self, loss: float, now: float) -> list[Order]:
+        """The new theta is there, not yet committed."""
+        self.losses.append(loss)
+        self.next_round += 1
+        self.work = None
+        return self._commit(now)
+
+    def unusable(self, agent: NodeId, reason: str, now: float) -> list[Order]:
+        """This agent's contribution cannot be folded in (a loss that is not finite, say): it is given up for this round."""
+        if self.work is None or agent not in self.work.expected:
+            return []
+        self.work.slots.pop(agent, None)
+        self.work.missing[agent] = reason
+        self.stage = self.work.phase
+        return [Say("contribution_refused", {"agent": agent, "reason": reason}), *self._judge(now)]
+
+    def _commit(self, now: float) -> list[Order]:
+        self.version += 1
+        self.stage, self.reason = "committing", f"bringing version {self.version} to the leaf set"
+        self._deadline = now + self.plan.commit_timeout_s
+        return [Commit(self.version, self.next_round)]
+
+    def durable(self, version: int, now: float) -> list[Order]:
+        """The record of this version is held by its quorum."""
+        if self.stage != "committing" or version != self.version:
+            return []
+        return [Say("committed", {"round": self.next_round, "version": version}), *self._open_next(now)]
+
+    # --- recoveries ---------------------------------------------------------------------------------------------------
+
+    def _lost(self, loss: Loss, now: float) -> list[Order]:
+        """A life is over."""
+        orders: list[Order] = [Say("agent_lost", {"agent": loss.agent, "cause": loss.cause, "reason": loss.reason})]
+        if self.work is not None:
+            self.work.tried.discard(loss.agent)
+        if self.plan.terms.mode == "drop" or self.stage in ("locating", "waiting", "init", "done"):
+            return orders
+        return orders + self._recover(loss, now)
+
+    def _recover(self, loss: Loss, now: float) -> list[Order]:
+        if any(r.agent == loss.agent and r.outcome == "running" for r in self.recoveries):
+            return []
+        number = self.recoveries[-1].number + 1 if self.recoveries else 1
+        self.recoveries = [*self.recoveries[-RECOVERIES_KEPT:], Recovery(number, loss, now)]
+        if self.work is not None:
+            self.work.recovering.add(loss.agent)
+        return [Recover(number, loss.agent)]
+
+    def retrieved(self, result: RetrievalEnded, metrics: Mapping[str, float], now: float) -> list[Order]:
+        """A look for a lost record has ended. metrics: the figures that the record carries, where there is one."""
+        recovery = next((r for r in self.recoveries if r.number == result.request and r.outcome == "running"), None)
+        if recovery is None or recovery.ended(result, now) == "running":
+            return []
+        orders: list[Order] = [Say("recovered" if recovery.record else "record_lost", {"agent": recovery.agent, "reason": recovery.reason})]
+        work = self.work
+        if work is None or recovery.agent not in work.recovering:
+            return orders
+        work.recovering.discard(recovery.agent)
+        work.tried.add(recovery.agent)
+        if recovery.agent in work.expected and recovery.agent not in work.slots:
+            unfit = work.substitute(recovery.record, self.plan.terms) if recovery.record is not None else recovery.reason
+            if unfit is None:
+                self._filled(recovery.agent, metrics)
+            elif self.plan.terms.mode == "substitute" and work.phase == "train":
+                work.missing[recovery.agent] = unfit
+        return orders + self._step(now)

@@ -1,0 +1,304 @@
+"""One tree in the manager's process: its overlay node, its root's decisions, its theta; carries out what the root orders.
+
+Everything that takes time (sealing, aggregating) runs in a thread and comes back to the loop; the root is told one thing at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Coroutine, Iterable
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fmrec_manager.ledger import Ledger, ledger_of
+from fmrec_manager.orders import Aggregate, Announce, Commit, LocateOwn, Order, Recover, Say
+from fmrec_manager.report import tree_document
+from fmrec_manager.root import Plan, Resumed, Root
+from fmrec_manager.round import Terms
+from fmrec_manager.settings import ManagerSettings, TreeSettings
+from protocol.aio.connections import Connections
+from protocol.aio.driver import Driver
+from protocol.aio.process import UserError
+from protocol.aio.store import RecordStore
+from protocol.errors import RecordInvalid
+from protocol.identifiers import Address, Peer, tree_id
+from protocol.knowledge import Array, Data, Knowledge, open_record, seal
+from protocol.overlay.effects import Activated, Durable, Effect, MembersChanged, Notify, RetrievalEnded
+from protocol.overlay.events import CreateTree, Leave, RecordHeld, Replicate, Retrieve, SendMulticast, Started
+from protocol.overlay.node import OverlayNode
+from protocol.parameters import OverlayParameters
+from protocol.wire.messages import Phase, RecordSummary, RoundOpen
+
+if TYPE_CHECKING:
+    from fmrec_manager.aggregation import Aggregator
+
+OWN_RECORD = 0
+"""The request number of the look-up for the tree's own record; recoveries count from 1."""
+RECORD_STORE_BYTES_MAX = 8 << 30
+QUIET_FACTS = {"peer_cleared", "peer_suspected", "tree_attached", "tree_refused", "seed_failed"}
+
+
+def plan_of(settings: TreeSettings, parameters: OverlayParameters) -> Plan:
+    """The root's plan out of the settings."""
+    terms = Terms(
+        settings.recovery,
+        settings.round_deadline_s,
+        settings.exact_wait_s,
+        settings.quorum,
+        settings.staleness_max,
+        settings.staleness_discount,
+    )
+    return Plan(
+        rounds=settings.rounds,
+        sources_min=settings.sources_min,
+        targets_min=settings.targets_min,
+        adapt=settings.adapt,
+        terms=terms,
+        orphan_max_s=parameters.orphan_max_s,
+        ask_timeout_s=parameters.silence_max_s + parameters.look_up_timeout_s + parameters.join_timeout_s,
+        commit_timeout_s=2 * parameters.transfer_timeout_s(0) + parameters.silence_max_s,
+    )
+
+
+class TreeHost:
+    """The tree `name` of a manager that listens at `address`."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: TreeSettings,
+        manager: ManagerSettings,
+        parameters: OverlayParameters,
+        connections: Connections,
+        address: Address,
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self.parameters = parameters
+        self.tree = tree_id(name, settings.task)
+        self.me = Peer(self.tree, address.host, address.port, int(time.time() * 1000))
+        self.node = OverlayNode(self.me, parameters, Random(f"{self.tree}/{self.me.incarnation}"))
+        self.root = Root(self.tree, plan_of(settings, parameters))
+        self._log = logging.getLogger(f"fmrec.tree.{name}")
+        self._device = manager.device
+        self._directory: Path | None = manager.state_dir / "trees" / name if manager.state_dir is not None else None
+        self.store = RecordStore(self._directory, RECORD_STORE_BYTES_MAX, self._log.warning)
+        self.driver = Driver(self.node, connections, self.store, self, parameters)
+        self._loop = asyncio.get_running_loop()
+        self._aggregator: Aggregator | None = None
+        self.theta: dict[str, Array] = {}
+        self.theta_record: RecordSummary | None = None
+        self._knowledge: dict[bytes, Knowledge] = {}
+        """Contributions of the round under way, by digest."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.began = self._loop.time()
+        self.ended: float | None = None
+
+    @property
+    def aggregator(self) -> Aggregator:
+        assert self._aggregator is not None, "load() comes first"
+        return self._aggregator
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Read the disk and make the aggregator (which imports torch: seconds). UserError where the device is not there."""
+        await self.store.load()
+        self._aggregator = await asyncio.to_thread(self._make_aggregator)
+
+    def _make_aggregator(self) -> Aggregator:
+        from fmrec_manager.aggregation import AggregationError, Aggregator
+
+        s = self.settings
+        try:
+            return Aggregator(self._device, s.server_optimizer, s.server_rate, s.momentum, s.weighting)
+        except AggregationError as error:
+            raise UserError(str(error)) from error
+
+    def start(self, seeds: Iterable[Address], hints: Iterable[Address]) -> None:
+        """Enter the ring and root the tree."""
+        self.driver.start()
+        for record in self.store.held():
+            self.driver.dispatch(RecordHeld(record))
+        self.driver.dispatch(CreateTree(self.tree))
+        self.driver.dispatch(Started(tuple(seeds), tuple(hints)))
+
+    async def close(self) -> None:
+        """Say goodbye and stop."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.driver.dispatch(Leave())
+        await self.driver.close()
+        await self.store.close()
+
+    # --- from the overlay ---------------------------------------------------------------------------------------------
+
+    def __call__(self, effect: Effect) -> None:
+        now = self._loop.time()
+        match effect:
+            case Activated():
+                self._obey(self.root.start(now))
+            case MembersChanged():
+                self._obey(self.root.members_changed(effect.joined, effect.departed, now))
+            case Durable():
+                self._obey(self.root.durable(effect.record.version, now))
+            case RetrievalEnded() if effect.request == OWN_RECORD:
+                self._obey(self.root.located(self._resume(effect), now))
+            case RetrievalEnded():
+                self._retrieved(effect, now)
+            case Notify():
+                level = logging.DEBUG if effect.fact in QUIET_FACTS else logging.INFO
+                self._log.log(level, "%s %s", effect.fact, " ".join(f"{key}={value}" for key, value in effect.details.items()))
+
+    async def on_upload(self, summary: RecordSummary, data: Data, sender: Peer) -> str | None:
+        """A contribution, or theta_0: None when it is taken, else why not."""
+        try:
+            knowledge = open_record(summary, data)
+        except RecordInvalid as error:
+            return str(error)
+        if summary.tree != self.tree:
+            return f"tree {summary.tree.short} is not rooted here"
+        now = self._loop.time()
+        unfit = self._unfit(knowledge)
+        if unfit is not None:
+            self._obey(self.root.unusable(summary.owner, unfit, now))
+            return unfit
+        if knowledge.phase == "init" and self.root.stage == "init":
+            self.theta = {name: np.array(tensor) for name, tensor in knowledge.tensors["theta"].items()}
+        self._knowledge[summary.digest] = knowledge
+        refused, orders = self.root.uploaded(summary, knowledge.phase, _figures(knowledge), now)
+        if refused is not None:
+            self._knowledge.pop(summary.digest, None)
+        self._obey(orders)
+        return refused
+
+    def _unfit(self, knowledge: Knowledge) -> str | None:
+        """Why these figures cannot be used, None where they can."""
+        if knowledge.phase == "init":
+            return None if knowledge.tensors.get("theta") else "the record holds no theta"
+        if knowledge.loss is None or not math.isfinite(knowledge.loss):
+            return f"the loss is {knowledge.loss}: lower the rate or look at the data of this agent"
+        for name, tensor in knowledge.tensors.get("contribution", {}).items():
+            if not np.isfinite(tensor).all():
+                return f"{name} holds values that are not finite: lower the rate or look at the data of this agent"
+        return None
+
+    def _retrieved(self, effect: RetrievalEnded, now: float) -> None:
+        figures: dict[str, float] = {}
+        if effect.record is not None:
+            held = self.store.get(*effect.record.key)
+            if held is not None and held[0] == effect.record:
+                knowledge = open_record(*held)
+                figures = _figures(knowledge)
+                self._knowledge[effect.record.digest] = knowledge
+        self._obey(self.root.retrieved(effect, figures, now))
+
+    def _resume(self, effect: RetrievalEnded) -> Resumed | None:
+        """What the tree's own newest record says; None where there is none."""
+        held = self.store.get(self.tree, self.tree) if effect.record is not None else None
+        if held is None:
+            return None
+        knowledge = open_record(*held)
+        ledger = Ledger.model_validate_json(knowledge.state)
+        if ledger.seed != self.settings.seed:
+            problem = f"tree {self.name} has a record of a run with seed {ledger.seed}, and the settings say {self.settings.seed}"
+            self.driver.failed.set_exception(UserError(f"{problem}: set tree.{self.name}.seed, or name another tree or state directory"))
+            return None
+        self.theta = {name: np.array(tensor) for name, tensor in knowledge.tensors["theta"].items()}
+        self.theta_record = held[0]
+        self.aggregator.restore(knowledge.tensors.get("server", {}))
+        return ledger.resumed(held[0].version, held[0].round)
+
+    # --- orders -------------------------------------------------------------------------------------------------------
+
+    def _obey(self, orders: Iterable[Order]) -> None:
+        for order in orders:
+            match order:
+                case Announce(phase, number, asked):
+                    settings = self.settings
+                    body = RoundOpen(phase, number, settings.seed, settings.recovery, self.me, self.theta_record, asked)
+                    self.driver.dispatch(SendMulticast(self.tree, body))
+                    if phase == "done":
+                        self.ended = self._loop.time()
+                case LocateOwn():
+                    self.driver.dispatch(Retrieve(OWN_RECORD, self.tree, self.tree))
+                case Recover(number, agent):
+                    self.driver.dispatch(Retrieve(number, agent, self.tree))
+                case Aggregate():
+                    self._spawn(self._aggregate(order))
+                case Commit(version, number):
+                    self._spawn(self._commit(version, number))
+                case Say(fact, details):
+                    self._log.info("%s %s", fact, " ".join(f"{key}={value}" for key, value in details.items()))
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        when = self.root.next_deadline(self._loop.time())
+        self._timer = None if when is None else self._loop.call_at(when, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._obey(self.root.tick(self._loop.time()))
+
+    async def _aggregate(self, order: Aggregate) -> None:
+        """Fold the contributions into theta, off the loop; AggregationError gives up the one that is at fault."""
+        from fmrec_manager.aggregation import AggregationError
+
+        knowledge = {agent: self._knowledge[slot.record.digest] for agent, slot in order.slots.items()}
+        parts = {a: (k.tensors["contribution"], k.samples, order.slots[a].factor) for a, k in knowledge.items()}
+        try:
+            theta, weights = await asyncio.to_thread(self.aggregator.aggregate, self.theta, parts)
+        except AggregationError as error:
+            if error.agent is None:
+                raise
+            self._obey(self.root.unusable(error.agent, str(error), self._loop.time()))
+            return
+        self.theta = theta
+        self._knowledge.clear()
+        loss = sum(weights[agent] * (k.loss or 0.0) for agent, k in sorted(knowledge.items()))
+        self._obey(self.root.aggregated(loss, self._loop.time()))
+
+    async def _commit(self, version: int, number: int) -> None:
+        """Seal theta and the round state, hold them here and on disk, and bring them to the leaf set."""
+        ledger = ledger_of(self.settings.seed, self.root)
+        tensors = {"theta": self.theta, "server": self.aggregator.state()}
+        phase: Phase = "train" if number < self.settings.rounds else "adapt"
+        knowledge = Knowledge(
+            self.tree, self.tree, version, self.me.incarnation, phase, number, 0, False,
+            state=ledger.model_dump_json().encode(), tensors=tensors,
+        )  # fmt: skip
+        record, data = await asyncio.to_thread(seal, knowledge)
+        self.theta_record = record
+        self.store.put(record, data)
+        self.driver.dispatch(Replicate(record))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not self.driver.failed.done():
+            self.driver.failed.set_exception(error)
+
+    def document(self) -> dict[str, object]:
+        """This tree's part of the status document."""
+        return tree_document(self, self._loop.time())
+
+
+def _figures(knowledge: Knowledge) -> dict[str, float]:
+    """What a contribution reports: its loss and metrics."""
+    return {"loss": knowledge.loss if knowledge.loss is not None else math.nan, **knowledge.metrics}

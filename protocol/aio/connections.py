@@ -1,0 +1,321 @@
+"""One listener for all nodes of a process, and the pool of control connections with their peers.
+
+1. A connection belongs to the local node that its hello asked for, and to one life (id, incarnation) of the peer that its
+   hello named. That peer is the one that messages are said to come from.
+2. send() dials where there is no connection. The node is told that a peer is lost when the last control connection with that
+   life has ended, or when none could be made; never when it was we who ended it.
+3. Control connections are capped; beyond the cap the one that was silent longest is closed. A dial that finds no file
+   descriptor left closes some and tries once more.
+4. Bulk and status connections are no part of the pool: each serves one exchange.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from protocol.aio.bulk import Bulk
+from protocol.aio.dialling import DialFailed, dial
+from protocol.aio.lane import Lane, LaneKey
+from protocol.aio.link import Inlet, Link, LinkClosed
+from protocol.errors import RemoteProtocolError
+from protocol.identifiers import Address, NodeId, Peer
+from protocol.parameters import OverlayParameters
+from protocol.wire.codec import encode
+from protocol.wire.framing import frame
+from protocol.wire.messages import Channel, Message, Refusal, StatusReply, StatusRequest, StopRequest
+from protocol.wire.session import Session
+
+logger = logging.getLogger(__name__)
+
+CONNECTIONS_MAX = 512
+"""Control connections of one process. More spare re-dialling and cost a file descriptor each."""
+HALF_OPEN_MAX = 256
+"""Inbound connections that have not said hello; beyond, new ones are dropped at once."""
+EVICTED_AT_ONCE = 8
+"""Control connections closed when file descriptors have run out."""
+
+
+class LocalNode(Protocol):
+    """Who is told what happens on a local node's control connections. Both are called from the loop and must not block."""
+
+    def received(self, peer: Peer, message: Message) -> None: ...
+
+    def lost(self, peer: Peer, reason: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Dialled:
+    """How a fresh dial ended. found: who answered, perhaps a later life; None where nobody did, with the reason.
+
+    refused: the host said that nobody listens there, or that the id does not live there.
+    """
+
+    found: Peer | None
+    refused: bool = False
+    reason: str = ""
+
+
+class Connections:
+    """The network of one process, used from one event loop.
+
+    bulk: transfers of records, on this listener. status_document: gives the JSON text for a status request; stop: called on a
+    stop request; each is None where the process does not offer it.
+    """
+
+    def __init__(self, cluster: str, parameters: OverlayParameters, connections_max: int = CONNECTIONS_MAX) -> None:
+        self.cluster = cluster
+        self.parameters = parameters
+        self.status_document: Callable[[], str] | None = None
+        self.stop: Callable[[], None] | None = None
+        self.bulk = Bulk(self._dial_bulk, parameters)
+        self._connections_max = connections_max
+        self._nodes: dict[NodeId, tuple[Peer, LocalNode]] = {}  # the first is the default
+        self._lanes: dict[LaneKey, Lane] = {}
+        self._lane_of: dict[Link, Lane] = {}
+        self._links: set[Link] = set()  # every one that is open, of any channel
+        self._half_open = 0  # inbound, no hello yet
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._inlet = Inlet()
+        self._closed = False
+
+    # --- local nodes --------------------------------------------------------------------------------------------------
+
+    async def listen(self, host: str, port: int) -> Address:
+        """Accepts connections; port 0 takes a free one. The address bound; OSError, or ValueError for no port, where it cannot be."""
+        if not 0 <= port < 1 << 16:
+            raise ValueError("ports are 0 to 65535")  # uvloop would take the lower 16 bits
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._accepted, host, port, backlog=1024)
+        bound = self._server.sockets[0].getsockname()
+        return Address(bound[0], bound[1])
+
+    def serve(self, local: Peer, node: LocalNode) -> None:
+        """The node lives here from now on. The first is who answers a hello that asks for nobody in particular."""
+        self._nodes[local.id] = local, node
+
+    def withdraw(self, local: Peer) -> None:
+        """The node no longer lives here; its connections are closed, nobody is told."""
+        self._nodes.pop(local.id, None)
+        self.bulk.withdraw(local.id)
+        for lane in [lane for key, lane in self._lanes.items() if key[0] == local.id]:
+            self._shut(lane, "the node has left")
+
+    # --- control ------------------------------------------------------------------------------------------------------
+
+    def send(self, local: Peer, remote: Peer, message: Message) -> None:
+        """Towards this life of `remote`, dialling first where there is no connection. No promise; where none can be made,
+        the local node is told that the peer is lost. LocalProtocolError for a message that has no wire form."""
+        data = frame(encode(message))
+        if self._closed:
+            return
+        lane = self._lane(local, remote)
+        lane.send(data)
+        if not lane.links and lane.dialling is None:
+            lane.dialling = self._spawn(self._dial_lane(lane))
+
+    async def dial_fresh(self, local: Peer, peer: Peer) -> Dialled:
+        """A new connection with its hello, whatever connections exist, within probe_timeout_s. Never raises for what the
+        network does. A connection that was made stays in the pool, first in line."""
+        return await self._dial_kept(local, peer.address, peer.id)
+
+    async def dial_seed(self, local: Peer, address: Address) -> Dialled:
+        """As dial_fresh(), whoever lives there; finding ourselves is a failure."""
+        return await self._dial_kept(local, address, None)
+
+    def disconnect(self, local: Peer, remote: Peer) -> None:
+        """Ends every control connection with this life of the peer, once what was written has left. Nobody is told."""
+        lane = self._lanes.get((local.id, remote.id, remote.incarnation))
+        if lane is not None:
+            self._shut(lane, "disconnected")
+
+    def drop(self, local: Peer, remote: Peer, reason: str) -> None:
+        """The peer erred: says so in a Refusal on every control connection with this life, and ends them. The node is told
+        that the peer is lost."""
+        lane = self._lanes.get((local.id, remote.id, remote.incarnation))
+        for link in list(lane.links) if lane is not None else ():
+            logger.warning("%s: dropped: %s", link, reason)
+            link.refuse(Refusal("malformed", reason))
+
+    def peers(self, local: Peer) -> list[Peer]:
+        """With whom the node has a control connection now."""
+        return [lane.remote for lane in self._lanes.values() if lane.local.id == local.id and lane.links]
+
+    async def close(self) -> None:
+        """Stops listening and ends every connection: in order where the other side reads, else after probe_timeout_s. All
+        tasks and sockets are gone when this returns."""
+        self._closed = True
+        if self._server is not None:
+            self._server.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._lanes.clear()
+        links = list(self._links)
+        for link in links:
+            link.close("closing")
+        await asyncio.gather(*(link.closed() for link in links))
+        if self._server is not None:
+            await self._server.wait_closed()
+
+    # --- lanes --------------------------------------------------------------------------------------------------------
+
+    def _lane(self, local: Peer, remote: Peer) -> Lane:
+        key = local.id, remote.id, remote.incarnation
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = Lane(local, remote, self.parameters.send_queue_max)
+        return lane
+
+    async def _dial_lane(self, lane: Lane) -> None:
+        reason = ""
+        try:
+            link = await self._dial(lane.local, lane.remote.address, lane.remote.id, "control")
+            if link.peer.incarnation != lane.remote.incarnation:
+                reason = f"incarnation {link.peer.incarnation} lives there, not {lane.remote.incarnation}"
+        except DialFailed as error:
+            reason = str(error)
+        lane.dialling = None
+        if not lane.links:
+            self._lose(lane, reason or "the connection ended at once")
+
+    def _lose(self, lane: Lane, reason: str) -> None:
+        """The last of the lane is gone, and not by our will."""
+        if self._lanes.get(lane.key) is not lane:
+            return
+        del self._lanes[lane.key]
+        found = self._nodes.get(lane.local.id)
+        if found is not None and not self._closed:
+            found[1].lost(lane.remote, reason)
+
+    def _shut(self, lane: Lane, reason: str) -> None:
+        """By our will: out of the table first, so that nobody is told."""
+        del self._lanes[lane.key]
+        lane.shut(reason)
+
+    def _evict(self, count: int) -> None:
+        """Closes the control connections that were silent longest."""
+        quiet = sorted((lane for lane in self._lanes.values() if lane.links), key=lambda lane: lane.used_at)
+        for lane in quiet[:count]:
+            logger.info("%s: closed, the least recently used of %d connections", lane.remote, len(self._lane_of))
+            self._shut(lane, "too many connections")
+
+    # --- dials --------------------------------------------------------------------------------------------------------
+
+    async def _dial_kept(self, local: Peer, address: Address, receiver: NodeId | None) -> Dialled:
+        try:
+            link = await self._dial(local, address, receiver, "control")
+        except DialFailed as error:
+            return Dialled(None, error.refused, str(error))
+        if link.peer == local:
+            link.close("a connection with ourselves")
+            return Dialled(None, False, f"{address} is this node itself")
+        return Dialled(link.peer)
+
+    async def _dial_bulk(self, local: Peer, remote: Peer) -> Link:
+        return await self._dial(local, remote.address, remote.id, "bulk")
+
+    async def _dial(self, local: Peer, address: Address, receiver: NodeId | None, channel: Channel) -> Link:
+        """A link past its hello, or DialFailed."""
+
+        def make() -> Link:
+            limit = self.parameters.control_frame_bytes_max
+            return self._link(Session.dialling(self.cluster, local, receiver, channel, limit), inbound=False)
+
+        if self._closed:
+            raise DialFailed("this process is closing")
+        timeout_s = self.parameters.probe_timeout_s
+        try:
+            return await dial(make, address, timeout_s)
+        except DialFailed as error:
+            if not error.exhausted:
+                raise
+        logger.warning("no file descriptor is left: raise the limit (ulimit -n) or have fewer agents in one process")
+        self._evict(EVICTED_AT_ONCE)
+        await asyncio.sleep(0)  # transports close their sockets in the loop's next turn
+        return await dial(make, address, timeout_s)
+
+    # --- links --------------------------------------------------------------------------------------------------------
+
+    def _resident(self, identifier: NodeId | None) -> Peer | None:
+        if identifier is None:
+            return next((peer for peer, _ in self._nodes.values()), None)
+        found = self._nodes.get(identifier)
+        return found[0] if found is not None else None
+
+    def _link(self, session: Session, *, inbound: bool) -> Link:
+        return Link(session, self, self._inlet, self.parameters.probe_timeout_s, inbound=inbound)
+
+    def _accepted(self) -> Link:
+        return self._link(Session.listening(self.cluster, self._resident, self.parameters.control_frame_bytes_max), inbound=True)
+
+    def link_made(self, link: Link) -> None:
+        """Part of LinkOwner, as the next two: nobody but a Link calls them."""
+        self._links.add(link)
+        self._half_open += link.inbound
+        if self._closed or self._half_open > HALF_OPEN_MAX:
+            link.abort("closing" if self._closed else "too many connections that have not said hello")
+
+    def link_greeted(self, link: Link) -> None:
+        self._half_open -= link.inbound
+        hello = link.session.hello
+        assert hello is not None
+        if hello.channel == "control":
+            # Our own other end (a seed that is ourselves) is no peer; whoever dialled closes it.
+            if link.peer != link.local:
+                self._attach(link)
+        elif link.inbound:
+            self._spawn(self.bulk.serve_link(link) if hello.channel == "bulk" else self._serve_status(link))
+
+    def link_ended(self, link: Link, reason: str) -> None:
+        self._links.discard(link)
+        self._half_open -= link.inbound and link.session.hello is None
+        lane = self._lane_of.pop(link, None)
+        if lane is None:
+            return
+        lane.detach(link)
+        if not lane.links and lane.dialling is None:
+            self._lose(lane, reason)
+
+    def _attach(self, link: Link) -> None:
+        if len(self._lane_of) >= self._connections_max:
+            self._evict(1)
+        lane = self._lane_of[link] = self._lane(link.local, link.peer)
+        lane.attach(link, first=not link.inbound)
+        link.deliver(partial(self._received, link))
+
+    def _received(self, link: Link, message: Message) -> None:
+        found = self._nodes.get(link.local.id)
+        if found is not None:
+            found[1].received(link.peer, message)
+
+    # --- status -------------------------------------------------------------------------------------------------------
+
+    async def _serve_status(self, link: Link) -> None:
+        """One question, one answer."""
+        try:
+            async with asyncio.timeout(self.parameters.probe_timeout_s):
+                question = await link.receive()
+        except (TimeoutError, LinkClosed, RemoteProtocolError) as error:
+            link.close(str(error) or "no question came")
+            return
+        stops = isinstance(question, StopRequest) and self.stop is not None
+        if self.status_document is None or not (stops or isinstance(question, StatusRequest)):
+            link.refuse(Refusal("malformed", f"{type(question).__name__} is not served here"))
+            return
+        link.send(StatusReply(self.status_document()))
+        link.close("answered")
+        if stops and self.stop is not None:
+            self.stop()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -1,0 +1,85 @@
+"""One dial: a TCP connection and the hello on it, under one deadline. Tells a host that refuses from one that says nothing.
+
+The difference matters: a refusal is an answer, from a machine that lives, that the process is gone. Silence proves nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import socket
+from collections.abc import Callable
+
+from protocol.aio.link import Link, LinkClosed
+from protocol.identifiers import Address
+
+
+class DialFailed(Exception):
+    """No link came of it; the message says why.
+
+    refused: the host answered that nobody listens there, or who listens says that the id does not live there.
+
+    exhausted: it was we who had no file descriptor left, which says nothing about the other side.
+    """
+
+    def __init__(self, reason: str, *, refused: bool = False, exhausted: bool = False) -> None:
+        super().__init__(reason)
+        self.refused = refused
+        self.exhausted = exhausted
+
+
+async def dial(make_link: Callable[[], Link], address: Address, timeout_s: float) -> Link:
+    """A link whose hello is through. DialFailed otherwise, nothing left open."""
+    link: Link | None = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            link = await _connect(make_link, address)
+            await link.ready()
+            return link
+    except TimeoutError as error:
+        raise DialFailed(f"{address} gave no {'hello' if link else 'answer'} within {timeout_s:g} s") from error
+    except LinkClosed as error:
+        refusal = link.session.refusal if link else None
+        raise DialFailed(str(error), refused=refusal is not None and refusal.code == "receiver") from error
+    finally:
+        if link is not None and link.session.hello is None:
+            link.abort("the dial was given up")
+
+
+async def _connect(make_link: Callable[[], Link], address: Address) -> Link:
+    """To the first of the host's addresses that accepts. Refused only where all of them refuse."""
+    if not 0 < address.port < 1 << 16:
+        raise DialFailed(f"{address} is no address: ports are 1 to 65535")  # uvloop would take the lower 16 bits
+    loop = asyncio.get_running_loop()
+    errors: list[OSError] = []
+    try:
+        for host in await _hosts(address):
+            try:
+                _, link = await loop.create_connection(make_link, host, address.port)
+                return link
+            except TimeoutError:
+                raise
+            except OSError as error:
+                errors.append(error)
+    except (ValueError, OverflowError, TypeError) as error:
+        raise DialFailed(f"{address} is no address: {error}") from error
+    refused = all(error.errno == errno.ECONNREFUSED for error in errors)
+    exhausted = any(error.errno in (errno.EMFILE, errno.ENFILE) for error in errors)
+    if refused:
+        raise DialFailed(f"{address} refused the connection: nobody listens there", refused=True)
+    raise DialFailed(f"{address} cannot be reached: {errors[0].strerror or errors[0]}", exhausted=exhausted)
+
+
+async def _hosts(address: Address) -> list[str]:
+    """The numeric addresses of a host, in the resolver's order; a numeric one is itself, without a thread's help."""
+    try:
+        ipaddress.ip_address(address.host)
+        return [address.host]
+    except ValueError:
+        pass
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise DialFailed(f"{address.host!r} has no address: {error.strerror or error}") from error
+    return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))

@@ -1,0 +1,314 @@
+"""One TCP connection: a Session on an asyncio transport.
+
+A link is read in one of two ways. A control link *pushes*: each message goes to the function given to deliver(), as it comes. A
+bulk or status link is *pulled*: its one user awaits receive(), and receive_into() for bytes that are no messages, which the
+kernel then writes straight into the caller's buffer (no copy, which is why this is a BufferedProtocol). A pulled link that
+nobody reads stops reading from the socket.
+
+Whatever ends a link ends it once, with one reason, in words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from protocol.errors import RemoteProtocolError
+from protocol.identifiers import Peer
+from protocol.wire.messages import Hello, Message, NotUnderstood, Refusal
+from protocol.wire.session import Session
+
+logger = logging.getLogger(__name__)
+
+INLET_BYTES = 256 * 1024
+CHUNK_BYTES = 256 * 1024
+"""Raw bytes are written in pieces of this size, so that a slow reader is noticed between two of them."""
+WRITE_BUFFER_BYTES_MAX = 512 * 1024
+"""More than this waiting in the transport, and the link says that it is full."""
+READ_AHEAD_BYTES_MAX = 1 << 20
+"""A pulled link that holds this much unread stops reading."""
+
+
+class LinkClosed(ConnectionError):
+    """The link ended before what was awaited came; the message says why."""
+
+
+class Inlet:
+    """The buffer that all links of one loop read into: each read is consumed before the next begins."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(INLET_BYTES))
+
+
+class LinkOwner(Protocol):
+    """Who made a link and hears of it. Called from the loop."""
+
+    def link_made(self, link: Link) -> None:
+        """Connected; no hello yet."""
+
+    def link_greeted(self, link: Link) -> None:
+        """The other side's hello is through: the link may now be used."""
+
+    def link_ended(self, link: Link, reason: str) -> None:
+        """The connection is gone."""
+
+
+class Link(asyncio.BufferedProtocol):
+    """One connection. Its owner hears of it at most three times: made, greeted, ended; what was made also ends."""
+
+    def __init__(
+        self,
+        session: Session,
+        owner: LinkOwner,
+        inlet: Inlet,
+        hello_timeout_s: float,
+        *,
+        inbound: bool,
+    ) -> None:
+        self.session = session
+        self.inbound = inbound
+        self.paused = False  # the transport's buffer is full
+        self.used_at = 0.0  # loop time of the last byte in either direction
+        self.on_writable: Callable[[], None] | None = None
+        self._owner = owner
+        self._inlet = inlet
+        self._hello_timeout_s = hello_timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None  # the hello's deadline, later that of a slow close
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._closed: asyncio.Future[None] = self._loop.create_future()
+        self._deliver: Callable[[Message], None] | None = None
+        self._reader: asyncio.Future[None] | None = None  # who awaits bytes
+        self._writer: asyncio.Future[None] | None = None  # who awaits room
+        self._target: memoryview | None = None  # where raw bytes go, as far as it is not filled
+        self._reading_paused = False
+        self._reason = ""
+
+    # --- what users of a link call ------------------------------------------------------------------------------------
+
+    @property
+    def peer(self) -> Peer:
+        """The other side, as its hello named it; only after the hello."""
+        assert self.session.hello is not None
+        return self.session.hello.sender
+
+    @property
+    def local(self) -> Peer:
+        """Which of our nodes this link belongs to; only after the hello."""
+        assert self.session.local is not None
+        return self.session.local
+
+    @property
+    def closing(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """For tests and statistics."""
+        return self._transport
+
+    async def ready(self) -> None:
+        """Until the hello is through. LinkClosed where the link ended before."""
+        await asyncio.shield(self._ready)
+
+    async def closed(self) -> None:
+        """Until the link has ended."""
+        await asyncio.shield(self._closed)
+
+    def deliver(self, receiver: Callable[[Message], None]) -> None:
+        """Push mode from now on: every message, those already here included, goes to `receiver`."""
+        self._deliver = receiver
+        self._pump()
+
+    def send(self, message: Message) -> None:
+        """Queues one message; nothing where the link is closing."""
+        self.session.send(message)
+        self._flush()
+
+    def send_frame(self, data: bytes) -> None:
+        """One message that was encoded and framed already."""
+        if self._transport is not None and not self._transport.is_closing():
+            self.used_at = self._loop.time()
+            self._transport.write(data)
+
+    async def receive(self) -> Message:
+        """Pull mode: the next message. LinkClosed at the end; RemoteProtocolError, the link closed, for one that is no message."""
+        while True:
+            message = self._next()
+            if message is not None:
+                return message
+            await self._bytes()
+
+    async def receive_into(self, target: memoryview) -> None:
+        """Pull mode: fills `target` with the raw bytes that follow the last message. LinkClosed where they end early."""
+        early = self.session.take_raw(len(target))
+        target[: len(early)] = early
+        self._target = target[len(early) :]
+        try:
+            while len(self._target):
+                await self._bytes()
+        finally:
+            self._target = None
+
+    async def send_raw(self, data: memoryview) -> None:
+        """Writes bytes that are no message, no faster than the other side reads. LinkClosed where the link ends meanwhile."""
+        for start in range(0, len(data), CHUNK_BYTES):
+            while self.paused and not self._closed.done():
+                self._writer = self._loop.create_future()
+                await self._writer
+            if self._transport is None or self._transport.is_closing():
+                raise LinkClosed(self._reason or "closed")
+            self._transport.write(data[start : start + CHUNK_BYTES])
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Says why, then closes."""
+        self.send(refusal)
+        self.close(refusal.reason)
+
+    def close(self, reason: str) -> None:
+        """Ends the link when what was written has left; after as long as a hello may take, at once."""
+        self._reason = self._reason or reason
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._transport.close()
+        self._set_timer(self._transport.abort)
+
+    def abort(self, reason: str) -> None:
+        """Ends the link now; what was not sent is lost."""
+        self._reason = self._reason or reason
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- what the transport calls -------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Not an assertion: uvloop's transports do not derive from asyncio's.
+        self._transport = transport = cast("asyncio.Transport", transport)
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
+        # On both sides, or small messages wait 40 ms for the other side's delayed acknowledgement.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._set_timer(lambda: self.abort(f"no hello within {self._hello_timeout_s:g} s"))
+        self._owner.link_made(self)
+        self._flush()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._target if self._target is not None and len(self._target) else self._inlet.view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.used_at = self._loop.time()
+        if self._target is not None and len(self._target):
+            self._target = self._target[nbytes:]
+            if not len(self._target):
+                self._wake_reader()
+            return
+        self.session.receive(self._inlet.view[:nbytes])
+        if self.session.hello is None and not self._greeted():
+            return
+        self._pump()
+        self._wake_reader()
+        if self._deliver is None and self._transport is not None and self.session.unread_bytes > READ_AHEAD_BYTES_MAX:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._reason = self._reason or (f"connection lost: {exc}" if exc is not None else "closed by the other side")
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._ready.done():
+            self._ready.set_exception(LinkClosed(self._reason))
+            self._ready.exception()  # nobody may be waiting, which is no mistake
+        self._closed.set_result(None)
+        self._wake_reader()
+        self._wake_writer()
+        self._deliver = self.on_writable = None
+        self._owner.link_ended(self, self._reason)
+
+    def pause_writing(self) -> None:
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        self._wake_writer()
+        if self.on_writable is not None:
+            self.on_writable()
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _greeted(self) -> bool:
+        """Whether the hello has come, after this read; a wrong one closes the link."""
+        try:
+            message = self._next()
+        except RemoteProtocolError:
+            return False
+        if not isinstance(message, Hello):
+            return False
+        if self._timer is not None:
+            self._timer.cancel()
+        self._ready.set_result(None)
+        self._owner.link_greeted(self)
+        return True
+
+    def _next(self) -> Message | None:
+        try:
+            return self.session.next_message()
+        except RemoteProtocolError as error:
+            logger.warning("%s: dropped: %s", self, error)
+            self._flush()
+            self.close(str(error))
+            raise
+        finally:
+            self._flush()
+
+    def _pump(self) -> None:
+        while self._deliver is not None and not self.closing:
+            try:
+                message = self._next()
+            except RemoteProtocolError:
+                return
+            if message is None:
+                return
+            if isinstance(message, NotUnderstood):
+                logger.warning("%s: the other side does not know message tag %d: is it older?", self, message.tag)
+            else:
+                self._deliver(message)
+
+    def _flush(self) -> None:
+        data = self.session.data_to_send()
+        if data:
+            self.send_frame(data)
+
+    async def _bytes(self) -> None:
+        """Until something was read, or the target is full."""
+        if self._closed.done():
+            raise LinkClosed(self._reason)
+        if self._reading_paused and self._transport is not None:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        self._reader = self._loop.create_future()
+        await self._reader
+
+    def _wake_reader(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    def _wake_writer(self) -> None:
+        if self._writer is not None and not self._writer.done():
+            self._writer.set_result(None)
+
+    def _set_timer(self, act: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(self._hello_timeout_s, act)
+
+    def __str__(self) -> str:
+        name = self._transport.get_extra_info("peername") if self._transport is not None else None
+        where = f"{name[0]}:{name[1]}" if name else "not connected"
+        hello = self.session.hello
+        return f"link with {hello.sender}" if hello is not None else f"link with {where}"

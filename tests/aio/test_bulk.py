@@ -1,0 +1,255 @@
+"""Records move whole or not at all, and every end of a transfer has its reason."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Any
+
+import pytest
+
+from protocol.aio.bulk import BulkError, PushOutcome
+from protocol.aio.link import LinkClosed
+from protocol.identifiers import NodeId, Peer, agent_id, tree_id
+from protocol.parameters import OverlayParameters
+from protocol.wire.messages import BulkAccept, BulkFetch, BulkPush, Ping, RecordSummary
+
+Start = Callable[..., Any]
+OWNER, TREE = agent_id("c", "owner"), tree_id("t", "u")
+HASTY = OverlayParameters(delay_max_s=0.1)
+
+
+def record(size: int = 1000, version: int = 1, fill: int = 7) -> tuple[RecordSummary, bytes]:
+    data = bytes([fill]) * size
+    return RecordSummary(OWNER, TREE, version, 1, 0, 0, False, size, sha256(data).digest()), data
+
+
+@dataclass
+class Shelf:
+    """A handler that keeps what it is given."""
+
+    taken: list[tuple[RecordSummary, bytes, str, Peer]] = field(default_factory=list)
+    offers: dict[tuple[NodeId, NodeId], tuple[RecordSummary, bytes]] = field(default_factory=dict)
+    admits: Callable[[RecordSummary], str | None] = lambda summary: None
+    accepts: Callable[[RecordSummary], str | None] = lambda summary: None
+    held: RecordSummary | None = None
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    gave_up: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def holds(self, summary: RecordSummary) -> bool:
+        return summary == self.held
+
+    def admit(self, summary: RecordSummary, purpose: str) -> str | None:
+        self.asked.set()
+        return self.admits(summary)
+
+    async def accept(self, summary: RecordSummary, data: Any, purpose: str, sender: Peer) -> str | None:
+        self.taken.append((summary, bytes(data), purpose, sender))
+        return self.accepts(summary)
+
+    async def provide(self, owner: NodeId, tree: NodeId, version: int) -> tuple[RecordSummary, bytes] | None:
+        self.asked.set()
+        try:
+            if version == 99:
+                await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            self.gave_up.set()
+            raise
+        return self.offers.get((owner, tree))
+
+
+@pytest.fixture
+async def pair(start: Start) -> tuple[Any, Any, Shelf]:
+    a, b, shelf = await start("a"), await start("b"), Shelf()
+    b.connections.bulk.serve(b.peer.id, shelf)
+    return a, b, shelf
+
+
+async def push(a: Any, b: Any, summary: RecordSummary, data: bytes, purpose: str = "replica") -> PushOutcome:
+    outcome: PushOutcome = await a.connections.bulk.push(a.peer, b.peer, summary, data, purpose)
+    return outcome
+
+
+async def fetch(a: Any, b: Any, version: int = 1, patience_s: float = 0.0) -> tuple[RecordSummary, Any]:
+    fetched: tuple[RecordSummary, Any] = await a.connections.bulk.fetch(a.peer, b.peer, OWNER, TREE, version, patience_s)
+    return fetched
+
+
+@pytest.mark.parametrize("size", [0, 1, 300_000, 10_000_000])
+async def test_a_record_is_pushed_and_fetched(pair: tuple[Any, Any, Shelf], size: int) -> None:
+    a, b, shelf = pair
+    summary, data = record(size)
+    assert await push(a, b, summary, data, "upload") == PushOutcome("stored")
+    assert shelf.taken == [(summary, data, "upload", a.peer)]
+    shelf.offers[OWNER, TREE] = summary, data
+    found, fetched = await fetch(a, b)
+    assert (found, bytes(fetched)) == (summary, data)
+    assert b.connections.bulk._receiving_bytes == 0
+
+
+async def test_heartbeats_go_on_while_a_record_moves(pair: tuple[Any, Any, Shelf]) -> None:
+    a, b, _ = pair
+    moving = asyncio.create_task(push(a, b, *record(50_000_000)))
+    while not moving.done():
+        before = len(b.node.messages)
+        a.connections.send(a.peer, b.peer, Ping())
+        await b.node.until(lambda before=before: len(b.node.messages) > before, timeout_s=1)  # type: ignore[misc]
+    assert (await moving).outcome == "stored"
+
+
+async def test_a_holder_refuses_before_any_byte(pair: tuple[Any, Any, Shelf]) -> None:
+    a, b, shelf = pair
+    shelf.admits = lambda summary: "the store is full"
+    assert await push(a, b, *record()) == PushOutcome("refused", "the store is full")
+    assert not shelf.taken
+
+
+async def test_a_receiver_refuses_afterwards(pair: tuple[Any, Any, Shelf]) -> None:
+    a, b, shelf = pair
+    shelf.accepts = lambda summary: "this round is over"
+    assert await push(a, b, *record(), "upload") == PushOutcome("refused", "this round is over")
+
+
+async def test_what_is_held_does_not_move_again(pair: tuple[Any, Any, Shelf]) -> None:
+    a, b, shelf = pair
+    summary, data = record()
+    shelf.held = summary
+    assert await push(a, b, summary, data) == PushOutcome("stored")
+    assert not shelf.taken
+
+
+@pytest.mark.parametrize("size", [1000, 2_000_000], ids=["in place", "in a thread"])
+async def test_corrupted_bytes_are_never_handed_on(pair: tuple[Any, Any, Shelf], size: int) -> None:
+    a, b, shelf = pair
+    summary, data = record(size)
+    corrupted = data[:-1] + b"\x00"
+    outcome = await push(a, b, summary, corrupted)
+    assert outcome.outcome == "refused"
+    assert "does not have its digest" in outcome.reason
+    assert not shelf.taken
+    shelf.offers[OWNER, TREE] = summary, corrupted
+    with pytest.raises(BulkError, match="does not have its digest"):
+        await fetch(a, b)
+
+
+async def test_a_sender_that_dies_in_the_middle(pair: tuple[Any, Any, Shelf]) -> None:
+    a, b, shelf = pair
+    summary, data = record(1_000_000)
+    link = await a.connections._dial_bulk(a.peer, b.peer)
+    link.send(BulkPush(summary, "replica"))
+    assert await link.receive() == BulkAccept()
+    await link.send_raw(memoryview(data)[:400_000])
+    (theirs,) = b.connections._links
+    link.abort("kill -9")
+    await theirs.closed()
+    assert not shelf.taken
+    assert await push(a, b, summary, data) == PushOutcome("stored"), "the next one is not in its way"
+
+
+async def test_a_holder_that_dies_in_the_middle(pair: tuple[Any, Any, Shelf]) -> None:
+    a, b, shelf = pair
+    shelf.offers[OWNER, TREE] = record(50_000_000)
+    fetching = asyncio.create_task(fetch(a, b))
+    await shelf.asked.wait()
+    (theirs,) = b.connections._links
+    theirs.abort("kill -9")
+    with pytest.raises(BulkError):
+        await fetching
+
+
+async def test_nobody_has_it(pair: tuple[Any, Any, Shelf]) -> None:
+    a, b, _ = pair
+    with pytest.raises(BulkError, match=r"no record of .* of version 1 or later is held here"):
+        await fetch(a, b)
+
+
+async def test_an_older_record_than_asked_for_is_not_taken(pair: tuple[Any, Any, Shelf]) -> None:
+    a, b, shelf = pair
+    shelf.offers[OWNER, TREE] = record(version=3)
+    with pytest.raises(BulkError, match=r"asked for version 4 of .*, was offered 3"):
+        await fetch(a, b, version=4)
+
+
+async def test_who_does_not_wait_is_not_waited_for(pair: tuple[Any, Any, Shelf]) -> None:
+    """provide() may wait long; it ends with the connection."""
+    a, b, shelf = pair
+    fetching = asyncio.create_task(fetch(a, b, version=99, patience_s=60))
+    await shelf.asked.wait()
+    fetching.cancel()
+    async with asyncio.timeout(5):
+        await shelf.gave_up.wait()
+
+
+async def test_a_holder_that_says_nothing(start: Start) -> None:
+    """P8."""
+    a, b, shelf = await start("a", parameters=HASTY), await start("b"), Shelf()
+    b.connections.bulk.serve(b.peer.id, shelf)
+    with pytest.raises(BulkError, match=r"did not deliver within 0\.2 s"):
+        await fetch(a, b, version=99)
+
+
+async def test_a_sender_that_stalls_is_given_up(start: Start) -> None:
+    a, b, shelf = await start("a"), await start("b", parameters=HASTY), Shelf()
+    b.connections.bulk.serve(b.peer.id, shelf)
+    link = await a.connections._dial_bulk(a.peer, b.peer)
+    link.send(BulkPush(record()[0], "replica"))
+    assert await link.receive() == BulkAccept()
+    with pytest.raises(LinkClosed):
+        await link.receive()
+    assert b.connections.bulk._receiving_bytes == 0
+
+
+async def test_sizes_are_bounded(start: Start) -> None:
+    """P7: one record, and all that are under way together."""
+    small = OverlayParameters(record_bytes_max=5000)
+    a, b, shelf = await start("a"), await start("b", parameters=small), Shelf()
+    b.connections.bulk.serve(b.peer.id, shelf)
+    outcome = await push(a, b, *record(5001))
+    assert (outcome.outcome, outcome.reason) == ("refused", "a record of 5001 bytes where at most 5000 may be")
+    first = await a.connections._dial_bulk(a.peer, b.peer)
+    first.send(BulkPush(record(3000)[0], "replica"))
+    assert await first.receive() == BulkAccept()
+    outcome = await push(a, b, *record(3000, version=2))
+    assert outcome.outcome == "failed", "busy is no refusal of the record"
+    assert "3000 bytes of other records" in outcome.reason
+    link = await a.connections._dial_bulk(a.peer, b.peer)
+    link.send(BulkPush(replace(record()[0], record_bytes=-1), "replica"))
+    assert "BulkRefuse" in repr(await link.receive())
+
+
+async def test_what_begins_no_transfer_is_refused(pair: tuple[Any, Any, Shelf]) -> None:
+    a, b, _ = pair
+    link = await a.connections._dial_bulk(a.peer, b.peer)
+    link.send(Ping())
+    with pytest.raises(Exception, match="Ping begins no transfer"):
+        await link.receive()
+
+
+async def test_a_node_without_records(start: Start) -> None:
+    a, b = await start("a"), await start("b")
+    outcome = await push(a, b, *record())
+    assert outcome.outcome == "failed"
+    assert "no records are exchanged here" in outcome.reason
+
+
+async def test_a_dead_holder(start: Start, free_port: Callable[[], int]) -> None:
+    a = await start("a")
+    dead = Peer(agent_id("c", "dead"), "127.0.0.1", free_port(), 1)
+    outcome = await a.connections.bulk.push(a.peer, dead, *record(), "replica")
+    assert outcome.outcome == "failed"
+    assert "nobody listens there" in outcome.reason
+    with pytest.raises(BulkError, match="nobody listens there"):
+        await a.connections.bulk.fetch(a.peer, dead, OWNER, TREE, 1)
+
+
+async def test_closing_during_transfers_leaves_nothing(pair: tuple[Any, Any, Shelf]) -> None:
+    a, b, shelf = pair
+    waiting = asyncio.create_task(fetch(a, b, version=99, patience_s=60))
+    await shelf.asked.wait()
+    link = await a.connections._dial_bulk(a.peer, b.peer)
+    link.send(BulkFetch(OWNER, TREE, 1))
+    await b.connections.close()
+    with pytest.raises(BulkError):
+        await waiting

@@ -1,0 +1,279 @@
+"""The loop: order, one timer, effects and their ends, and mistakes that are not swallowed. The node here follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+import pytest
+
+from protocol.aio.driver import Driver
+from protocol.aio.store import RecordStore
+from protocol.errors import RemoteProtocolError
+from protocol.identifiers import Address, Peer, agent_id, tree_id
+from protocol.overlay import effects, events
+from protocol.parameters import OverlayParameters
+from protocol.wire.messages import Ping, Pong, RecordSummary
+
+Start = Callable[..., Any]
+
+
+@dataclass
+class Scripted:
+    """A node that answers each kind of event with what the test said, and keeps what it was told."""
+
+    self_peer: Peer
+    script: Callable[[Any], list[Any]] = lambda event: []
+    deadline: float | None = None
+    seen: list[tuple[Any, float]] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def handle(self, event: Any, now: float) -> list[Any]:
+        self.seen.append((event, now))
+        self.changed.set()
+        return self.script(event)
+
+    def next_deadline(self) -> float | None:
+        return self.deadline
+
+    @property
+    def events(self) -> list[Any]:
+        return [event for event, _ in self.seen]
+
+    async def until(self, kind: type) -> Any:
+        async with asyncio.timeout(5):
+            while not (found := [event for event in self.events if isinstance(event, kind)]):
+                self.changed.clear()
+                await self.changed.wait()
+        return found[-1]
+
+
+@dataclass
+class Daemon:
+    """An application that keeps what it is handed."""
+
+    effects: list[Any] = field(default_factory=list)
+    uploads: list[tuple[RecordSummary, bytes, Peer]] = field(default_factory=list)
+    then: Callable[[Any], None] = lambda effect: None
+
+    def __call__(self, effect: Any) -> None:
+        self.effects.append(effect)
+        self.then(effect)
+
+    async def on_upload(self, summary: RecordSummary, data: Any, sender: Peer) -> str | None:
+        self.uploads.append((summary, bytes(data), sender))
+        return None if summary.version > 1 else "too old"
+
+
+@dataclass
+class Host:
+    driver: Driver
+    node: Scripted
+    daemon: Daemon
+    store: RecordStore
+
+    @property
+    def peer(self) -> Peer:
+        return self.node.self_peer
+
+
+@pytest.fixture
+async def host(start: Start) -> AsyncIterator[Callable[..., Any]]:
+    """host(name, script) -> Host, closed at the end."""
+    hosts: list[Host] = []
+
+    async def host(name: str, script: Callable[[Any], list[Any]] = lambda event: []) -> Host:
+        process = await start(name)
+        node, daemon, store = Scripted(process.peer, script), Daemon(), RecordStore(None, 1 << 24, print)
+        driver = Driver(node, process.connections, store, daemon, OverlayParameters())
+        driver.start()
+        hosts.append(Host(driver, node, daemon, store))
+        return hosts[-1]
+
+    yield host
+    for each in hosts:
+        await each.driver.close()
+
+
+def record(version: int = 1, size: int = 1000) -> tuple[RecordSummary, bytes]:
+    data = bytes([version]) * size
+    return RecordSummary(agent_id("c", "o"), tree_id("t", "u"), version, 1, 0, 0, False, size, sha256(data).digest()), data
+
+
+async def test_the_timer_follows_the_next_deadline(host: Any) -> None:
+    a = await host("a")
+    loop = asyncio.get_running_loop()
+    a.node.deadline = loop.time() + 3600
+    a.driver.dispatch(events.Started())
+    a.node.deadline = due = loop.time() + 0.05
+    a.node.script = lambda event: setattr(a.node, "deadline", None) or []  # type: ignore[func-returns-value]
+    a.node.deadline = due
+    a.driver._arm()
+    await a.node.until(events.TimerFired)
+    assert [type(event) for event in a.node.events] == [events.Started, events.TimerFired]
+    assert a.node.seen[-1][1] >= due, "a timer that rings early would ring again"
+    assert a.driver._timer is None
+
+
+async def test_a_deadline_that_has_passed_is_handled_at_once_but_not_inside(host: Any) -> None:
+    a = await host("a")
+    a.node.deadline = 0.0
+    a.driver.dispatch(events.Started())
+    assert a.node.events == [events.Started()]
+    a.node.script = lambda event: setattr(a.node, "deadline", None) or []  # type: ignore[func-returns-value]
+    await a.node.until(events.TimerFired)
+
+
+async def test_what_is_dispatched_inside_is_handled_after(host: Any) -> None:
+    facts = {events.Started: ["one", "two"], events.Leave: ["three"]}
+    a = await host("a", lambda event: [effects.Notify(fact) for fact in facts[type(event)]])
+    a.daemon.then = lambda effect: a.driver.dispatch(events.Leave()) if effect.fact == "one" else None
+    a.driver.dispatch(events.Started())
+    assert [effect.fact for effect in a.daemon.effects] == ["one", "two", "three"]
+
+
+async def test_messages_and_losses_arrive_as_events(host: Any) -> None:
+    b = await host("b", lambda event: [effects.Send(event.peer, Pong())] if isinstance(event, events.MessageReceived) else [])
+    a = await host("a", lambda event: [effects.Send(b.peer, Ping())] if isinstance(event, events.Started) else [])
+    a.driver.dispatch(events.Started())
+    assert await a.node.until(events.MessageReceived) == events.MessageReceived(b.peer, Pong())
+    a.node.script = lambda event: [effects.Disconnect(b.peer)]
+    a.driver.dispatch(events.Leave())
+    assert (await b.node.until(events.PeerLost)).peer == a.peer
+
+
+async def test_dials_end_in_events(host: Any, free_port: Callable[[], int]) -> None:
+    b = await host("b")
+    nowhere = Address("127.0.0.1", free_port())
+    dead = Peer(agent_id("c", "dead"), *nowhere, 1)
+    a = await host("a", lambda event: [effects.Dial(b.peer), effects.DialSeed(b.peer.address)] if event == events.Started() else [])
+    a.driver.dispatch(events.Started())
+    assert (await a.node.until(events.DialEnded)).found == b.peer
+    assert await a.node.until(events.SeedAnswered) == events.SeedAnswered(b.peer.address, b.peer)
+    a.node.script = lambda event: [effects.Dial(dead), effects.DialSeed(nowhere)] if event == events.Leave() else []
+    a.node.seen.clear()
+    a.driver.dispatch(events.Leave())
+    assert (await a.node.until(events.DialEnded)).refused
+    assert (await a.node.until(events.SeedFailed)).address == nowhere
+
+
+async def test_a_replica_is_pushed_held_and_fetched_back(host: Any) -> None:
+    summary, data = record()
+    b = await host("b")
+    a = await host("a", lambda event: [effects.Push(1, b.peer, summary)] if event == events.Started() else [])
+    a.store.put(summary, data)
+    a.driver.dispatch(events.Started())
+    assert await a.node.until(events.PushEnded) == events.PushEnded(1, "stored")
+    assert b.node.events == [events.RecordHeld(summary)]
+    c = await host("c", lambda event: [effects.Fetch(2, b.peer, summary)] if event == events.Started() else [])
+    c.driver.dispatch(events.Started())
+    assert await c.node.until(events.FetchEnded) == events.FetchEnded(2, summary)
+    assert bytes(c.store.get(summary.owner, summary.tree)[1]) == data
+    c.node.script = lambda event: [effects.Discard(summary)]
+    c.driver.dispatch(events.Leave())
+    assert c.store.held() == []
+
+
+async def test_a_full_holder_refuses(host: Any) -> None:
+    summary, data = record(size=1 << 24)
+    b = await host("b")
+    b.store.put(*record(1, size=10))
+    b.store._bytes_max = 100
+    a = await host("a", lambda event: [effects.Push(1, b.peer, summary)] if event == events.Started() else [])
+    a.store.put(summary, data)
+    a.driver.dispatch(events.Started())
+    ended = await a.node.until(events.PushEnded)
+    assert ended.outcome == "refused"
+    assert "the store is full" in ended.reason
+
+
+async def test_a_record_that_was_superseded_is_not_pushed(host: Any) -> None:
+    b = await host("b")
+    a = await host("a", lambda event: [effects.Push(1, b.peer, record(1)[0])] if event == events.Started() else [])
+    a.store.put(*record(2))
+    a.driver.dispatch(events.Started())
+    assert (await a.node.until(events.PushEnded)).outcome == "failed"
+
+
+async def test_a_cancelled_transfer_says_nothing_more(host: Any) -> None:
+    b = await host("b")
+    wanted = record(9)[0]
+    answers = {events.Started: [effects.Fetch(5, b.peer, wanted)], events.Leave: [effects.CancelTransfer(5), effects.CancelTransfer(6)]}
+    a = await host("a", lambda event: answers.get(type(event), []))
+    a.driver.dispatch(events.Started())
+    (task,) = a.driver._tasks
+    a.driver.dispatch(events.Leave())
+    await asyncio.wait({task}, timeout=5)
+    assert task.cancelled()
+    assert [type(event) for event in a.node.events] == [events.Started, events.Leave]
+
+
+async def test_uploads_go_to_the_application(host: Any) -> None:
+    a, b = await host("a"), await host("b")
+    assert (await a.driver.upload(b.peer, *record(2))).outcome == "stored"
+    assert (await a.driver.upload(b.peer, *record(1))).reason == "too old"
+    assert b.daemon.uploads == [(*record(2), a.peer), (*record(1), a.peer)]
+    assert not b.node.events
+    assert b.store.held() == []
+
+
+async def test_a_daemon_fetches_for_itself(host: Any) -> None:
+    a, b = await host("a"), await host("b")
+    fetching = asyncio.create_task(a.driver.fetch(b.peer, record()[0].owner, record()[0].tree, 3, patience_s=5))
+    await asyncio.sleep(0)
+    b.store.put(*record(3))
+    summary, data = await fetching
+    assert (summary, bytes(data)) == record(3)
+    assert not a.node.events
+
+
+async def test_a_peer_that_errs_is_dropped_and_nothing_else(host: Any) -> None:
+    """P7."""
+
+    def strict(event: Any) -> list[Any]:
+        if isinstance(event, events.MessageReceived):
+            raise RemoteProtocolError("a ping out of turn")
+        return []
+
+    b = await host("b", strict)
+    a = await host("a", lambda event: [effects.Send(b.peer, Ping())] if isinstance(event, events.Started) else [])
+    a.driver.dispatch(events.Started())
+    assert "a ping out of turn" in (await a.node.until(events.PeerLost)).reason
+    assert (await b.node.until(events.PeerLost)).peer == a.peer
+    assert not b.driver.failed.done()
+
+
+@pytest.mark.parametrize("where", ["node", "application", "upload"])
+async def test_a_mistake_of_ours_is_loud(host: Any, where: str, caplog: pytest.LogCaptureFixture) -> None:
+    a = await host("a", lambda event: [effects.Notify("fact")] if where == "application" else [][1] if where == "node" else [])
+    a.daemon.then = lambda effect: {}["no such key"]
+    if where == "upload":
+        b = await host("b")
+
+        async def wrong(*arguments: Any) -> str | None:
+            raise KeyError("no such round")
+
+        a.daemon.on_upload = wrong
+        await b.driver.upload(a.peer, *record())
+    else:
+        a.driver.dispatch(events.Started())
+    with pytest.raises(LookupError):
+        await a.driver.failed
+    assert "a mistake in FMRec" in caplog.text
+    seen = len(a.node.seen)
+    a.driver.dispatch(events.Leave())
+    assert len(a.node.seen) == seen, "nothing more is handled"
+
+
+async def test_closing_cancels_what_is_under_way(host: Any) -> None:
+    b = await host("b")
+    a = await host("a", lambda event: [effects.Fetch(5, b.peer, record(9)[0]), effects.Dial(b.peer)])
+    a.node.deadline = asyncio.get_running_loop().time() + 0.01
+    a.driver.dispatch(events.Started())
+    await a.driver.close()
+    a.driver.dispatch(events.Leave())
+    assert a.node.events == [events.Started()]
+    assert not a.driver._tasks

@@ -1,0 +1,183 @@
+"""The store keeps the newest, and no disk can hurt it (P2)."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from protocol.aio.store import RecordStore
+from protocol.identifiers import agent_id, tree_id
+from protocol.wire.messages import RecordSummary
+
+TREE = tree_id("t", "u")
+
+
+def record(version: int = 1, owner: str = "a", size: int = 1000, incarnation: int = 1) -> tuple[RecordSummary, bytes]:
+    data = bytes([version % 256]) * size
+    return RecordSummary(agent_id("c", owner), TREE, version, incarnation, 0, 0, False, size, sha256(data).digest()), data
+
+
+def store(directory: Path | None = None, bytes_max: int = 1 << 20) -> tuple[RecordStore, list[str]]:
+    said: list[str] = []
+    return RecordStore(directory, bytes_max, said.append), said
+
+
+def files_in(directory: Path, pattern: str = "*") -> list[Path]:
+    return sorted(directory.glob(pattern))
+
+
+async def reloaded(directory: Path) -> tuple[list[RecordSummary], list[str]]:
+    again, said = store(directory)
+    await again.load()
+    held = again.held()
+    for summary in held:
+        found = again.get(summary.owner, summary.tree)
+        assert found is not None
+        assert sha256(found[1]).digest() == summary.digest
+    await again.close()
+    return held, said
+
+
+def test_only_the_newest_is_held() -> None:
+    held, _ = store()
+    assert held.put(*record(2))
+    assert not held.put(*record(1))
+    assert not held.put(*record(2))
+    assert held.put(*record(2, incarnation=2)), "equal versions go by incarnation"
+    assert held.put(*record(3))
+    assert held.held() == [record(3)[0]]
+    assert held.bytes_held == 1000
+    assert held.get(agent_id("c", "a"), TREE, version_min=4) is None
+
+
+def test_a_full_store_says_so() -> None:
+    held, _ = store(bytes_max=2500)
+    held.put(*record(1, "a"))
+    held.put(*record(1, "b"))
+    assert held.admit(record(2, "a")[0]) is None, "it takes the place of the older one"
+    assert held.admit(record(1, "c")[0]) == "the store is full: 2000 of 2500 bytes are taken, the record has 1000"
+    assert "is held already" in str(held.admit(record(0, "a")[0]))
+
+
+def test_discarding_spares_a_newer_record() -> None:
+    held, _ = store()
+    held.put(*record(2))
+    held.discard(record(1)[0])
+    assert held.held() == [record(2)[0]]
+    held.discard(record(2)[0])
+    assert (held.held(), held.bytes_held) == ([], 0)
+
+
+async def test_waiting_for_a_version() -> None:
+    held, _ = store()
+    held.put(*record(1))
+    waiting = asyncio.create_task(held.wait_for(agent_id("c", "a"), TREE, 3, timeout_s=5))
+    await asyncio.sleep(0)
+    held.put(*record(2))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    held.put(*record(4))
+    assert await waiting == record(4)
+    assert await held.wait_for(agent_id("c", "a"), TREE, 5, timeout_s=0.01) is None
+    assert not held._waiting
+
+
+async def test_records_outlive_the_process(tmp_path: Path) -> None:
+    held, said = store(tmp_path / "new" / "records")
+    await held.load()
+    for version in range(1, 30):
+        held.put(*record(version))
+    held.put(*record(1, "b", size=0))
+    held.put(*record(1, "gone"))
+    held.discard(record(1, "gone")[0])
+    await held.close()
+    assert not said
+    found, said = await reloaded(tmp_path / "new" / "records")
+    assert {summary.order for summary in found} == {(29, 1), (1, 1)}
+    assert len(found) == 2
+    assert not said
+    assert len(files_in(tmp_path / "new" / "records")) == 2
+
+
+async def test_a_record_is_gone_from_disk_when_discarded(tmp_path: Path) -> None:
+    held, _ = store(tmp_path)
+    held.put(*record(1))
+    await held.flush()
+    held.discard(record(1)[0])
+    await held.close()
+    assert files_in(tmp_path) == []
+
+
+async def test_torn_flipped_and_foreign_files_are_passed_over(tmp_path: Path) -> None:
+    held, _ = store(tmp_path)
+    for owner in ("torn", "flipped", "whole", "empty"):
+        held.put(*record(1, owner))
+    await held.close()
+    files = {owner: files_in(tmp_path, f"{agent_id('c', owner)}*")[0] for owner in ("torn", "flipped", "whole", "empty")}
+    files["torn"].write_bytes(files["torn"].read_bytes()[:-100])
+    flipped = bytearray(files["flipped"].read_bytes())
+    flipped[-1] ^= 1
+    files["flipped"].write_bytes(flipped)
+    files["empty"].write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "folder.record").mkdir()
+    (tmp_path / "x.writing").write_bytes(b"cut short by kill -9")
+    found, said = await reloaded(tmp_path)
+    assert found == [record(1, "whole")[0]]
+    assert len(said) == 5
+    for name in (files["torn"].name, files["flipped"].name, files["empty"].name, "notes.txt", "folder.record"):
+        assert len([sentence for sentence in said if name in sentence and "is passed over" in sentence]) == 1, name
+    assert not (tmp_path / "x.writing").exists()
+    assert (tmp_path / "notes.txt").exists()
+
+
+async def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path: Path) -> None:
+    held, _ = store(tmp_path)
+    held.put(*record(1, size=100))
+    await held.close()
+    (path,) = files_in(tmp_path)
+    good = path.read_bytes()
+    for at in range(len(good)):
+        changed = bytearray(good)
+        changed[at] ^= 1 << at % 8
+        path.write_bytes(changed)
+        found, said = await reloaded(tmp_path)
+        assert (found, len(said)) == ([], 1), f"byte {at} of {len(good)}"
+
+
+async def test_a_full_disk_costs_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, said = store(tmp_path)
+    held.put(*record(1))
+    await held.flush()
+    write = os.write
+
+    def full(descriptor: int, data: memoryview) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    for version in (2, 3):
+        assert held.put(*record(version))
+        await held.flush()
+    assert said == [f"records are kept in memory only: {tmp_path} cannot be written (No space left on device)"]
+    assert held.held() == [record(3)[0]], "memory goes on"
+    monkeypatch.setattr(os, "write", write)
+    found, _ = await reloaded(tmp_path)
+    assert found == [record(1)[0]], "the older file is whole"
+    held.put(*record(4))
+    await held.close()
+    assert (await reloaded(tmp_path))[0] == [record(4)[0]]
+
+
+async def test_a_directory_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    held, said = store(tmp_path / "file" / "records")
+    await held.load()
+    assert held.put(*record(1))
+    await held.close()
+    assert len(said) == 2
+    assert all("cannot be" in sentence for sentence in said)

@@ -1,0 +1,64 @@
+"""The manager's settings: the example file, the trees, and deadlines that nest (promise P8)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fmrec_manager.settings import ManagerSettings, TreeSettings
+from protocol.aio.settings import SettingsError, load
+from protocol.identifiers import Address
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "configs" / "manager.toml"
+
+
+def settings(*overrides: str) -> ManagerSettings:
+    return load(ManagerSettings, None, overrides, {})
+
+
+def test_the_example_holds_every_setting_with_its_default() -> None:
+    assert load(ManagerSettings, EXAMPLE, [], {}) == ManagerSettings()
+    written = set(re.findall(r"^(?:# )?(\w+) = ", EXAMPLE.read_text(), re.MULTILINE))
+    missing = (ManagerSettings.model_fields.keys() | TreeSettings.model_fields.keys()) - written - {"overlay", "tree"}
+    assert not missing, f"configs/manager.toml lacks {sorted(missing)}"
+
+
+def test_what_the_example_says_of_the_overlay_is_so() -> None:
+    """The commented fields of the preset, taken at their word."""
+    fields = r"^# (\w+_s|replicas|write_quorum|leaf_set_size|heartbeat_misses) = ([\d.]+)"
+    said = dict(re.findall(fields, EXAMPLE.read_text(), re.MULTILINE))
+    given = settings(*(f"overlay.{key}={value}" for key, value in said.items()))
+    assert len(said) == 8
+    assert given.overlay.parameters() == ManagerSettings().overlay.parameters()
+
+
+def test_a_source_that_names_trees_replaces_the_default_one() -> None:
+    assert settings().tree == {"main": TreeSettings()}
+    assert settings("tree.parking.rounds=3").tree == {"parking": TreeSettings(rounds=3)}
+    assert settings("listen=[::1]:7800").address == Address("::1", 7800)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["overlay.preset=wan"], "tree.main.round_deadline_s (30.0) must exceed the 36 s that noticing"),
+        (["tree.main.round_deadline_s=1"], "tree.main.round_deadline_s (1.0) must exceed the 2.35 s that noticing"),
+        (["tree.main.exact_wait_s=2"], "tree.main.exact_wait_s (2.0) must exceed the 2.35 s that noticing"),
+        (["tree.main.recovery=hope"], '--set: tree.main.recovery is "hope", but should be "substitute", "exact" or "drop"'),
+        (["tree.main.quorum=0"], "--set: tree.main.quorum is 0, but should be greater than 0"),
+        (["tree={}"], "--set: tree is {}, but should have at least 1 item"),
+        (["tree.a/b.rounds=1"], '--set: tree.a/b is "a/b", but should be at most 64 letters'),
+        (["listen=7700"], '--set: listen is "7700", but should be HOST:PORT'),
+    ],
+)
+def test_a_mistake_is_one_sentence(overrides: list[str], told: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        settings(*overrides)
+    (problem,) = raised.value.problems
+    assert problem.startswith(told)
+
+
+def test_wan_is_patient_enough_with_longer_rounds() -> None:
+    assert settings("overlay.preset=wan", "tree.main.round_deadline_s=60").tree["main"].round_deadline_s == 60

@@ -1,0 +1,195 @@
+"""What the overlay's tests share: peers with readable ids, records, and a pool of arbitrary but well-typed messages and events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from random import Random
+from typing import TypeVar
+
+from protocol.identifiers import BITS, Address, NodeId, Peer
+from protocol.overlay import effects as fx
+from protocol.overlay import events as ev
+from protocol.overlay.node import OverlayNode
+from protocol.parameters import OverlayParameters
+from protocol.wire import messages as m
+
+Kind = TypeVar("Kind")
+P = OverlayParameters()
+
+
+def node_id(leading: int) -> NodeId:
+    """An id by its first two digits: node_id(0x35) is 35000..."""
+    return NodeId(leading << (BITS - 8))
+
+
+def peer(leading: int, incarnation: int = 1) -> Peer:
+    """The node 35000... listens on port 10035."""
+    return Peer(node_id(leading), "10.0.0.1", 10000 + leading, incarnation)
+
+
+ME = peer(0x80)
+
+
+def of(kind: type[Kind], effects: Iterable[object]) -> list[Kind]:
+    """The effects of one kind, in order."""
+    return [effect for effect in effects if isinstance(effect, kind)]
+
+
+def sent(effects: Iterable[object], kind: type[Kind]) -> list[tuple[Peer, Kind]]:
+    """To whom which messages of this kind were sent."""
+    return [(effect.peer, effect.message) for effect in effects if isinstance(effect, fx.Send) and isinstance(effect.message, kind)]
+
+
+def facts(effects: Iterable[object]) -> list[str]:
+    return [effect.fact for effect in of(fx.Notify, effects)]
+
+
+def record(owner: Peer, version: int, tree: NodeId | None = None, record_bytes: int = 1000) -> m.RecordSummary:
+    tree = node_id(0x10) if tree is None else tree
+    return m.RecordSummary(owner.id, tree, version, owner.incarnation, version, 0, True, record_bytes, bytes(32))
+
+
+def member(of_peer: Peer, name: str = "agent") -> m.MemberInfo:
+    return m.MemberInfo(of_peer, name, "source", 1)
+
+
+def answer_dials(node: OverlayNode, effects: Iterable[fx.Effect], now: float, alive: bool = True) -> list[fx.Effect]:
+    """Let every fresh dial among the effects end: with a hello, or refused."""
+    found: list[fx.Effect] = []
+    for dial in of(fx.Dial, effects):
+        found += node.handle(ev.DialEnded(dial.peer, dial.peer if alive else None, refused=not alive, reason="refused"), now)
+    return found
+
+
+class Pool:
+    """Arbitrary messages and events over a few ids, so that they meet: well-typed is all that a peer's bytes are known to be."""
+
+    def __init__(self, rng: Random, me: Peer, ids: int = 8) -> None:
+        self.rng = rng
+        self.me = me
+        self.ids = [me.id, *(NodeId(rng.getrandbits(BITS)) for _ in range(ids))]
+        self.trees = [me.id, self.ids[1], NodeId(rng.getrandbits(BITS))]
+
+    def number(self) -> int:
+        return self.rng.choice([0, 1, 2, 3, self.rng.randrange(40), -1, 2**63 - 1, -(2**63), 2**64 - 1])
+
+    def small(self) -> int:
+        return self.rng.randrange(12)
+
+    def identifier(self) -> NodeId:
+        return self.rng.choice(self.ids) if self.rng.random() < 0.95 else NodeId(self.rng.getrandbits(BITS))
+
+    def tree(self) -> NodeId:
+        return self.rng.choice(self.trees) if self.rng.random() < 0.97 else NodeId(self.rng.getrandbits(BITS))
+
+    def life(self) -> int:
+        return self.rng.choice([1, 1, 1, 1, 2, 2, 3]) if self.rng.random() < 0.97 else self.number()
+
+    def peer(self) -> Peer:
+        identifier = self.identifier()
+        return Peer(identifier, "10.0.0.1", 10000 + identifier % 50, self.life())
+
+    def other(self) -> Peer:
+        """A peer as the hello of a connection names it; seldom one that says that it is us."""
+        while (found := self.peer()).id == self.me.id and self.rng.random() < 0.9:
+            pass
+        return found
+
+    def several(self, make: object, most: int = 4) -> tuple:
+        assert callable(make)
+        return tuple(make() for _ in range(self.rng.randrange(most)))
+
+    def summary(self) -> m.RecordSummary:
+        bytes_ = self.rng.choice([0, 1000, 1 << 20, self.number()])
+        return m.RecordSummary(self.identifier(), self.tree(), self.number(), self.life(), self.small(), self.small(), True, bytes_, bytes(32))
+
+    def member(self) -> m.MemberInfo:
+        return m.MemberInfo(self.peer(), "x" * self.rng.choice([1, 10, 5000]), "source", self.number())
+
+    def departed(self) -> m.Departed:
+        cause = self.rng.choice(["died", "left", "moved", "orphaned"])
+        return m.Departed(self.identifier(), self.life(), cause, "y" * self.rng.choice([1, 10, 5000]), self.number(), self.number())
+
+    def progress(self) -> m.Progress:
+        loss = self.rng.choice([None, 0.5, float("inf"), -1.0])
+        return m.Progress(self.small(), self.rng.choice([self.small(), self.number()]), loss, self.small())
+
+    def digest(self) -> m.SubtreeDigest:
+        draw = self.small if self.rng.random() < 0.8 else self.number
+        return m.SubtreeDigest(draw(), self.identifier(), draw(), draw(), draw(), 0.5, draw(), draw())
+
+    def body(self) -> m.RoundOpen:
+        theta = self.summary() if self.rng.random() < 0.5 else None
+        return m.RoundOpen("train", self.small(), 1, "exact", self.peer(), theta, None)
+
+    def holding(self) -> m.Holding:
+        return m.Holding(self.peer(), self.summary())
+
+    def routable(self) -> m.Routable:
+        kind = self.rng.randrange(3)
+        if kind == 0:
+            return m.JoinRequest(self.peer(), self.several(self.peer))
+        if kind == 1:
+            return m.LookUp(self.small(), self.identifier(), self.tree(), self.peer())
+        return m.Datagram(b"x")
+
+    def message(self) -> m.Message:
+        few, many = self.several(self.peer), self.several(self.peer, self.rng.choice([3, 30]))
+        makes = (
+            m.Heartbeat,
+            lambda: m.NotUnderstood(self.number()),
+            lambda: m.JoinReply(many, few),
+            lambda: m.LeafProbe(many, self.several(self.identifier)),
+            lambda: m.LeafProbeReply(many, self.several(self.identifier)),
+            m.Ping,
+            m.Pong,
+            m.Goodbye,
+            lambda: m.Superseded(self.peer()),
+            lambda: m.Route(self.identifier(), self.routable(), self.number()),
+            lambda: m.TreeJoin(self.tree(), (self.number(), self.number())),
+            lambda: m.TreeWelcome(self.tree(), self.several(self.identifier, self.rng.choice([3, 80]))),
+            lambda: m.TreeRefusal(self.tree(), "no"),
+            lambda: m.TreeLeave(self.tree()),
+            lambda: m.Alive(
+                self.tree(),
+                self.digest(),
+                self.progress(),
+                self.several(self.member),
+                self.several(self.departed),
+                self.rng.random() < 0.3,
+            ),
+            lambda: m.TreePulse(self.tree(), self.several(self.identifier), self.rng.random() < 0.3),
+            lambda: m.Multicast(self.tree(), (self.number(), self.number()), self.body()),
+            lambda: m.LookUpReply(self.small(), self.several(self.holding, 30)),
+            lambda: m.HoldingsQuery(self.number(), self.identifier(), self.tree()),
+            lambda: m.HoldingsReply(self.small(), self.summary() if self.rng.random() < 0.7 else None),
+            lambda: m.BulkFetch(self.identifier(), self.tree(), 1),
+            lambda: m.StatusRequest(),
+        )
+        return self.rng.choice(makes)()
+
+    def event(self) -> ev.Event:
+        """From the network, or from the application above; half of them messages."""
+        if self.rng.random() < 0.6:
+            return ev.MessageReceived(self.other(), self.message())
+        peer = self.other()
+        makes = (
+            lambda: ev.PeerLost(peer, "reset"),
+            lambda: ev.DialEnded(peer, None, self.rng.random() < 0.5, "no"),
+            lambda: ev.DialEnded(peer, self.other()),
+            lambda: ev.SeedAnswered(peer.address, self.peer()),
+            lambda: ev.SeedFailed(Address("10.0.0.1", 10001), "refused"),
+            lambda: ev.PushEnded(self.small(), self.rng.choice(["stored", "refused", "failed"])),
+            lambda: ev.FetchEnded(self.small(), self.summary() if self.rng.random() < 0.5 else None),
+            lambda: ev.RecordHeld(self.summary()),
+            ev.TimerFired,
+            lambda: ev.RouteMessage(self.identifier(), b"x"),
+            lambda: ev.CreateTree(self.tree()),
+            lambda: ev.JoinTree(self.tree(), member(self.me)),
+            lambda: ev.LeaveTree(self.tree()),
+            lambda: ev.ReportProgress(self.tree(), m.Progress(1, self.small(), 0.5)),
+            lambda: ev.SendMulticast(self.tree(), m.RoundOpen("train", 1, 1, "exact", self.me)),
+            lambda: ev.Replicate(record(self.me, self.small(), self.tree())),
+            lambda: ev.Retrieve(self.small(), self.identifier(), self.tree()),
+        )
+        return self.rng.choice(makes)()

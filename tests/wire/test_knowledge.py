@@ -1,0 +1,121 @@
+"""A record holds what it was given, is the same bytes for the same knowledge, and shows every change (P2)."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from dataclasses import fields, replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from protocol.errors import LocalProtocolError, RecordInvalid
+from protocol.identifiers import agent_id, tree_id
+from protocol.knowledge import Knowledge, open_record, seal, verify
+
+
+def knowledge() -> Knowledge:
+    random = np.random.default_rng(1)
+    return Knowledge(
+        owner=agent_id("c", "a"),
+        tree=tree_id("t", "parking"),
+        version=7,
+        incarnation=3,
+        phase="train",
+        round=2,
+        iteration=50,
+        complete=True,
+        loss=0.1 + 0.2,
+        samples=120,
+        metrics={"rmse_pp": 4.5, "mae_pp": 3.0},
+        state=bytes(range(256)),
+        tensors={
+            "theta": {"w": random.normal(size=(3, 4)).astype("f4"), "b": random.normal(size=4), "none": np.zeros((0, 2), "f4")},
+            "state": {"scalar": np.array(3.5), "step": np.array([2**40]), "mask": np.array([True]), "turned": np.ones((3, 4)).cumsum(0).T},
+        },
+    )
+
+
+def test_what_was_sealed_is_opened() -> None:
+    given = knowledge()
+    summary, data = seal(given)
+    assert (summary.owner, summary.version, summary.round, summary.iteration, summary.complete) == (given.owner, 7, 2, 50, True)
+    found = open_record(summary, data)
+    for name in (field.name for field in fields(Knowledge) if field.name != "tensors"):
+        assert getattr(found, name) == getattr(given, name), name
+    assert {group: sorted(arrays) for group, arrays in given.tensors.items()} == {g: list(arrays) for g, arrays in found.tensors.items()}
+    for group, arrays in given.tensors.items():
+        for name, array in arrays.items():
+            assert found.tensors[group][name].dtype == array.dtype
+            np.testing.assert_array_equal(found.tensors[group][name], array, err_msg=name)
+
+
+def test_a_received_buffer_opens_like_sealed_bytes() -> None:
+    summary, data = seal(knowledge())
+    assert open_record(summary, memoryview(bytearray(data))).state == knowledge().state
+
+
+def test_equal_knowledge_gives_equal_bytes() -> None:
+    given = knowledge()
+    turned = replace(
+        given,
+        metrics=dict(reversed(given.metrics.items())),
+        tensors={group: dict(reversed(arrays.items())) for group, arrays in reversed(given.tensors.items())},
+    )
+    assert seal(turned)[1] == seal(given)[1]
+
+
+def test_another_process_seals_the_same_bytes() -> None:
+    """Hash seeds and allocators differ between processes; a record must not (P5)."""
+    code = "import sys; sys.path[:0] = ['.', 'tests/wire']; from test_knowledge import *; print(seal(knowledge())[0].digest.hex())"
+    root = Path(__file__).resolve().parents[2]
+    said = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True, timeout=60).stdout
+    assert said.strip() == seal(knowledge())[0].digest.hex()
+
+
+def test_the_smallest_record() -> None:
+    bare = Knowledge(agent_id("c", "a"), tree_id("t", "u"), 1, 1, "init", 0, 0, False)
+    found = open_record(*seal(bare))
+    assert (found.loss, found.tensors, found.metrics) == (None, {}, {})
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_is() -> None:
+    summary, data = seal(knowledge())
+    for at in range(0, len(data), 7):
+        changed = bytearray(data)
+        changed[at] ^= 1 << at % 8
+        with pytest.raises(RecordInvalid, match="does not have its digest"):
+            verify(summary, changed)
+
+
+@pytest.mark.parametrize("length", [0, 1, 20, 300, -1])
+def test_a_truncated_record_is_noticed(length: int) -> None:
+    summary, data = seal(knowledge())
+    with pytest.raises(RecordInvalid, match="bytes, not the"):
+        verify(summary, data[:length])
+
+
+@pytest.mark.parametrize("at", range(0, 900, 9))
+def test_who_lies_with_a_right_digest_is_refused_when_the_record_is_opened(at: int) -> None:
+    """The digest is the sender's word too: the bytes under it may still be anything."""
+    summary, data = seal(knowledge())
+    for changed in (data[:at], data[:at] + b"\xff" + data[at + 1 :]):
+        lie = replace(summary, digest=sha256(changed).digest(), record_bytes=len(changed))
+        verify(lie, changed)
+        with contextlib.suppress(RecordInvalid):  # a byte of a figure or of a tensor makes another record, but one of the same name
+            assert open_record(lie, changed).owner == summary.owner
+
+
+def test_a_summary_that_says_more_than_the_record() -> None:
+    summary, data = seal(knowledge())
+    with pytest.raises(RecordInvalid, match="another one inside: version 7"):
+        open_record(replace(summary, version=8), data)
+
+
+@pytest.mark.parametrize("tensors", [{"theta": {"w": np.array([object()])}}, {"a/b": {}}, {"": {}}])
+def test_what_has_no_form_as_bytes_is_our_error(tensors: dict[str, dict[str, np.ndarray]]) -> None:
+    with pytest.raises(LocalProtocolError):
+        seal(replace(knowledge(), tensors=tensors))
