@@ -31,7 +31,7 @@ from protocol.aio.store import RecordStore
 from protocol.identifiers import Address, Peer, agent_id, tree_id
 from protocol.knowledge import Data
 from protocol.overlay.effects import Activated, Durable, Effect, MulticastReceived, Notify, Quit, RetrievalEnded
-from protocol.overlay.events import JoinTree, Leave, RecordHeld, ReportProgress, Started
+from protocol.overlay.events import JoinTree, RecordHeld, ReportProgress, Started
 from protocol.overlay.node import OverlayNode
 from protocol.wire.messages import MemberInfo, Progress, RecordSummary
 
@@ -142,8 +142,7 @@ class AgentDaemon:
         """Say goodbye, then close everything, each step with a bound."""
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
-        self.driver.dispatch(Leave())
-        await self.driver.close()
+        await self.driver.leave()
         await self.connections.close()
         await self.store.close()
 

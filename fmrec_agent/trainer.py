@@ -8,6 +8,7 @@ checkpointing costs training; its length is kept in `pause_s`.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from protocol.wire.codec import pack, unpack
 from protocol.wire.messages import Phase
 
 STATE_BYTES_MAX = 1 << 30
+TRAINING_NICENESS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,18 @@ def opened_state(state: bytes) -> tuple[int, int, bytes]:
     return int(fields["done"]), int(fields["total"]), bytes(fields["extra"])
 
 
+def _yield_to_heartbeats() -> None:
+    """On Linux niceness is a thread's own: training gives way to every event loop on the machine."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), TRAINING_NICENESS)
+
+
 class Trainer:
     """One learner and its thread. `iteration` counts over the agent's whole life, restored ones included."""
 
     def __init__(self, checkpoint_every: int) -> None:
         self._learner: Learner | None = None
         self._checkpoint_every = checkpoint_every
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer", initializer=_yield_to_heartbeats)
         self._stop = threading.Event()
         self.phase: Phase | None = None
         self.round = -1

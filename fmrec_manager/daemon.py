@@ -50,14 +50,13 @@ class ManagerDaemon:
         check_identity()
         parameters = self._settings.overlay.parameters()
         connections = Connections(self._settings.cluster, parameters)
-        self._address = await listen_port(connections, *self._settings.address)
         connections.status_document = lambda: json.dumps(self.document())
         connections.stop = stop.set
         hints = self._read_peers()
         for name, tree in self._settings.tree.items():
-            host = TreeHost(name, tree, self._settings, parameters, connections, self._address)
-            await host.load()
-            self._hosts[name] = host
+            self._hosts[name] = TreeHost(name, tree, self._settings, parameters, connections, self._address)
+            await self._hosts[name].load()
+        self._address = await listen_port(connections, *self._settings.address)
         # The first tree's node enters the ring through seeds and remembered peers, the others through it.
         for index, host in enumerate(self._hosts.values()):
             host.start(self._settings.seeds() if index == 0 else (self._address,), hints if index == 0 else ())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -35,13 +34,14 @@ def tree_document(host: TreeHost, now: float) -> dict[str, object]:
     root, settings = host.root, host.settings
     tree = host.node.scribe.trees.get(host.tree)
     progress = {b.peer.id: b.progress for b in tree.children.values()} if tree is not None else {}
-    unix = time.time() - now
+    unix = host.unix_offset
     end = host.ended if host.ended is not None else now
     began = root.first_round_at
     rounds_done = len(root.losses)
     per_round = (end - began) / rounds_done if began is not None and rounds_done else None
+    digest = tree.digest() if tree is not None else None
     left = per_round * (settings.rounds - rounds_done) if per_round is not None and root.stage != "done" else None
-    names = {identifier: member.info.name for identifier, member in root.liveness.members.items()}
+    names = {identifier: member.info.name for identifier, member in root.liveness.members.items()} | {host.tree: "the manager"}
     return {
         "tree_id": str(host.tree),
         "task": settings.task,
@@ -60,7 +60,8 @@ def tree_document(host: TreeHost, now: float) -> dict[str, object]:
             _member(member, progress.get(identifier)) for identifier, member in sorted(root.liveness.members.items(), key=_by_name)
         ],
         "counts": root.liveness.counts(),
-        "replicas": tree.digest().replicas_sum if tree is not None else 0,
+        "replicas": digest.replicas_sum if digest is not None else 0,
+        "iterations": digest.iterations_sum if digest is not None else 0,
         "recoveries": [_recovery(recovery, names.get(recovery.agent, recovery.agent.short), names, unix) for recovery in root.recoveries],
         "elapsed_s": round(end - (began if began is not None else end), 3),
         "time_left_s": round(left, 1) if left is not None else None,

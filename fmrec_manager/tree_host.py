@@ -30,7 +30,7 @@ from protocol.errors import RecordInvalid
 from protocol.identifiers import Address, Peer, tree_id
 from protocol.knowledge import Array, Data, Knowledge, open_record, seal
 from protocol.overlay.effects import Activated, Durable, Effect, MembersChanged, Notify, RetrievalEnded
-from protocol.overlay.events import CreateTree, Leave, RecordHeld, Replicate, Retrieve, SendMulticast, Started
+from protocol.overlay.events import CreateTree, RecordHeld, Replicate, Retrieve, SendMulticast, Started
 from protocol.overlay.node import OverlayNode
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Phase, RecordSummary, RoundOpen
@@ -98,7 +98,8 @@ class TreeHost:
         """Contributions of the round under way, by digest."""
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self.began = self._loop.time()
+        self.unix_offset = time.time() - self._loop.time()
+        """What makes a Unix time of the loop's, once and for all."""
         self.ended: float | None = None
 
     @property
@@ -137,8 +138,7 @@ class TreeHost:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.driver.dispatch(Leave())
-        await self.driver.close()
+        await self.driver.leave()
         await self.store.close()
 
     # --- from the overlay ---------------------------------------------------------------------------------------------

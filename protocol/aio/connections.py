@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -145,6 +146,14 @@ class Connections:
     def peers(self, local: Peer) -> list[Peer]:
         """With whom the node has a control connection now."""
         return [lane.remote for lane in self._lanes.values() if lane.local.id == local.id and lane.links]
+
+    async def farewell(self, local: Peer, timeout_s: float) -> None:
+        """After a Goodbye: until every peer has closed its end, at most so long. Closing first, with something of theirs
+        unread, would reset the connection, and a reset destroys the goodbye before it is read."""
+        links = [link for link, lane in self._lane_of.items() if lane.local.id == local.id]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await asyncio.gather(*(link.closed() for link in links))
 
     async def close(self) -> None:
         """Stops listening and ends every connection: in order where the other side reads, else after probe_timeout_s. All

@@ -29,6 +29,7 @@ from protocol.overlay.events import (
     DialEnded,
     Event,
     FetchEnded,
+    Leave,
     MessageReceived,
     PeerLost,
     PushEnded,
@@ -118,6 +119,12 @@ class Driver:
     async def upload(self, peer: Peer, summary: RecordSummary, data: Data) -> PushOutcome:
         """Gives the record to the application at `peer`. Never raises for what the network or the other side does."""
         return await self._connections.bulk.push(self.node.self_peer, peer, summary, data, "upload")
+
+    async def leave(self) -> None:
+        """Say goodbye in order and wait, within a bound, until the peers have heard it; then close()."""
+        self.dispatch(Leave())
+        await self._connections.farewell(self.node.self_peer, self._parameters.delay_max_s)
+        await self.close()
 
     async def close(self) -> None:
         """Stops the timer and every task, and takes the node off the network; the store and the connections stay."""

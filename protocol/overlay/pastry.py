@@ -8,11 +8,13 @@
    answered. Nobody inserts a node that it has not heard from; nobody believes a death that it has not verified: a death or a
    neighbour told by others is probed, never taken over.
 4. A message whose next hop is a suspect waits for the verdict, and is then delivered there or by the next closest.
-5. Repair (Pastry 2.5). Each verified death is told to the leaf set; the answers carry candidates for the gap.
-6. Exchange (Bamboo). Every few heartbeats one leaf-set member, each in turn, is told our leaf set and answers with its own: what any
+5. What was sent to a hop shortly before its death was noticed may be lost: it is routed again. Deliveries may so be doubled, never lost
+   silently.
+6. Repair (Pastry 2.5). Each verified death is told to the leaf set; the answers carry candidates for the gap.
+7. Exchange (Bamboo). Every few heartbeats one leaf-set member, each in turn, is told our leaf set and answers with its own: what any
    rule above has missed (a life that began while we slept) comes right within one turn. One entry of the table, each in turn, is
    pinged with it (MSPastry 3.2): nobody else would tell us that it hangs.
-7. A node with nobody left goes back to its seeds. Without seeds it is a ring of one, and keeps trying whom it remembers.
+8. A node with nobody left goes back to its seeds. Without seeds it is a ring of one, and keeps trying whom it remembers.
 
     joining --JOIN answered, candidates probed--> active --nobody left, seeds given--> joining
 """
@@ -64,6 +66,8 @@ class Pastry:
         self._pinged: dict[NodeId, Peer] = {}
         """Candidates of the table, likewise."""
         self._held: deque[Route] = deque()
+        self._sent: deque[tuple[float, NodeId, Route]] = deque(maxlen=parameters.held_messages_max)
+        """What was lately handed to which hop, in case it was dead already."""
         self._seeds: tuple[Address, ...] = ()
         self._hints: tuple[Address, ...] = ()
         self._untried: deque[Address] = deque()
@@ -239,6 +243,7 @@ class Pastry:
         entry = self.table.get(peer.id)
         if entry is not None and entry.incarnation <= peer.incarnation:
             self.table.remove(peer.id)
+        self._take_back(peer.id, now)
         member = self.leaf_set.get(peer.id)
         if member is not None and member.incarnation <= peer.incarnation:
             self.leaf_set.remove(peer.id)
@@ -254,6 +259,13 @@ class Pastry:
         elif not self.active:
             effects += self._settle(now)
         return effects
+
+    def _take_back(self, dead: NodeId, now: float) -> None:
+        """Hold again what the dead hop was given in the time that its death may have gone unnoticed."""
+        since = now - self._parameters.silence_max_s - 2 * self._parameters.probe_timeout_s
+        lost = [message for when, hop, message in self._sent if hop == dead and when >= since]
+        self._sent = deque((entry for entry in self._sent if entry[1] != dead and entry[0] >= since), self._sent.maxlen)
+        self._held.extend(lost[: self._parameters.held_messages_max - len(self._held)])
 
     # --- routing ------------------------------------------------------------------------------------------------------
 
@@ -285,7 +297,9 @@ class Pastry:
             return [DeliverBody(message.key, body, message.hops)]
         if isinstance(body, JoinRequest):
             body = JoinRequest(body.joiner, self._with_row(body.candidates, body.joiner.id))
-        return [Send(hop, replace(message, body=body, hops=message.hops + 1))]
+        message = replace(message, body=body, hops=message.hops + 1)
+        self._sent.append((now, hop.id, message))
+        return [Send(hop, message)]
 
     def _unsure(self, key: NodeId) -> bool:
         """Is a candidate under probe closer to the key than we are? Then it is not yet ours to deliver."""

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from protocol.errors import LocalProtocolError
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import CancelTransfer, Durable, Effect, Fetch, Notify, Push, RetrievalEnded, RouteBody, Send
@@ -242,11 +241,12 @@ class Replication:
     # --- retrieving ---------------------------------------------------------------------------------------------------
 
     def retrieve(self, request: int, owner: NodeId, tree: TreeId, now: float) -> list[Effect]:
-        """Find the newest record of (owner, tree) and bring it here. LocalProtocolError while `request` is still under way."""
-        if request in self._retrievals:
-            raise LocalProtocolError(f"retrieval {request} is still under way: each needs a number of its own")
+        """Find the newest record of (owner, tree) and bring it here. Asked again under the same number, it begins anew and ends once."""
+        before = self._retrievals.get(request)
+        self._deadlines.drop(("fetch", request))
         self._retrievals[request] = Retrieval(owner, tree, began=now)
-        return self._look_up(request, now)
+        given_up = [CancelTransfer(before.transfer)] if before is not None and before.transfer is not None else []
+        return [*given_up, *self._look_up(request, now)]
 
     def _look_up(self, request: int, now: float) -> list[Effect]:
         wanted = self._retrievals[request]

@@ -80,7 +80,7 @@ def test_values_are_toml_and_else_the_string_that_was_typed(tmp_path: Path) -> N
         ("join=here", '--set: join is "here", but should be HOST:PORT, such as "127.0.0.1:7700"'),
         ("overlay=lan", '--set: overlay is "lan", but should be a table of settings'),
         ("overlay.replicas=99", "overlay: replicas (99) cannot exceed leaf_set_size (12)"),
-        ("overlay.delay_max_s=-1", "overlay: delay_max_s must be above 0, not -1.0"),
+        ("overlay.delay_max_s=-1", "overlay: delay_max_s must be above 0 and finite, not -1.0"),
         ("port", '--set: "port" should be key=value, such as overlay.preset=lan'),
         ("--port port=1.5", '--port: port is 1.5, but should be a whole number or "auto"'),
     ],

@@ -64,9 +64,12 @@ def answer_dials(node: OverlayNode, effects: Iterable[fx.Effect], now: float, al
 class Pool:
     """Arbitrary messages and events over a few ids, so that they meet: well-typed is all that a peer's bytes are known to be."""
 
-    def __init__(self, rng: Random, me: Peer, ids: int = 8) -> None:
+    def __init__(self, rng: Random, me: Peer, ids: int = 8, wild: bool = False) -> None:
+        """wild: incarnations are absurd now and then, which makes most of what follows an older life's."""
         self.rng = rng
         self.me = me
+        self.wild = wild
+        self.lives: dict[NodeId, int] = {}
         self.ids = [me.id, *(NodeId(rng.getrandbits(BITS)) for _ in range(ids))]
         self.trees = [me.id, self.ids[1], NodeId(rng.getrandbits(BITS))]
 
@@ -82,12 +85,19 @@ class Pool:
     def tree(self) -> NodeId:
         return self.rng.choice(self.trees) if self.rng.random() < 0.97 else NodeId(self.rng.getrandbits(BITS))
 
-    def life(self) -> int:
-        return self.rng.choice([1, 1, 1, 1, 2, 2, 3]) if self.rng.random() < 0.97 else self.number()
+    def life(self, identifier: NodeId) -> int:
+        """Mostly its present one; now and then one before, or it restarts."""
+        now = self.lives.setdefault(identifier, 1)
+        draw = self.rng.random()
+        if draw < 0.01:
+            self.lives[identifier] = now + 1
+        if draw > 0.99:
+            return self.number() if self.wild else max(0, now - 1)
+        return self.lives[identifier]
 
     def peer(self) -> Peer:
         identifier = self.identifier()
-        return Peer(identifier, "10.0.0.1", 10000 + identifier % 50, self.life())
+        return Peer(identifier, "10.0.0.1", 10000 + identifier % 50, self.life(identifier))
 
     def other(self) -> Peer:
         """A peer as the hello of a connection names it; seldom one that says that it is us."""
@@ -101,14 +111,19 @@ class Pool:
 
     def summary(self) -> m.RecordSummary:
         bytes_ = self.rng.choice([0, 1000, 1 << 20, self.number()])
-        return m.RecordSummary(self.identifier(), self.tree(), self.number(), self.life(), self.small(), self.small(), True, bytes_, bytes(32))
+        return m.RecordSummary(
+            self.identifier(), self.tree(), self.number(), self.number(), self.small(), self.small(), True, bytes_, bytes(32)
+        )
 
     def member(self) -> m.MemberInfo:
-        return m.MemberInfo(self.peer(), "x" * self.rng.choice([1, 10, 5000]), "source", self.number())
+        return m.MemberInfo(self.peer(), "x" * self.rng.choice([1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 5000]), "source", self.number())
 
     def departed(self) -> m.Departed:
         cause = self.rng.choice(["died", "left", "moved", "orphaned"])
-        return m.Departed(self.identifier(), self.life(), cause, "y" * self.rng.choice([1, 10, 5000]), self.number(), self.number())
+        gone = self.peer()
+        return m.Departed(
+            gone.id, gone.incarnation, cause, "y" * self.rng.choice([1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 5000]), self.number(), self.number()
+        )
 
     def progress(self) -> m.Progress:
         loss = self.rng.choice([None, 0.5, float("inf"), -1.0])
@@ -167,6 +182,46 @@ class Pool:
             lambda: m.StatusRequest(),
         )
         return self.rng.choice(makes)()
+
+    def answer(self, effect: fx.Effect) -> ev.Event | None:
+        """How the effect may end, as a healthy network and honest peers would have it."""
+        match effect:
+            case fx.Dial():
+                refused = self.rng.random() < 0.3
+                return ev.DialEnded(effect.peer, None if refused else effect.peer, refused)
+            case fx.DialSeed():
+                return ev.SeedAnswered(effect.address, self.other())
+            case fx.Push():
+                return ev.PushEnded(effect.transfer, self.rng.choice(["stored", "stored", "refused", "failed"]))
+            case fx.Fetch():
+                return ev.FetchEnded(effect.transfer, self.rng.choice([effect.record, effect.record, None]))
+            case fx.Send(peer, message):
+                found = self._reply(message)
+                return ev.MessageReceived(peer, found) if found is not None else None
+        return None
+
+    def _reply(self, message: m.Message) -> m.Message | None:
+        match message:
+            case m.LeafProbe():
+                return m.LeafProbeReply(self.several(self.peer), self.several(self.identifier, 2))
+            case m.Route(body=m.JoinRequest()):
+                return m.JoinReply(self.several(self.peer), self.several(self.peer))
+            case m.Route(body=m.LookUp() as wanted):
+                own = m.RecordSummary(wanted.owner, wanted.tree, self.small(), 1, 0, 0, True, self.number(), bytes(32))
+                return m.LookUpReply(wanted.request, self.several(lambda: m.Holding(self.peer(), own), 30))
+            case m.Ping():
+                return m.Pong()
+            case m.TreeJoin():
+                return m.TreeWelcome(message.tree, self.several(self.identifier, 2))
+            case m.TreeWelcome() | m.TreePulse():
+                joined = self.several(self.member)
+                return m.Alive(message.tree, m.SubtreeDigest(len(joined)), m.Progress(), joined, self.several(self.departed), True)
+            case m.Alive():
+                return m.TreePulse(message.tree, self.several(self.identifier, 2), self.rng.random() < 0.1)
+            case m.HoldingsQuery():
+                held = m.RecordSummary(message.owner, message.tree, self.small(), 1, 0, 0, True, 1, bytes(32))
+                return m.HoldingsReply(message.request, self.rng.choice([None, held]))
+        return None
 
     def event(self) -> ev.Event:
         """From the network, or from the application above; half of them messages."""

@@ -1,0 +1,47 @@
+"""Periods and limits nest, in each preset and in whatever passes validate() (P8)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from protocol.parameters import PRESETS, OverlayParameters
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_deadlines_nest(name: str) -> None:
+    p = PRESETS[name]()
+    p.validate()
+    assert p.heartbeat_misses * p.heartbeat_interval_s < p.silence_max_s
+    assert p.probe_timeout_s <= p.silence_max_s, "a trial ends before silence would begin another"
+    assert 1.5 * p.probe_timeout_s < p.look_up_timeout_s, "a look-up may be held for one trial"
+    assert p.probe_timeout_s + p.gather_timeout_s < p.look_up_timeout_s
+    assert p.silence_max_s + 1.5 * p.probe_timeout_s < p.orphan_max_s, "an orphan notices its parent's death in time"
+    assert p.transfer_timeout_s(0) >= p.probe_timeout_s
+    assert p.transfer_timeout_s(p.record_bytes_max) > p.transfer_timeout_s(1)
+
+
+def test_a_hang_is_noticed_within_what_the_presets_say() -> None:
+    """Suspicion and its trial: under two seconds on one machine, about five at one site."""
+    assert PRESETS["loopback"]().silence_max_s + PRESETS["loopback"]().probe_timeout_s < 2
+    assert PRESETS["lan"]().silence_max_s + PRESETS["lan"]().probe_timeout_s < 6
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"leaf_set_size": 7}, "leaf_set_size must be even"),
+        ({"write_quorum": 4}, r"write_quorum \(4\) cannot exceed replicas"),
+        ({"replicas": 13, "write_quorum": 2}, "cannot exceed leaf_set_size"),
+        ({"retry_min_s": 3.0}, "retry_min_s"),
+        ({"heartbeat_interval_s": 0.0}, "heartbeat_interval_s must be above 0"),
+        ({"delay_max_s": float("nan")}, "delay_max_s must be above 0 and finite"),
+        ({"retry_max_s": float("inf")}, "retry_max_s must be above 0 and finite"),
+        ({"held_messages_max": -1}, "held_messages_max must be above 0"),
+        ({"delay_max_s": 2.0}, "a probe .* must end within the silence"),
+    ],
+)
+def test_a_set_of_values_that_cannot_work_is_named(wrong: dict[str, float], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        replace(OverlayParameters(), **wrong).validate()
