@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+
+from protocol.aio.command_line import run_command
 
 STATUS_TIMEOUT_S = 5.0
 EXAMPLES_START = """
@@ -38,32 +39,7 @@ cluster_option = click.option(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; `arguments` without the program's name, sys.argv's where there are none."""
-    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    try:
-        return int(commands.main(given, prog_name="fmrec-agent", standalone_mode=False) or 0)
-    except click.ClickException as error:
-        click.echo(f"error: {error.format_message()}", err=True)
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return 130
-    except Exception as error:
-        code, sentences = _told(error)
-        if not code:
-            raise
-        for sentence in sentences:
-            click.echo(f"error: {sentence}", err=True)
-        return code
-
-
-def _told(error: Exception) -> tuple[int, tuple[str, ...]]:
-    """The exit code and sentences for an error that a user can cause; 0 for one that is ours."""
-    from protocol.aio.settings import SettingsError
-
-    if isinstance(error, SettingsError):
-        return 2, error.problems
-    from protocol.aio.process import UserError
-
-    return (1, (str(error),)) if isinstance(error, UserError) else (0, ())
+    return run_command(commands, "fmrec-agent", arguments)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -103,7 +79,7 @@ def _as_overrides(options: Mapping[str, Any]) -> Iterator[str]:
     if listen is not None:
         host, separator, port = listen.rpartition(":")
         if not separator or not host or not (port == "auto" or port.isdecimal()):
-            raise click.UsageError(f'--listen is {listen}, but should be HOST:PORT, such as 127.0.0.1:7710 or 127.0.0.1:auto.')
+            raise click.UsageError(f"--listen is {listen}, but should be HOST:PORT, such as 127.0.0.1:7710 or 127.0.0.1:auto.")
         yield f"--listen host={toml_value(host.removeprefix('[').removesuffix(']'))}"
         yield f"--listen port={port}"
     for key in ("join", "count", "name", "state_dir", "restart"):

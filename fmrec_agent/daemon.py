@@ -1,7 +1,7 @@
 """One agent: its overlay node, dispatcher, retriever and worker, composed, from the first bind to the last goodbye.
 
-Order of a start: load what the disk holds, build the learner (which takes longest), bind, enter the ring, restore the own newest record from
-disk or neighbours, and only then join the tree: the first order finds an agent that knows what it knew.
+Order of a start: load what the disk holds, build the learner (which takes longest), bind, enter the ring, restore the own newest
+record from disk or neighbours, and only then join the tree: the first order finds an agent that knows what it knew.
 """
 
 from __future__ import annotations

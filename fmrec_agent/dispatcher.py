@@ -1,7 +1,7 @@
 """The dispatcher (FMRec, section III-A): seals what the agent has learnt into records and keeps k replicas of the newest.
 
-A snapshot is a copy that the trainer takes between two iterations; training goes on while it is sealed here and moved by the overlay. A newer
-snapshot supersedes one still under way. `durable` tells when the write quorum holds a version.
+A snapshot is a copy that the trainer takes between two iterations; training goes on while it is sealed here and moved by the
+overlay. A newer snapshot supersedes one still under way. `durable` tells when the write quorum holds a version.
 """
 
 from __future__ import annotations

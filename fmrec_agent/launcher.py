@@ -1,8 +1,8 @@
 """The launcher: N agents, each a process of its own, from one parent that has torch imported already.
 
-Importing torch takes seconds and 200 MiB; a fork of a process that has done so takes milliseconds and shares the pages. So this parent warms
-itself up, forks once for each agent, and stays single-threaded without an event loop, so that it can fork again: an agent that dies is
-there again before anybody misses it (`restart = "on-failure"`).
+Importing torch takes seconds and 200 MiB; a fork of a process that has done so takes milliseconds and shares the pages. So this
+parent warms itself up, forks once for each agent, and stays single-threaded without an event loop, so that it can fork again: an
+agent that dies is there again before anybody misses it (`restart = "on-failure"`).
 
 The parent is no point of loss: agents go on when it dies; only nobody restarts them then.
 """

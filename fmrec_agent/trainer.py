@@ -1,8 +1,8 @@
 """The trainer: runs one job of a learner in a thread of its own, so that heartbeats never wait for it.
 
-The learner is built in that thread too: torch keeps its number of threads by thread, and more than one each ruins twelve agents on two cores.
-Between iterations it looks whether it has been told to stop, and takes a snapshot where one is due. The snapshot is the only pause that
-checkpointing costs training; its length is kept in `pause_s`.
+The learner is built in that thread too: torch keeps its number of threads by thread, and more than one each ruins twelve agents on
+two cores. Between iterations the thread looks whether it has been told to stop, and takes a snapshot where one is due. The snapshot
+is the only pause that checkpointing costs training; its length is kept in `pause_s`.
 """
 
 from __future__ import annotations

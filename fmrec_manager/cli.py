@@ -14,6 +14,8 @@ from pathlib import Path
 
 import click
 
+from protocol.aio.command_line import run_command
+
 STATUS_TIMEOUT_S = 5.0
 WATCH_INTERVAL_S = 1.0
 EXAMPLES_SERVE = """
@@ -36,32 +38,7 @@ cluster_option = click.option("--cluster", default="fmrec", show_default=True, e
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; `arguments` without the program's name, sys.argv's where there are none."""
-    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    try:
-        return int(commands.main(given, prog_name="fmrec-manager", standalone_mode=False) or 0)
-    except click.ClickException as error:
-        click.echo(f"error: {error.format_message()}", err=True)
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return 130
-    except Exception as error:
-        code, sentences = _told(error)
-        if not code:
-            raise
-        for sentence in sentences:
-            click.echo(f"error: {sentence}", err=True)
-        return code
-
-
-def _told(error: Exception) -> tuple[int, tuple[str, ...]]:
-    """The exit code and sentences for an error that a user can cause; 0 for one that is ours."""
-    from protocol.aio.settings import SettingsError
-
-    if isinstance(error, SettingsError):
-        return 2, error.problems
-    from protocol.aio.process import UserError
-
-    return (1, (str(error),)) if isinstance(error, UserError) else (0, ())
+    return run_command(commands, "fmrec-manager", arguments)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

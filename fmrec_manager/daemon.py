@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from fmrec_manager.display import Display
@@ -26,6 +27,8 @@ log = logging.getLogger("fmrec.manager")
 
 DISPLAY_PERIOD_S = 0.25
 PEERS_KEPT = 32
+PEERS_TRIED = 4
+"""After a restart, before the manager begins a ring of its own: then the agents, who dial their dead again, find it."""
 
 
 def serve(settings: ManagerSettings) -> int:
@@ -99,7 +102,8 @@ class ManagerDaemon:
             return ()
         try:
             found = json.loads(path.read_text())
-            return tuple(Address(str(host), int(port)) for host, port in found)[:PEERS_KEPT]
+            known = [Address(str(host), int(port)) for host, port in found]
+            return tuple(Random().sample(known, min(len(known), PEERS_TRIED)))
         except (OSError, ValueError, TypeError) as error:
             log.warning("%s is passed over (%s): the ring is found through --join or by the agents' own dials", path, error)
             return ()

@@ -29,7 +29,7 @@ class LedgerMember(BaseModel):
 class Ledger(BaseModel):
     """seed: the run's. losses: one a round. results: figures by target."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     seed: int
     losses: tuple[float, ...]
@@ -38,9 +38,7 @@ class Ledger(BaseModel):
 
     def resumed(self, version: int, round_number: int) -> Resumed:
         """What the root goes on from."""
-        members = tuple(
-            MemberInfo(Peer(NodeId(int(m.id, 16)), m.host, m.port, m.incarnation), m.name, m.role, m.pid) for m in self.members
-        )
+        members = tuple(MemberInfo(Peer(NodeId(int(m.id, 16)), m.host, m.port, m.incarnation), m.name, m.role, m.pid) for m in self.members)
         return Resumed(version, round_number, self.losses, members, self.results)
 
 

@@ -6,7 +6,7 @@ by name through all its lives. Every verdict has a reason.
 1. Heard in the tree: alive. A later incarnation: the earlier life is dead, the member is alive again.
 2. Died, by refusal or by silence: dead, at once.
 3. Orphaned (its parent in the tree died): suspect until it is heard through another parent, for `orphan_max_s`; then dead.
-4. Left in order: left; nobody waits for it. It may come back.
+4. Left in order: left; nobody waits for it, and no later news of that life counts. It may come back.
 5. After a restart of the manager, everyone on record is suspect in the same way until heard.
 
     unknown --joined--> alive --orphaned--> suspect --late--> dead
@@ -73,6 +73,8 @@ class Liveness:
         for gone in departed:
             member = self.members.get(gone.id)
             if member is None or gone.incarnation < member.info.peer.incarnation:
+                continue
+            if member.state == "left" and gone.incarnation == member.info.peer.incarnation:
                 continue
             member.iteration = max(member.iteration, gone.iteration)
             if gone.cause == "died":

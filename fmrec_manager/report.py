@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING
 
 from fmrec_manager.liveness import Member
 from fmrec_manager.retrieval import Recovery
+from fmrec_manager.root import Root
+from fmrec_manager.settings import TreeSettings
 from protocol.identifiers import NodeId
 from protocol.knowledge import Array
-from protocol.wire.messages import Progress
-
-if TYPE_CHECKING:
-    from fmrec_manager.tree_host import TreeHost
+from protocol.wire.messages import Progress, SubtreeDigest
 
 PHASES = {"locating": "waiting", "committing": "train", "aggregating": "train"}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a report is made of. now, ended: the loop's time, seconds; unix_offset: what makes a Unix time of it.
+
+    progress: of the root's own children, by id; digest: the sums over the whole tree.
+    """
+
+    root: Root
+    settings: TreeSettings
+    theta: dict[str, Array]
+    digest: SubtreeDigest
+    progress: Mapping[NodeId, Progress]
+    now: float
+    ended: float | None
+    unix_offset: float
 
 
 def theta_digest(theta: dict[str, Array]) -> str | None:
@@ -29,21 +46,17 @@ def theta_digest(theta: dict[str, Array]) -> str | None:
     return digest.hexdigest()
 
 
-def tree_document(host: TreeHost, now: float) -> dict[str, object]:
-    """Everything that is to be seen of one tree. `now`: the loop's time, seconds."""
-    root, settings = host.root, host.settings
-    tree = host.node.scribe.trees.get(host.tree)
-    progress = {b.peer.id: b.progress for b in tree.children.values()} if tree is not None else {}
-    unix = host.unix_offset
-    end = host.ended if host.ended is not None else now
+def tree_document(facts: Facts) -> dict[str, object]:
+    """Everything that is to be seen of one tree."""
+    root, settings = facts.root, facts.settings
+    end = facts.ended if facts.ended is not None else facts.now
     began = root.first_round_at
     rounds_done = len(root.losses)
     per_round = (end - began) / rounds_done if began is not None and rounds_done else None
-    digest = tree.digest() if tree is not None else None
     left = per_round * (settings.rounds - rounds_done) if per_round is not None and root.stage != "done" else None
-    names = {identifier: member.info.name for identifier, member in root.liveness.members.items()} | {host.tree: "the manager"}
+    names = {identifier: member.info.name for identifier, member in root.liveness.members.items()} | {root.tree: "the manager"}
     return {
-        "tree_id": str(host.tree),
+        "tree_id": str(root.tree),
         "task": settings.task,
         "phase": PHASES.get(root.stage, root.stage),
         "stage": root.stage,
@@ -54,15 +67,17 @@ def tree_document(host: TreeHost, now: float) -> dict[str, object]:
         "loss": root.losses[-1] if root.losses else None,
         "losses": root.losses,
         "recovery": settings.recovery,
-        "theta_digest": theta_digest(host.theta),
+        "theta_digest": theta_digest(facts.theta),
         "version": root.version,
         "members": [
-            _member(member, progress.get(identifier)) for identifier, member in sorted(root.liveness.members.items(), key=_by_name)
+            _member(member, facts.progress.get(identifier)) for identifier, member in sorted(root.liveness.members.items(), key=_by_name)
         ],
         "counts": root.liveness.counts(),
-        "replicas": digest.replicas_sum if digest is not None else 0,
-        "iterations": digest.iterations_sum if digest is not None else 0,
-        "recoveries": [_recovery(recovery, names.get(recovery.agent, recovery.agent.short), names, unix) for recovery in root.recoveries],
+        "replicas": facts.digest.replicas_sum,
+        "iterations": facts.digest.iterations_sum,
+        "recoveries": [
+            _recovery(recovery, names.get(recovery.agent, recovery.agent.short), names, facts.unix_offset) for recovery in root.recoveries
+        ],
         "elapsed_s": round(end - (began if began is not None else end), 3),
         "time_left_s": round(left, 1) if left is not None else None,
         "results": root.results,

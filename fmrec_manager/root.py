@@ -3,12 +3,13 @@
     waiting --enough members--> locating --no record--> init --theta_0--> committing
     (start) --> locating --record found: resume--------------------------------> train or adapt
     train --round closed--> aggregating --theta--> committing --durable--> train (next round) | adapt | done
-    adapt --every target--> done          any --judged so--> halted --the missed one is heard--> where it was
+    adapt --every target--> done          any --judged so--> halted --the missed one is heard, or its record found--> where it was
 
 1. Nothing is announced that is not committed: theta and the round state are on the leaf set first (promise P6).
 2. A round's order goes out once; who joins later is given it by its parent in the tree.
 3. A life that ends is recovered, whatever the round still needs of it, except in mode drop.
 4. theta_0 comes from one agent, asked by name; where it does not answer, the next one is asked: all would give the same.
+5. A round that nobody can contribute to any more (all have left) is opened anew for whoever comes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from protocol.overlay.effects import RetrievalEnded
 from protocol.wire.messages import Departed, MemberInfo, Phase, RecordSummary
 
 Stage = Literal["locating", "waiting", "init", "train", "aggregating", "committing", "adapt", "done", "halted"]
+Role = Literal["source", "target"]
 RECOVERIES_KEPT = 256
 
 
@@ -41,7 +43,7 @@ class Plan:
     terms: Terms
     orphan_max_s: float
     ask_timeout_s: float
-    commit_timeout_s: float
+    silence_max_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,27 +77,32 @@ class Root:
         self.first_round_at: float | None = None
         self._asked: NodeId | None = None
         self._deadline: float | None = None
-        self._halted_in: Stage = "train"
 
     # --- what the overlay tells ---------------------------------------------------------------------------------------
 
     def start(self, now: float) -> list[Order]:
-        """The node is in the ring."""
-        return [LocateOwn()]
+        """The node is in the ring; again, where it was cut off for a while."""
+        return [LocateOwn()] if self.stage == "locating" else []
 
     def members_changed(self, joined: Iterable[MemberInfo], departed: Iterable[Departed], now: float) -> list[Order]:
         joined = tuple(joined)
         orders: list[Order] = []
         for loss in self.liveness.changed(joined, departed, now):
             orders += self._lost(loss, now)
-        if self.stage == "halted" and any(info.peer.id in self._awaited() for info in joined):
-            self.stage, self.reason = self._halted_in, "somebody who was waited for is back"
-            if self.work is not None:
-                self.work.opened = now
+        if self.stage == "halted" and self.work is not None:
+            orders += self._go_on(self.work, {info.peer.id for info in joined}, now)
         return orders + self._step(now)
 
-    def _awaited(self) -> list[NodeId]:
-        return self.work.open_slots() if self.work is not None else []
+    def _go_on(self, work: Round, joined: set[NodeId], now: float) -> list[Order]:
+        """Somebody was heard while the tree is halted: the one who is waited for, or anyone where nobody can be waited for."""
+        waiting = work.open_slots()
+        if joined & set(waiting):
+            self.stage, self.reason, work.opened = work.phase, "somebody who was waited for is back", now
+            return []
+        role: Role = "source" if work.phase == "train" else "target"
+        if work.slots or any(self.liveness.members[agent].state != "left" for agent in waiting):
+            return []
+        return self._open(work.phase, role, now) if joined & self.liveness.of_role(role).keys() else []
 
     def tick(self, now: float) -> list[Order]:
         """`next_deadline()` has come."""
@@ -173,7 +180,7 @@ class Root:
             return self._open("adapt", "target", now)
         return self._finish()
 
-    def _open(self, phase: Literal["train", "adapt"], role: str, now: float) -> list[Order]:
+    def _open(self, phase: Literal["train", "adapt"], role: Role, now: float) -> list[Order]:
         expected = select(self.liveness.of_role(role), self.plan.terms.mode)
         self.work = Round(self.next_round, phase, now, expected)
         self.stage, self.reason = phase, f"{len(expected)} are awaited"
@@ -200,30 +207,32 @@ class Root:
 
     # --- contributions ------------------------------------------------------------------------------------------------
 
-    def uploaded(
-        self, record: RecordSummary, phase: Phase, metrics: Mapping[str, float], now: float
-    ) -> tuple[str | None, list[Order]]:
+    def uploaded(self, record: RecordSummary, phase: Phase, metrics: Mapping[str, float], now: float) -> tuple[str | None, list[Order]]:
         """An agent has brought a record: why it is refused, or None; and what follows. metrics: the figures that it carries."""
         if phase == "init":
             if self.stage != "init":
                 return "theta_0 is there already", []
             return None, self._commit(now)
-        open_for = (self.work.phase, self.work.number) if self.work is not None else None
-        if self.work is None or self.stage not in ("train", "adapt", "halted") or (phase, record.round) != open_for:
+        if self.work is None or not self._is_open(phase, record.round):
             return f"{phase} of round {record.round} is not open", []
         if not record.complete:
             return "the record holds no finished contribution", []
         refused = self.work.offer(record.owner, Slot(record, 1.0, "upload"))
         if refused is not None:
             return refused, []
-        self._filled(record.owner, metrics)
-        if self.stage == "halted":
-            self.stage = self._halted_in
+        self._filled(self.work, record.owner, metrics)
         return None, self._judge(now)
 
-    def _filled(self, agent: NodeId, metrics: Mapping[str, float]) -> None:
-        if self.work is not None and self.work.phase == "adapt":
+    def _is_open(self, phase: Phase, number: int) -> bool:
+        """Are contributions to this taken now?"""
+        work = self.work
+        return work is not None and self.stage in ("train", "adapt", "halted") and (phase, number) == (work.phase, work.number)
+
+    def _filled(self, work: Round, agent: NodeId, metrics: Mapping[str, float]) -> None:
+        if work.phase == "adapt":
             self.results[self.liveness.members[agent].info.name] = dict(metrics)
+        if self.stage == "halted":
+            self.stage = work.phase
 
     def _judge(self, now: float) -> list[Order]:
         work = self.work
@@ -238,7 +247,7 @@ class Root:
                 orders += self._recover(Loss(agent, member.info.peer.incarnation, "deadline", self.reason, 0.0, member.iteration), now)
             return orders
         if verdict == "halt":
-            self._halted_in, self.stage = work.phase, "halted"
+            self.stage = "halted"
             return [Say("halted", {"round": work.number, "reason": self.reason})]
         if verdict == "wait":
             return []
@@ -254,20 +263,39 @@ class Root:
         self.work = None
         return self._commit(now)
 
+    def unfit(self, record: RecordSummary, phase: Phase, reason: str, now: float) -> list[Order]:
+        """An agent has brought figures that cannot be used (a loss that is not finite, say): where they were its contribution to
+        the round that is open, it is given up for this round."""
+        work = self.work
+        if work is None or not self._is_open(phase, record.round) or record.owner in work.slots or record.owner not in work.expected:
+            return []
+        return self._give_up(work, record.owner, reason, now)
+
     def unusable(self, agent: NodeId, reason: str, now: float) -> list[Order]:
-        """This agent's contribution cannot be folded in (a loss that is not finite, say): it is given up for this round."""
-        if self.work is None or agent not in self.work.expected:
+        """Aggregating has failed on this agent's contribution: it is given up for this round."""
+        if self.work is None or self.stage != "aggregating":
             return []
         self.work.slots.pop(agent, None)
-        self.work.missing[agent] = reason
-        self.stage = self.work.phase
+        return self._give_up(self.work, agent, reason, now)
+
+    def _give_up(self, work: Round, agent: NodeId, reason: str, now: float) -> list[Order]:
+        work.missing[agent] = reason
+        self.stage = work.phase
         return [Say("contribution_refused", {"agent": agent, "reason": reason}), *self._judge(now)]
 
     def _commit(self, now: float) -> list[Order]:
         self.version += 1
-        self.stage, self.reason = "committing", f"bringing version {self.version} to the leaf set"
-        self._deadline = now + self.plan.commit_timeout_s
+        self.stage, self.reason, self._deadline = "committing", f"sealing version {self.version}", None
         return [Commit(self.version, self.next_round)]
+
+    def sealed(self, version: int, transfer_s: float, now: float) -> list[Order]:
+        """The record of this version is on its way to the leaf set, each transfer for at most `transfer_s` seconds."""
+        if self.stage != "committing" or version != self.version:
+            return []
+        self.reason = f"bringing version {version} to the leaf set"
+        # Two transfers one after the other: a holder that refuses or dies is passed over for the next.
+        self._deadline = now + 2 * transfer_s + self.plan.silence_max_s
+        return []
 
     def durable(self, version: int, now: float) -> list[Order]:
         """The record of this version is held by its quorum."""
@@ -287,12 +315,12 @@ class Root:
         return orders + self._recover(loss, now)
 
     def _recover(self, loss: Loss, now: float) -> list[Order]:
+        if self.work is not None:
+            self.work.recovering.add(loss.agent)
         if any(r.agent == loss.agent and r.outcome == "running" for r in self.recoveries):
             return []
         number = self.recoveries[-1].number + 1 if self.recoveries else 1
         self.recoveries = [*self.recoveries[-RECOVERIES_KEPT:], Recovery(number, loss, now)]
-        if self.work is not None:
-            self.work.recovering.add(loss.agent)
         return [Recover(number, loss.agent)]
 
     def retrieved(self, result: RetrievalEnded, metrics: Mapping[str, float], now: float) -> list[Order]:
@@ -309,7 +337,7 @@ class Root:
         if recovery.agent in work.expected and recovery.agent not in work.slots:
             unfit = work.substitute(recovery.record, self.plan.terms) if recovery.record is not None else recovery.reason
             if unfit is None:
-                self._filled(recovery.agent, metrics)
+                self._filled(work, recovery.agent, metrics)
             elif self.plan.terms.mode == "substitute" and work.phase == "train":
                 work.missing[recovery.agent] = unfit
         return orders + self._step(now)

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Coroutine, Iterable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import numpy as np
 
 from fmrec_manager.ledger import Ledger, ledger_of
 from fmrec_manager.orders import Aggregate, Announce, Commit, LocateOwn, Order, Recover, Say
-from fmrec_manager.report import tree_document
+from fmrec_manager.report import Facts, tree_document
 from fmrec_manager.root import Plan, Resumed, Root
 from fmrec_manager.round import Terms
 from fmrec_manager.settings import ManagerSettings, TreeSettings
@@ -33,7 +34,7 @@ from protocol.overlay.effects import Activated, Durable, Effect, MembersChanged,
 from protocol.overlay.events import CreateTree, RecordHeld, Replicate, Retrieve, SendMulticast, Started
 from protocol.overlay.node import OverlayNode
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import Phase, RecordSummary, RoundOpen
+from protocol.wire.messages import Phase, RecordSummary, RoundOpen, SubtreeDigest
 
 if TYPE_CHECKING:
     from fmrec_manager.aggregation import Aggregator
@@ -62,7 +63,7 @@ def plan_of(settings: TreeSettings, parameters: OverlayParameters) -> Plan:
         terms=terms,
         orphan_max_s=parameters.orphan_max_s,
         ask_timeout_s=parameters.silence_max_s + parameters.look_up_timeout_s + parameters.join_timeout_s,
-        commit_timeout_s=2 * parameters.transfer_timeout_s(0) + parameters.silence_max_s,
+        silence_max_s=parameters.silence_max_s,
     )
 
 
@@ -153,7 +154,9 @@ class TreeHost:
             case Durable():
                 self._obey(self.root.durable(effect.record.version, now))
             case RetrievalEnded() if effect.request == OWN_RECORD:
-                self._obey(self.root.located(self._resume(effect), now))
+                # Only while it is looked for: to take an old theta in the middle of a run would undo it.
+                found = self._resume(effect) if self.root.stage == "locating" else None
+                self._obey(self.root.located(found, now))
             case RetrievalEnded():
                 self._retrieved(effect, now)
             case Notify():
@@ -169,55 +172,68 @@ class TreeHost:
         if summary.tree != self.tree:
             return f"tree {summary.tree.short} is not rooted here"
         now = self._loop.time()
-        unfit = self._unfit(knowledge)
+        unfit = _unfit(knowledge)
         if unfit is not None:
-            self._obey(self.root.unusable(summary.owner, unfit, now))
+            self._log.warning("round %d: the record of %s is refused: %s", summary.round, summary.owner.short, unfit)
+            self._obey(self.root.unfit(summary, knowledge.phase, unfit, now))
             return unfit
-        if knowledge.phase == "init" and self.root.stage == "init":
-            self.theta = {name: np.array(tensor) for name, tensor in knowledge.tensors["theta"].items()}
-        self._knowledge[summary.digest] = knowledge
         refused, orders = self.root.uploaded(summary, knowledge.phase, _figures(knowledge), now)
         if refused is not None:
-            self._knowledge.pop(summary.digest, None)
-        self._obey(orders)
-        return refused
-
-    def _unfit(self, knowledge: Knowledge) -> str | None:
-        """Why these figures cannot be used, None where they can."""
+            return refused
         if knowledge.phase == "init":
-            return None if knowledge.tensors.get("theta") else "the record holds no theta"
-        if knowledge.loss is None or not math.isfinite(knowledge.loss):
-            return f"the loss is {knowledge.loss}: lower the rate or look at the data of this agent"
-        for name, tensor in knowledge.tensors.get("contribution", {}).items():
-            if not np.isfinite(tensor).all():
-                return f"{name} holds values that are not finite: lower the rate or look at the data of this agent"
+            self.theta = {name: np.array(tensor) for name, tensor in knowledge.tensors["theta"].items()}
+        else:
+            self._knowledge[summary.digest] = knowledge
+        self._obey(orders)
         return None
 
     def _retrieved(self, effect: RetrievalEnded, now: float) -> None:
         figures: dict[str, float] = {}
         if effect.record is not None:
-            held = self.store.get(*effect.record.key)
-            if held is not None and held[0] == effect.record:
-                knowledge = open_record(*held)
+            try:
+                knowledge = self._recovered(effect.record)
+            except RecordInvalid as error:
+                effect = replace(effect, record=None, reason=str(error))
+            else:
                 figures = _figures(knowledge)
                 self._knowledge[effect.record.digest] = knowledge
         self._obey(self.root.retrieved(effect, figures, now))
+
+    def _recovered(self, record: RecordSummary) -> Knowledge:
+        """What is in a record that was found. RecordInvalid where it cannot be read, or be used for what it says it is."""
+        held = self.store.get(*record.key)
+        if held is None or held[0] != record:
+            raise RecordInvalid(f"version {record.version} of {record.owner.short} is no longer held here")
+        knowledge = open_record(*held)
+        unfit = _unfit(knowledge) if record.complete else None
+        if unfit is not None:
+            raise RecordInvalid(f"the record of {record.owner.short}, version {record.version}, cannot be used: {unfit}")
+        return knowledge
 
     def _resume(self, effect: RetrievalEnded) -> Resumed | None:
         """What the tree's own newest record says; None where there is none."""
         held = self.store.get(self.tree, self.tree) if effect.record is not None else None
         if held is None:
             return None
-        knowledge = open_record(*held)
-        ledger = Ledger.model_validate_json(knowledge.state)
-        if ledger.seed != self.settings.seed:
-            problem = f"tree {self.name} has a record of a run with seed {ledger.seed}, and the settings say {self.settings.seed}"
-            self.driver.failed.set_exception(UserError(f"{problem}: set tree.{self.name}.seed, or name another tree or state directory"))
+        from fmrec_manager.aggregation import AggregationError
+
+        record = held[0]
+        try:
+            knowledge = open_record(*held)
+            ledger = Ledger.model_validate_json(knowledge.state)
+            theta = {name: np.array(tensor) for name, tensor in knowledge.tensors["theta"].items()}
+            if ledger.seed != self.settings.seed:
+                raise ValueError(f"it is of a run with seed {ledger.seed}, and the settings say {self.settings.seed}")
+            self.aggregator.restore(knowledge.tensors.get("server", {}))
+        except (RecordInvalid, AggregationError, ValueError, KeyError) as error:
+            # Never a silent restart from zero (promise P2).
+            problem = f"tree {self.name} cannot go on from its record, version {record.version}: {error}"
+            self._fail(UserError(f"{problem}. Set tree.{self.name} as it was, or name another tree and state directory"))
             return None
-        self.theta = {name: np.array(tensor) for name, tensor in knowledge.tensors["theta"].items()}
-        self.theta_record = held[0]
-        self.aggregator.restore(knowledge.tensors.get("server", {}))
-        return ledger.resumed(held[0].version, held[0].round)
+        self.theta, self.theta_record = theta, record
+        # It may have been found on the disk alone: what is announced next must be on the leaf set (promise P6).
+        self.driver.dispatch(Replicate(record))
+        return ledger.resumed(record.version, record.round)
 
     # --- orders -------------------------------------------------------------------------------------------------------
 
@@ -262,7 +278,7 @@ class TreeHost:
             theta, weights = await asyncio.to_thread(self.aggregator.aggregate, self.theta, parts)
         except AggregationError as error:
             if error.agent is None:
-                raise
+                raise UserError(f"tree {self.name}, round {order.round}: {error}") from error
             self._obey(self.root.unusable(error.agent, str(error), self._loop.time()))
             return
         self.theta = theta
@@ -282,6 +298,7 @@ class TreeHost:
         record, data = await asyncio.to_thread(seal, knowledge)
         self.theta_record = record
         self.store.put(record, data)
+        self._obey(self.root.sealed(version, self.parameters.transfer_timeout_s(record.record_bytes), self._loop.time()))
         self.driver.dispatch(Replicate(record))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -291,12 +308,37 @@ class TreeHost:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and not self.driver.failed.done():
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self.driver.failed.done():
             self.driver.failed.set_exception(error)
 
     def document(self) -> dict[str, object]:
         """This tree's part of the status document."""
-        return tree_document(self, self._loop.time())
+        tree = self.node.scribe.trees.get(self.tree)
+        digest = tree.digest() if tree is not None else SubtreeDigest()
+        progress = {branch.peer.id: branch.progress for branch in tree.children.values()} if tree is not None else {}
+        now = self._loop.time()
+        return tree_document(Facts(self.root, self.settings, self.theta, digest, progress, now, self.ended, self.unix_offset))
+
+
+def _unfit(knowledge: Knowledge) -> str | None:
+    """Why these figures cannot be used, None where they can."""
+    remedy = "lower the rate or look at the data of this agent"
+    group = "theta" if knowledge.phase == "init" else "contribution"
+    tensors = knowledge.tensors.get(group)
+    if not tensors:
+        return f"the record holds no {group}"
+    if knowledge.phase != "init" and (knowledge.loss is None or not math.isfinite(knowledge.loss)):
+        return f"the loss is {knowledge.loss}: {remedy}"
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (np.float32, np.float64):
+            return f"tensor {name} is {tensor.dtype}: only float32 and float64 are aggregated"
+        if not np.isfinite(tensor).all():
+            return f"{name} holds values that are not finite: {remedy}"
+    return None
 
 
 def _figures(knowledge: Knowledge) -> dict[str, float]:

@@ -97,6 +97,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import ScalarFormatter
 
     figure, (loss, progress, targets) = plt.subplots(1, 3, figsize=(16, 4.8), gridspec_kw={"width_ratios": (5, 5, 4)})
     for name, run in report["runs"].items():
@@ -111,6 +112,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
             progress.text(kill["t_s"], 1.01, "✕", color=COLOURS[name], transform=at, ha="center", fontsize=10)
             loss.text(kill["t_s"], 1.01, "✕", color=COLOURS[name], transform=loss.get_xaxis_transform(), ha="center", fontsize=10)
     loss.set(xlabel="seconds since the first round", ylabel="query RMSE of the sources, percentage points", yscale="log")
+    loss.yaxis.set_major_formatter(ScalarFormatter())
+    loss.yaxis.set_minor_formatter(ScalarFormatter())
     loss.set_title("Meta-training (✕ = SIGKILL)", pad=18)
     progress.set(xlabel="seconds since the first round", ylabel="iterations in the memory of all agents")
     progress.set_title("Progress held by the agents", pad=18)
@@ -137,6 +140,7 @@ def _draw_targets(axes: Any, runs: dict[str, Any]) -> None:
             axes.plot([place - 0.45, place + 0.45], [persistence[target]] * 2, color="black", linewidth=1.5)
     axes.plot([], [], color="black", linewidth=1.5, label="persistence")
     axes.set_xticks(range(len(names)), names)
+    axes.set_ylim(0, 1.35 * axes.get_ylim()[1])
     axes.set_ylabel("RMSE, percentage points of capacity")
     axes.set_title("Targets after adaptation", pad=18)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center")

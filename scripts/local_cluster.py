@@ -2,14 +2,16 @@
 
     async with LocalCluster(folder, agents=12, sources=9, ...) as cluster:
         await cluster.until(lambda status: status["round"] >= 3, within_s=20)
-        cluster.kill("agent-3")
+        await cluster.signal_agent("agent-3", signal.SIGKILL)
 
-Ports are below 32768 and free when they are looked for. Everything that was started is stopped on leaving, by pid.
+Ports are below 32768 and free when they are looked for. Each command runs in a session of its own, which is how its processes are found
+again: everything that was started is stopped on leaving, by pid, also after a failure, whose traceback then ends with both logs' tails.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -30,6 +32,8 @@ BIN = Path(sys.executable).parent
 HOST = "127.0.0.1"
 CLUSTER = "fmrec"
 ASK_TIMEOUT_S = 2.0
+LEAVE_TIMEOUT_S = 10.0
+TAIL_LINES = 25
 Status = dict[str, Any]
 
 
@@ -54,7 +58,10 @@ def free_ports(count: int) -> int:
 
 
 class LocalCluster:
-    """One manager and `agents` agents; logs and state under `folder`. manager_set, agent_set: further --set arguments."""
+    """One manager and `agents` agents; logs and state under `folder`. manager_set, agent_set: further --set arguments.
+
+    abrupt: on leaving, kill instead of asking to leave; for whoever has seen what there was to see.
+    """
 
     def __init__(
         self,
@@ -66,6 +73,7 @@ class LocalCluster:
         agent_set: Sequence[str] = (),
         restart: bool = True,
         agents_on_disk: bool = False,
+        abrupt: bool = False,
     ) -> None:
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -75,12 +83,14 @@ class LocalCluster:
         self._agent_set = list(agent_set)
         self._restart = restart
         self._agents_on_disk = agents_on_disk
+        self._abrupt = abrupt
         first = free_ports(agents + 1)
         self.address = Address(HOST, first)
         self._agents_port = first + 1
         self.manager: subprocess.Popen[bytes] | None = None
         self.launcher: subprocess.Popen[bytes] | None = None
-        self._pids: set[int] = set()
+        self._spawned: list[subprocess.Popen[bytes]] = []
+        self._manager_killed = False
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -89,45 +99,69 @@ class LocalCluster:
         self.start_agents()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is not None:
+            error.add_note(self.tails())
         await asyncio.to_thread(self.stop)
 
-    def _spawn(self, log: str, arguments: list[str]) -> subprocess.Popen[bytes]:
+    def spawn(self, log: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Run a command of ours in a session of its own, writing to `log`; stop() ends all that it leaves behind."""
+        command = [str(BIN / arguments[0]), *arguments[1:]]
         with (self.folder / log).open("ab") as out:
-            return subprocess.Popen(arguments, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True, env=plain_environment()
+            )
+        self._spawned.append(process)
+        return process
 
     def start_manager(self) -> None:
         """`fmrec-manager serve`, again with the same state where it was killed."""
         sets = [part for item in self._manager_set for part in ("--set", item)]
-        self.manager = self._spawn(
-            "manager.log",
-            [str(BIN / "fmrec-manager"), "serve", "--listen", str(self.address), "--state-dir", str(self.folder / "manager"), *sets],
-        )
+        state = ["--state-dir", str(self.folder / "manager")]
+        self._manager_killed = False
+        self.manager = self.spawn("manager.log", ["fmrec-manager", "serve", "--listen", str(self.address), *state, *sets])
 
     def start_agents(self) -> None:
         """`fmrec-agent start --count N`."""
         sets = [part for item in (f"sources={self._sources}", f"port={self._agents_port}", *self._agent_set) for part in ("--set", item)]
         state = ["--state-dir", str(self.folder / "agents")] if self._agents_on_disk else []
         restart = ["--restart", "on-failure"] if self._restart else []
-        self.launcher = self._spawn(
-            "agents.log",
-            [str(BIN / "fmrec-agent"), "start", "--count", str(self.agents), "--join", str(self.address), *state, *restart, *sets],
-        )
+        many = ["--count", str(self.agents), "--join", str(self.address)]
+        self.launcher = self.spawn("agents.log", ["fmrec-agent", "start", *many, *state, *restart, *sets])
+
+    def processes(self) -> list[int]:
+        """The pids of all that runs for this cluster now, orphans included: those in the sessions of what was spawned."""
+        return session_members({process.pid for process in self._spawned})
 
     def stop(self) -> None:
-        """Ask all to leave; after ten seconds, kill what is left. By pid, every one that was ever seen."""
-        for process in (self.launcher, self.manager):
-            if process is not None and process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-                try:
-                    process.wait(10)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-        for pid in self._pids:
-            if b"fmrec-agent" in _command(pid):
-                os.kill(pid, signal.SIGKILL)
+        """Ask all to leave, the agents first; after ten seconds, kill what is left. By pid, every one of ours."""
+        if not self._abrupt:
+            for pid in self.processes():
+                send(pid, signal.SIGCONT)
+            for process in sorted(self._spawned, key=lambda process: process is self.manager):
+                if process.poll() is None:
+                    process.terminate()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(LEAVE_TIMEOUT_S)
+        # The launchers go first: one that lives would start its agents again.
+        for process in self._spawned:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        while left := self.processes():
+            for pid in left:
+                send(pid, signal.SIGKILL)
+            time.sleep(0.01)
+
+    def log(self, name: str) -> str:
+        """All that was written to the log `name` so far."""
+        path = self.folder / name
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def tails(self) -> str:
+        """The last lines of every log of this cluster, for whoever must find out what went wrong."""
+        logs = sorted(self.folder.glob("*.log"))
+        return "\n".join(f"--- {path} ---\n" + "\n".join(self.log(path.name).splitlines()[-TAIL_LINES:]) for path in logs)
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
@@ -144,7 +178,6 @@ class LocalCluster:
         if document is None:
             return None
         tree: Status = document["trees"]["main"]
-        self._pids.update(member["pid"] for member in tree["members"])
         return tree
 
     async def agent(self, index: int) -> Status | None:
@@ -166,6 +199,8 @@ class LocalCluster:
                     return status
             if self.launcher is not None and self.launcher.poll() is not None:
                 raise ClusterError(f"the agents ended with code {self.launcher.returncode}: see {self.folder / 'agents.log'}")
+            if self.manager is not None and self.manager.poll() is not None and not self._manager_killed:
+                raise ClusterError(f"the manager ended with code {self.manager.returncode}: see {self.folder / 'manager.log'}")
             await asyncio.sleep(every_s)
         brief = {key: last[key] for key in ("stage", "round", "reason", "counts")} if last else "no answer"
         raise ClusterError(f"not within {within_s:.0f} s (last: {json.dumps(brief)}): see the logs in {self.folder}")
@@ -185,24 +220,42 @@ class LocalCluster:
     def kill_manager(self) -> None:
         """SIGKILL, and wait until it is gone."""
         assert self.manager is not None
+        self._manager_killed = True
         self.manager.kill()
         self.manager.wait()
 
     def pss_mb(self) -> dict[str, float]:
         """Proportional set size in MiB of every process of the cluster, by role."""
-        agents = sum(_pss_mb(pid) for pid in self._pids)
+        mains = {process.pid for process in self._spawned}
         return {
             "manager": _pss_mb(self.manager.pid) if self.manager else 0.0,
             "launcher": _pss_mb(self.launcher.pid) if self.launcher else 0.0,
-            "agents": agents,
+            "agents": sum(_pss_mb(pid) for pid in self.processes() if pid not in mains),
         }
 
 
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+def plain_environment() -> dict[str, str]:
+    """Ours without FMREC_ variables: what a cluster is set to is what its maker said."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("FMREC_")}
+
+
+def session_members(sessions: set[int]) -> list[int]:
+    """The pids of FMRec's processes in these sessions, zombies left out: what a command that led one has started, and itself."""
+    found = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            with contextlib.suppress(OSError):
+                # After the command's name, which may hold anything but ends at the last bracket: state, parent, group, session.
+                state, _, _, session = (path / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(session) in sessions and state not in "ZX" and b"/fmrec-" in (path / "cmdline").read_bytes():
+                    found.append(int(path.name))
+    return found
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """The signal to a process that may be gone already."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _pss_mb(pid: int) -> float:

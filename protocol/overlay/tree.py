@@ -7,7 +7,7 @@ branch, and the order in which news from two branches arrives does not matter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import xor
 from typing import Literal
@@ -21,6 +21,8 @@ Cause = Literal["died", "left", "moved", "orphaned"]
 
 REASON_MAX = 500
 """Characters of a reason that is passed up; what a peer says may be longer."""
+DEPARTED_MAX = 4096
+"""Deaths of lives that we do not list are kept up to so many, until there is a parent to tell."""
 COUNT_MAX = 1 << 48
 """No honest sum is larger, and sums of thousands of these still fit the wire."""
 
@@ -147,26 +149,42 @@ class Tree:
         member = self._elsewhere(identifier)
         if member is None or self.members.get(identifier) == member:
             return
-        self.members[identifier] = self._joined[identifier] = member
+        self._list(member)
         self.revision += 1
-        if (departed := self._departed.get(identifier)) is not None and departed.cause != "died":
+        departed = self._departed.get(identifier)
+        if departed is not None and departed.cause != "died" and departed.incarnation <= member.peer.incarnation:
             del self._departed[identifier]
 
     def _vanished(self, departed: Departed) -> None:
         known = self.members.get(departed.id)
         if known is None or known.peer.incarnation > departed.incarnation:
-            if departed.cause == "died":
+            if departed.cause == "died" and len(self._departed) < DEPARTED_MAX:
                 # The death of an earlier life: the later one is listed already, but the root wants to know of both.
-                self._departed[departed.id] = departed
+                self._depart(departed)
                 self.revision += 1
             return
         self.revision += 1
         if (other := self._elsewhere(departed.id)) is not None:
             if other != known:
-                self.members[departed.id] = self._joined[departed.id] = other
+                self._list(other)
             return
         del self.members[departed.id]
         self._joined.pop(departed.id, None)
+        self._depart(departed)
+
+    def _list(self, member: MemberInfo) -> None:
+        """Members, and what is told up: whoever was told of a later life than this one must forget that first."""
+        identifier = member.peer.id
+        known = self.members.get(identifier)
+        if known is not None and known.peer.incarnation > member.peer.incarnation:
+            self._depart(Departed(identifier, known.peer.incarnation, "moved", "an earlier life is listed again"))
+        self.members[identifier] = self._joined[identifier] = member
+
+    def _depart(self, departed: Departed) -> None:
+        """To be told up: of every life to the latest that is over."""
+        before = self._departed.get(departed.id)
+        if before is not None and before.incarnation > departed.incarnation:
+            departed = replace(departed, incarnation=before.incarnation)
         self._departed[departed.id] = departed
 
     def take_changes(self) -> tuple[tuple[MemberInfo, ...], tuple[Departed, ...]]:

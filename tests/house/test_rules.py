@@ -14,7 +14,7 @@ PACKAGES = ("protocol", "fmrec_agent", "fmrec_manager")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 EVERYTHING = sorted([*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])
 PURE = [path for path in SOURCES if path.is_relative_to(ROOT / "protocol") and not path.is_relative_to(ROOT / "protocol" / "aio")]
-MACHINES = [ROOT / "fmrec_manager" / f"{name}.py" for name in ("root", "round", "liveness", "retrieval", "selection")]
+MACHINES = [ROOT / "fmrec_manager" / f"{name}.py" for name in ("root", "round", "liveness", "retrieval", "selection", "orders")]
 FORBIDDEN_IN_PURE = {"asyncio", "uvloop", "socket", "selectors", "time", "logging", "torch", "threading", "os", "datetime", "secrets"}
 FORBIDDEN_NAMES = {"config", "utils", "types", "asyncio", "helpers", "common", "base"}
 
@@ -39,12 +39,14 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", PURE + [machine for machine in MACHINES if machine.exists()], ids=relative)
+@pytest.mark.parametrize("path", [*PURE, *MACHINES], ids=relative)
 def test_decisions_are_pure(path: Path) -> None:
     """DESIGN 4: decisions take time, chance and I/O as arguments."""
     wrong = top(imports(path)) & FORBIDDEN_IN_PURE
-    assert not wrong, f"{relative(path)} imports {sorted(wrong)}: pass `now`, a random.Random or an effect instead, or move it to protocol/aio"
-    called = {ast.unparse(n) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute) and ast.unparse(n).startswith("random.")}
+    remedy = "pass `now`, a random.Random or an effect instead, or move it to protocol/aio"
+    assert not wrong, f"{relative(path)} imports {sorted(wrong)}: {remedy}"
+    attributes = {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    called = {name for name in attributes if name.startswith("random.")}
     assert called <= {"random.Random"}, f"{relative(path)} uses the global random source ({called}): take a random.Random"
 
 
@@ -57,12 +59,13 @@ def test_who_imports_whom(path: Path) -> None:
         strangers |= tops & {"fmrec_agent", "fmrec_manager"}
     assert not strangers, f"{relative(path)} imports {sorted(strangers)}: what both need belongs into protocol/"
     if path in PURE:
-        assert not [m for m in modules if m.startswith("protocol.aio")], f"{relative(path)}: the core never imports its shell; return an effect"
+        shells = [module for module in modules if module.startswith("protocol.aio")]
+        assert not shells, f"{relative(path)}: the core never imports its shell; return an effect"
 
 
 @pytest.mark.parametrize(
     ("module", "only"),
-    [("msgpack", {"protocol/wire/codec.py"}), ("uvloop", {"fmrec_agent/daemon.py", "fmrec_manager/daemon.py", "protocol/aio/process.py"})],
+    [("msgpack", {"protocol/wire/codec.py"}), ("uvloop", {"protocol/aio/process.py"})],
 )
 def test_one_importer(module: str, only: set[str]) -> None:
     found = {relative(path) for path in SOURCES if module in top(imports(path))}
@@ -71,14 +74,16 @@ def test_one_importer(module: str, only: set[str]) -> None:
 
 def test_where_torch_is_known() -> None:
     found = {relative(path) for path in SOURCES if "torch" in top(imports(path))}
-    allowed = {path for path in found if path.startswith("fmrec_agent/learning/") or path in {"fmrec_manager/aggregation.py", "fmrec_agent/launcher.py"}}
-    assert found == allowed, f"{sorted(found - allowed)} import torch: learning/ and aggregation.py are its rooms (launcher.py warms it)"
+    rooms = ("fmrec_agent/learning/", "fmrec_manager/aggregation.py", "fmrec_agent/launcher.py")
+    strays = sorted(path for path in found if not path.startswith(rooms))
+    assert not strays, f"{strays} import torch: learning/ and aggregation.py are its rooms (launcher.py warms it)"
 
 
 def test_the_machines_of_the_overlay_never_import_each_other() -> None:
-    for name in ("pastry", "scribe", "replication"):
+    machines = {"detector", "pastry", "scribe", "replication"}
+    for name in sorted(machines):
         path = ROOT / "protocol" / "overlay" / f"{name}.py"
-        others = {f"protocol.overlay.{other}" for other in ("pastry", "scribe", "replication", "node")} - {f"protocol.overlay.{name}"}
+        others = {f"protocol.overlay.{other}" for other in (machines | {"node"}) - {name}}
         wrong = imports(path) & others
         assert not wrong, f"{relative(path)} imports {sorted(wrong)}: node.py composes the machines"
 

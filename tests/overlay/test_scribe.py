@@ -119,6 +119,14 @@ def test_rule_1_who_left_meanwhile_declines_the_welcome() -> None:
     assert node.scribe.trees == {}
 
 
+def test_rule_1_who_has_a_parent_declines_the_late_welcome_of_another() -> None:
+    """The first hop was slow, the second one took us: one parent, or everything comes twice."""
+    node = attached()
+    effects = node.scribe.welcome_received(OTHER, TreeWelcome(TREE, (TREE, OTHER.id)), 0.1)
+    assert effects == [fx.Send(OTHER, TreeLeave(TREE))]
+    assert node.scribe.trees[TREE].parent == PARENT
+
+
 def test_rule_1_a_leaf_that_leaves_prunes_upwards_and_a_forwarder_with_children_stays() -> None:
     """Scribe 3.2, LEAVE."""
     node = attached()

@@ -107,15 +107,30 @@ def test_a_restart_between_two_reports_is_told_as_a_death_and_a_later_life() -> 
     assert [(found.id, found.incarnation, found.cause) for found in departed] == [(peer(1).id, 1, "died")]
 
 
+def test_a_death_is_told_though_the_member_is_listed_again_before_the_next_report() -> None:
+    """Reported dead by one parent, heard through another: whether it restarted is for the root to judge, from both."""
+    tree = tree_with(LEFT, RIGHT)
+    tree.update_branch(tree.children[LEFT.id], alive(member(peer(1))))
+    tree.take_changes()
+    tree.update_branch(tree.children[LEFT.id], alive(gone=(gone(1, 1, "died"),)))
+    tree.update_branch(tree.children[RIGHT.id], alive(member(peer(1, 2))))
+    joined, departed = tree.take_changes()
+    assert ([found.peer.incarnation for found in joined], [found.cause for found in departed]) == ([2], ["died"])
+
+
 def test_an_earlier_life_that_outlasts_the_later_one_is_not_kept_for_ever() -> None:
     """The later life was listed and withdrawn in favour of an earlier one; when that goes too, the member is gone."""
     tree = tree_with(LEFT)
     branch = tree.children[LEFT.id]
     tree.update_branch(branch, alive(member(peer(1, 2))))
+    assert [found.peer.incarnation for found in tree.take_changes()[0]] == [2]
     tree.update_branch(branch, alive(member(peer(1, 1))))
     assert lives(tree) == {peer(1).id: 1}
     tree.update_branch(branch, alive(gone=(gone(1, 1),)))
     assert lives(tree) == {}
+    joined, departed = tree.take_changes()
+    assert joined == ()
+    assert [found.incarnation for found in departed] == [2], "who was told of life 2 must forget that one"
 
 
 def test_a_full_list_replaces_what_was_known() -> None:

@@ -1,8 +1,8 @@
 """The simulator: the machines that production runs, under virtual time and faults drawn from a seed.
 
-One heap of (when, sequence, node, event). The network keeps what TCP keeps: order on each link; a reset when a process dies, seen by whoever
-was connected to it; refused dials where nobody listens; silence, not refusal, from a process that is paused or cut off. A run is a seed:
-nothing here reads a clock or a global random source.
+One heap of (when, sequence, node, event). The network keeps what TCP keeps: order on each link; a reset when a process dies, seen by
+whoever was connected to it; refused dials where nobody listens; silence, not refusal, from a process that is paused or cut off. A
+run is a seed: nothing here reads a clock or a global random source.
 """
 
 from __future__ import annotations

@@ -1,0 +1,124 @@
+"""Agents die, hang and come back; in mode exact theta is as if nothing had happened (promises P1, P2, P5)."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+from scripts.local_cluster import send
+from tests.end_to_end.stories import RECOVERED_WITHIN_S, ROUNDS, STORY_S, in_a_job, index_of, member, recovery_of, story, the_end
+
+
+async def test_a_killed_agent_goes_on_from_its_own_record(tmp_path: Path, undisturbed: str) -> None:
+    """kill -9 in the middle of a round: its record is at the manager at once, its next life starts from it, theta is the same."""
+    async with story(tmp_path) as cluster:
+        before = await in_a_job(cluster, "agent-2", from_round=4)
+        killed = time.time()
+        send(before["pid"], signal.SIGKILL)
+        final = await the_end(cluster)
+        after = await cluster.agent(index_of("agent-2"))
+        assert after is not None
+        assert after["pid"] != before["pid"]
+        assert after["incarnation"] > before["incarnation"]
+        # Nothing acknowledged is lost: what its quorum held when it was killed, or newer.
+        assert after["resumed_from"]["version"] >= before["durable_version"] > 0
+        assert after["resumed_from"]["iteration"] > 0
+        recovery = recovery_of(final, before)
+        assert recovery["outcome"] == "verified", recovery
+        assert recovery["version"] >= before["durable_version"]
+        assert recovery["noticed_unix_s"] - killed + recovery["total_ms"] / 1000 < RECOVERED_WITHIN_S, recovery
+        assert final["theta_digest"] == undisturbed
+
+
+async def test_a_killed_target_goes_on_with_its_adaptation(tmp_path: Path, undisturbed: str) -> None:
+    """Adaptation is recovered like training: the target's next life begins where its last record ended, not at 0."""
+    async with story(tmp_path, manager_set=["tree.main.rounds=1"], agent_set=["learning.adapt_iterations=300"]) as cluster:
+        before = await in_a_job(cluster, "agent-5", from_round=1)
+        before = await cluster.agent(5) or before
+        while before["durable_version"] < 3:
+            before = await in_a_job(cluster, "agent-5", from_round=1)
+        send(before["pid"], signal.SIGKILL)
+        final = await the_end(cluster)
+        after = await cluster.agent(5)
+        assert after is not None
+        assert after["resumed_from"]["version"] >= before["durable_version"]
+        assert recovery_of(final, before)["outcome"] == "verified"
+        assert final["results"]["agent-5"]["rmse_pp"] > 0
+
+
+async def test_a_killed_parent_leaves_nobody_behind(tmp_path: Path, undisturbed: str) -> None:
+    """The parent of other members in the tree is killed: they join again through another, and miss no round."""
+    async with story(tmp_path) as cluster:
+        await cluster.until(lambda status: status["round"] >= 2, STORY_S)
+        # While the manager is away the agents gather under the one closest to the treeId, and stay there when it is back.
+        cluster.kill_manager()
+        cluster.start_manager()
+        back = await cluster.until(lambda status: status["stage"] == "train" and status["counts"]["alive"] == 6, STORY_S)
+        addresses = {member["address"]: member["name"] for member in back["members"]}
+        parents = {(await cluster.agent(index) or {"parent": ""})["parent"] for index in range(6)}
+        (name,) = [addresses[parent.rpartition("@")[2]] for parent in parents if parent.rpartition("@")[2] in addresses]
+        before = await in_a_job(cluster, name, back["round"])
+        send(before["pid"], signal.SIGKILL)
+        final = await the_end(cluster)
+        assert final["counts"]["alive"] == 6
+        assert recovery_of(final, before)["outcome"] == "verified"
+        assert final["theta_digest"] == undisturbed
+
+
+async def test_a_hanging_agent_is_waited_for(tmp_path: Path, undisturbed: str) -> None:
+    """SIGSTOP in mode exact: silence gives it away, its round stays open, and after SIGCONT it goes on as if it had not slept."""
+    async with story(tmp_path) as cluster:
+        before = await in_a_job(cluster, "agent-3", from_round=3)
+        send(before["pid"], signal.SIGSTOP)
+        noticed = await cluster.until(lambda status: any(r["outcome"] == "verified" for r in status["recoveries"]), STORY_S)
+        recovery = recovery_of(noticed, before)
+        assert recovery["cause"] == "heartbeat", recovery
+        assert member(noticed, "agent-3")["state"] == "dead"
+        assert noticed["round"] == before["round"]
+        send(before["pid"], signal.SIGCONT)
+        final = await the_end(cluster)
+        after = await cluster.agent(index_of("agent-3"))
+        assert after is not None
+        assert after["pid"] == before["pid"]
+        assert final["theta_digest"] == undisturbed
+
+
+async def test_a_substitute_stands_in_for_a_hanging_agent(tmp_path: Path) -> None:
+    """SIGSTOP in mode substitute: nobody waits, the hanging agent's newest replica stands in, and all rounds are done without it."""
+    async with story(tmp_path, manager_set=["tree.main.recovery=substitute"]) as cluster:
+        before = await in_a_job(cluster, "agent-3", from_round=3)
+        send(before["pid"], signal.SIGSTOP)
+        final = await the_end(cluster)
+        assert final["round"] == ROUNDS
+        assert member(final, "agent-3")["state"] == "dead"
+        first = next(recovery for recovery in final["recoveries"] if recovery["agent"] == "agent-3")
+        assert (first["cause"], first["outcome"]) == ("heartbeat", "verified"), first
+        assert "halted" not in cluster.log("manager.log")
+
+
+async def test_a_dropped_agent_is_given_up(tmp_path: Path, undisturbed: str) -> None:
+    """Mode drop: a source that is killed and not restarted is neither recovered nor waited for, and the run ends without halting."""
+    async with story(tmp_path, manager_set=["tree.main.recovery=drop"], restart=False) as cluster:
+        before = await in_a_job(cluster, "agent-1", from_round=3)
+        send(before["pid"], signal.SIGKILL)
+        final = await the_end(cluster)
+        assert (final["round"], final["recoveries"]) == (ROUNDS, [])
+        assert member(final, "agent-1")["state"] == "dead"
+        assert "halted" not in cluster.log("manager.log")
+        assert "agent-1 (pid" in cluster.log("agents.log")
+        assert final["theta_digest"] != undisturbed
+
+
+async def test_an_overflowing_loss_is_refused_and_the_round_goes_on(tmp_path: Path, undisturbed: str, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """One agent's loss is not finite: the manager says so and closes each round without it; theta stays finite."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    async with story(tmp_path, agent_set=["learning.learner=tests.end_to_end.learners:one_diverges"]) as cluster:
+        final = await the_end(cluster)
+        assert final["round"] == ROUNDS
+        assert 0 < final["loss"] < 1
+        assert final["theta_digest"] != undisturbed
+        said = cluster.log("manager.log")
+        assert said.count("contribution_refused") == ROUNDS
+        assert "lower the rate or look at the data of this agent" in said
+        assert "the manager refused version" in cluster.log("agents.log")
