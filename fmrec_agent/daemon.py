@@ -7,6 +7,7 @@ record from disk or neighbours, and only then join the tree: the first order fin
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -39,7 +40,8 @@ log = logging.getLogger("fmrec.agent")
 
 SWITCH_INTERVAL_S = 0.001
 """How long the training thread may keep the interpreter to itself: heartbeats wait no longer than this."""
-QUIET_FACTS = {"peer_cleared", "peer_suspected", "tree_attached", "tree_refused", "seed_failed"}
+LOUD_FACTS = {"ring_lost", "slept"}
+"""What the overlay notices and a user of one agent wants to know; the rest is for log_level debug, and the manager's log."""
 
 
 class AgentDaemon:
@@ -90,6 +92,8 @@ class AgentDaemon:
                 self.driver.failed.result()
             if working.done():
                 working.result()
+        except LearnerError as error:
+            raise UserError(f"{self.name} cannot go on learning: {error}") from error
         finally:
             await self._leave(working)
         if self._reason:
@@ -139,10 +143,10 @@ class AgentDaemon:
             self.driver.dispatch(ReportProgress(self.tree, progress))
 
     async def _leave(self, working: asyncio.Task[None]) -> None:
-        """Say goodbye, then close everything, each step with a bound."""
+        """Say goodbye, then close everything, each step with a bound. Who fails says no goodbye: what it has learnt is recovered."""
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
-        await self.driver.leave()
+        await (self.driver.leave() if self._stop.is_set() else self.driver.close())
         await self.connections.close()
         await self.store.close()
 
@@ -170,7 +174,7 @@ class AgentDaemon:
             tried = ", ".join(str(address) for address in effect.details["tried"])  # type: ignore[attr-defined]
             log.warning("no seed is reachable (tried %s): start the manager there, or name others with --join; trying again", tried)
         else:
-            log.log(logging.DEBUG if effect.fact in QUIET_FACTS else logging.INFO, "%s %s", effect.fact, details)
+            log.log(logging.INFO if effect.fact in LOUD_FACTS else logging.DEBUG, "%s: %s %s", self.name, effect.fact, details)
 
     async def on_upload(self, summary: RecordSummary, data: Data, sender: Peer) -> str | None:
         """Agents take no contributions."""
@@ -211,8 +215,9 @@ class AgentDaemon:
         for port in ports[:-1]:
             try:
                 return await self.connections.listen(self.settings.host, port)
-            except OSError:
-                continue
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    return await listen_port(self.connections, self.settings.host, port)
         return await listen_port(self.connections, self.settings.host, ports[-1])
 
     # --- status -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ The parent is no point of loss: agents go on when it dies; only nobody restarts 
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import logging
@@ -18,28 +19,31 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fmrec_agent.daemon import AgentDaemon
 from fmrec_agent.settings import AgentSettings
-from protocol.aio.process import FAILED, FINE, INTERRUPTED, USAGE, run, set_up_logging
+from protocol.aio.process import FAILED, FINE, INTERRUPTED, USAGE, UserError, run, set_up_logging
 from protocol.identifiers import Peer
 
 log = logging.getLogger("fmrec.launcher")
 
-READY_TIMEOUT_S = 60.0
+READY_POLL_S = 0.02
+"""How often to look, while an agent starts, whether it listens."""
 LEAVE_TIMEOUT_S = 10.0
 SIGNALS = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(slots=True)
 class Child:
-    """One agent's process, through all its lives. died: when its lives ended, monotonic seconds, within the last minute."""
+    """One agent's process, through all its lives. died: when its lives ended, monotonic seconds, within the last minute.
+
+    ready: the pipe on which it says once that it listens; None after that.
+    """
 
     index: int
-    pid: int
-    ready: int
+    pid: int = 0
+    ready: int | None = None
     died: deque[float] = field(default_factory=deque)
 
 
@@ -76,25 +80,27 @@ class Launcher:
         _warm_up(self._settings)
         _say(HEADER)
         for index in range(self._settings.count):
-            self._start(Child(index, 0, -1))
-        for child in list(self._children.values()):
-            self._announce(child)
+            self._start(Child(index))
         leaving = False
         deadline: float | None = None
         while self._children:
-            patience = None if deadline is None else max(0.0, deadline - time.monotonic())
-            caught = signal.sigtimedwait(SIGNALS, 3600.0 if patience is None else patience)
-            if caught is None:
-                if deadline is not None:
-                    self._signal_all(signal.SIGKILL)
-                    deadline = None
-                continue
-            if caught.si_signo in (signal.SIGINT, signal.SIGTERM):
+            caught = signal.sigtimedwait(SIGNALS, self._patience_s(deadline))
+            self._announce()
+            if caught is not None and caught.si_signo in (signal.SIGINT, signal.SIGTERM):
                 self._code = INTERRUPTED if caught.si_signo == signal.SIGINT else self._code
                 leaving, deadline = True, time.monotonic() + LEAVE_TIMEOUT_S
                 self._signal_all(signal.SIGTERM)
+            elif deadline is not None and time.monotonic() >= deadline:
+                self._signal_all(signal.SIGKILL)
+                deadline = None
             self._reap(leaving)
         return self._code
+
+    def _patience_s(self, deadline: float | None) -> float:
+        """How long to wait for a signal."""
+        starting = any(child.ready is not None for child in self._children.values())
+        left_s = 3600.0 if deadline is None else max(0.0, deadline - time.monotonic())
+        return min(left_s, READY_POLL_S) if starting else left_s
 
     # --- children -----------------------------------------------------------------------------------------------------
 
@@ -111,14 +117,18 @@ class Launcher:
         child.pid, child.ready = pid, reader
         self._children[pid] = child
 
-    def _announce(self, child: Child) -> None:
-        """Its row of the table, once it listens."""
-        readable, _, _ = select.select([child.ready], [], [], READY_TIMEOUT_S)
-        line = os.read(child.ready, 4096) if readable else b""
-        os.close(child.ready)
-        if line:
-            peer = json.loads(line)
-            _say(_row(self._settings, child.index, child.pid, Peer(**peer)))
+    def _announce(self) -> None:
+        """A row of the table for each agent that listens now."""
+        starting = {child.ready: child for child in self._children.values() if child.ready is not None}
+        poll = select.poll()
+        for ready in starting:
+            poll.register(ready, select.POLLIN)
+        for ready, _ in poll.poll(0):
+            child, line = starting[ready], os.read(ready, 4096)
+            os.close(ready)
+            child.ready = None
+            if line:
+                _say(_row(self._settings, child.index, child.pid, Peer(**json.loads(line))))
 
     def _signal_all(self, number: signal.Signals) -> None:
         for pid in self._children:
@@ -133,14 +143,20 @@ class Launcher:
             child = self._children.pop(pid, None)
             if child is None:
                 continue
+            if child.ready is not None:
+                os.close(child.ready)
+                child.ready = None
             name, code = self._settings.name_of(child.index), os.waitstatus_to_exitcode(status)
             if code in (FINE, INTERRUPTED) or leaving:
                 continue
+            if code == USAGE:
+                # It has said why in a sentence, and would end in the same way again.
+                self._code = FAILED
+                continue
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            if self._settings.restart == "on-failure" and code != USAGE and self._may_restart(child):
+            if self._settings.restart == "on-failure" and self._may_restart(child):
                 self._start(child)
                 log.warning("%s (pid %d) %s; started again as pid %d", name, pid, how, child.pid)
-                self._announce(child)
             else:
                 log.error("%s (pid %d) %s", name, pid, how)
                 self._code = FAILED
@@ -168,16 +184,24 @@ def _warm_up(settings: AgentSettings) -> None:
 
 
 def _be_agent(settings: AgentSettings, index: int, writer: int) -> int:
-    """In the child: the agent's whole life; the exit code."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    """In the child: the agent's whole life; the exit code, which is USAGE for what a user must mend: a restart would not."""
 
     def ready(peer: Peer) -> None:
         os.write(writer, json.dumps({"id": int(peer.id), "host": peer.host, "port": peer.port, "incarnation": peer.incarnation}).encode())
         os.close(writer)
 
-    main: Callable[..., object] = AgentDaemon(settings, index, ready).run
+    async def main(stop: asyncio.Event) -> int:
+        try:
+            return await AgentDaemon(settings, index, ready).run(stop)
+        except UserError as error:
+            print(f"error: {settings.name_of(index)}: {error}", file=sys.stderr)
+            return USAGE
+
     try:
-        return run(main)  # type: ignore[arg-type]
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        return run(main)
+    except KeyboardInterrupt:  # before run() could see it
+        return INTERRUPTED
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fmrec_agent.dispatcher import Dispatcher
-from fmrec_agent.learning.learner import Contribution, Job, LearnerError, Role, Tensors
+from fmrec_agent.learning.learner import Contribution, Job, Role, Tensors
 from fmrec_agent.trainer import Snapshot, Trainer, opened_state
 from protocol.aio.bulk import BulkError
 from protocol.aio.driver import Driver
 from protocol.aio.store import RecordStore
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.knowledge import Data, Knowledge, open_record
-from protocol.overlay.events import RecordHeld
+from protocol.overlay.events import RecordHeld, Replicate
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Phase, RecordSummary, RoundOpen
 
@@ -65,7 +65,7 @@ class Worker:
         self._news = asyncio.Event()
         self._finished: tuple[RecordSummary, Data, Phase] | None = None
         """The last contribution, for whoever asks again."""
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._tasks: set[asyncio.Task[tuple[RecordSummary, Data]]] = set()
         self.doing = "waiting for orders"
 
     @property
@@ -82,6 +82,8 @@ class Worker:
     async def restore(self, record: RecordSummary, knowledge: Knowledge) -> None:
         """Go on from this agent's own newest record. LearnerError where it is not this learner's."""
         self._dispatcher.restored(record)
+        # It is ours to keep k copies of again, until the next version is there.
+        self._driver.dispatch(Replicate(record))
         if knowledge.phase in ("train", "adapt"):
             done, total, extra = opened_state(knowledge.state)
             kept = knowledge.tensors.get("state", {})
@@ -96,7 +98,7 @@ class Worker:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Work until cancelled. LearnerError where the learner cannot go on."""
         try:
             while True:
                 await self._news.wait()
@@ -138,15 +140,11 @@ class Worker:
         if not self._trainer.holds(kind, body.round):
             self.doing = f"fetching theta of round {body.round}"
             theta = await self._theta(order)
-            if theta is None:
+            if theta is None or self._order is not order:
                 return
         self.doing = f"{kind} of round {body.round}"
         job = Job(kind, body.round, body.seed)
-        try:
-            done = await self._trainer.run(job, theta, self._snapshot_taken if replicate else None)
-        except LearnerError as error:
-            log.error("round %d: the learner cannot go on: %s", body.round, error)
-            return
+        done = await self._trainer.run(job, theta, self._snapshot_taken if replicate else None)
         if done is None:
             return
         record, data = await self._seal(*done, replicate)
@@ -194,7 +192,12 @@ class Worker:
         )
         task = asyncio.get_running_loop().create_task(self._dispatcher.checkpoint(knowledge))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._checkpointed)
+
+    def _checkpointed(self, task: asyncio.Task[tuple[RecordSummary, Data]]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a snapshot cannot be kept: %s", error)
 
     # --- the network --------------------------------------------------------------------------------------------------
 
@@ -206,16 +209,17 @@ class Worker:
         wait_s = self._parameters.retry_min_s
         while self._order is order:
             held = self._store.get(wanted.owner, wanted.tree, wanted.version)
-            if held is None or held[0].version != wanted.version:
+            # By digest: a version that an earlier life of the manager could not commit may have been made again.
+            if held is None or held[0].digest != wanted.digest:
                 held = await self._fetch(order, wanted)
-            if held is not None and held[0].digest == wanted.digest:
+            if held is not None:
                 return open_record(*held).tensors["theta"]
             await self._superseded_within(wait_s)
             wait_s = min(2 * wait_s, self._parameters.retry_max_s)
         return None
 
     async def _fetch(self, order: Order, wanted: RecordSummary) -> tuple[RecordSummary, Data] | None:
-        """From the parent, which may be fetching it itself; else from the root."""
+        """From the parent, which may be fetching it itself; else from the root. None where neither has this very record."""
         sources = {order.parent.id: order.parent, order.body.holder.id: order.body.holder}
         for peer in sources.values():
             try:
@@ -225,7 +229,9 @@ class Worker:
                 continue
             if self._store.put(*got):
                 self._driver.dispatch(RecordHeld(got[0]))
-            return got
+            if got[0].digest == wanted.digest:
+                return got
+            log.info("theta of round %d is not to be had from %s: it has another version %d", order.body.round, peer, got[0].version)
         return None
 
     async def _bring(self, order: Order, record: RecordSummary, data: Data) -> None:

@@ -5,9 +5,10 @@ It is JSON inside the record, checked by pydantic when it is read; a record is n
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fmrec_manager.root import Resumed, Root
+from protocol.errors import RecordInvalid
 from protocol.identifiers import NodeId, Peer
 from protocol.wire.messages import MemberInfo
 
@@ -35,6 +36,15 @@ class Ledger(BaseModel):
     losses: tuple[float, ...]
     members: tuple[LedgerMember, ...]
     results: dict[str, dict[str, float]]
+
+    @classmethod
+    def read(cls, state: bytes) -> Ledger:
+        """The round state out of a record. RecordInvalid where it is none."""
+        try:
+            return cls.model_validate_json(state)
+        except ValidationError as error:
+            where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "it"
+            raise RecordInvalid(f"its round state cannot be read: {where} is no part of one") from error
 
     def resumed(self, version: int, round_number: int) -> Resumed:
         """What the root goes on from."""

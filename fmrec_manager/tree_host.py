@@ -189,14 +189,15 @@ class TreeHost:
 
     def _retrieved(self, effect: RetrievalEnded, now: float) -> None:
         figures: dict[str, float] = {}
-        if effect.record is not None:
+        record = effect.record
+        if record is not None:
             try:
-                knowledge = self._recovered(effect.record)
+                knowledge = self._recovered(record)
             except RecordInvalid as error:
                 effect = replace(effect, record=None, reason=str(error))
             else:
                 figures = _figures(knowledge)
-                self._knowledge[effect.record.digest] = knowledge
+                self._knowledge[record.digest] = knowledge
         self._obey(self.root.retrieved(effect, figures, now))
 
     def _recovered(self, record: RecordSummary) -> Knowledge:
@@ -220,12 +221,14 @@ class TreeHost:
         record = held[0]
         try:
             knowledge = open_record(*held)
-            ledger = Ledger.model_validate_json(knowledge.state)
-            theta = {name: np.array(tensor) for name, tensor in knowledge.tensors["theta"].items()}
+            ledger = Ledger.read(knowledge.state)
+            theta = {name: np.array(tensor) for name, tensor in knowledge.tensors.get("theta", {}).items()}
+            if not theta:
+                raise RecordInvalid("it holds no theta")
             if ledger.seed != self.settings.seed:
-                raise ValueError(f"it is of a run with seed {ledger.seed}, and the settings say {self.settings.seed}")
+                raise RecordInvalid(f"it is of a run with seed {ledger.seed}, and the settings say {self.settings.seed}")
             self.aggregator.restore(knowledge.tensors.get("server", {}))
-        except (RecordInvalid, AggregationError, ValueError, KeyError) as error:
+        except (RecordInvalid, AggregationError) as error:
             # Never a silent restart from zero (promise P2).
             problem = f"tree {self.name} cannot go on from its record, version {record.version}: {error}"
             self._fail(UserError(f"{problem}. Set tree.{self.name} as it was, or name another tree and state directory"))
@@ -328,13 +331,13 @@ def _unfit(knowledge: Knowledge) -> str | None:
     """Why these figures cannot be used, None where they can."""
     remedy = "lower the rate or look at the data of this agent"
     group = "theta" if knowledge.phase == "init" else "contribution"
-    tensors = knowledge.tensors.get(group)
-    if not tensors:
+    tensors = knowledge.tensors.get(group, {})
+    if not tensors and knowledge.phase != "adapt":
         return f"the record holds no {group}"
     if knowledge.phase != "init" and (knowledge.loss is None or not math.isfinite(knowledge.loss)):
         return f"the loss is {knowledge.loss}: {remedy}"
     for name, tensor in tensors.items():
-        if tensor.dtype not in (np.float32, np.float64):
+        if knowledge.phase != "adapt" and tensor.dtype not in (np.float32, np.float64):
             return f"tensor {name} is {tensor.dtype}: only float32 and float64 are aggregated"
         if not np.isfinite(tensor).all():
             return f"{name} holds values that are not finite: {remedy}"

@@ -10,6 +10,7 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Callable
+from functools import partial
 
 from protocol.aio.link import Link, LinkClosed
 from protocol.identifiers import Address
@@ -55,10 +56,15 @@ async def _connect(make_link: Callable[[], Link], address: Address) -> Link:
     errors: list[OSError] = []
     try:
         for host in await _hosts(address):
+            link = make_link()
             try:
-                _, link = await loop.create_connection(make_link, host, address.port)
+                await loop.create_connection(partial(_itself, link), host, address.port)
                 return link
             except TimeoutError:
+                raise
+            except asyncio.CancelledError:
+                # The connection may have been made in this same turn: uvloop closes it then, and never tells the link.
+                link.cut("the dial was given up")
                 raise
             except OSError as error:
                 errors.append(error)
@@ -69,6 +75,10 @@ async def _connect(make_link: Callable[[], Link], address: Address) -> Link:
     if refused:
         raise DialFailed(f"{address} refused the connection: nobody listens there", refused=True)
     raise DialFailed(f"{address} cannot be reached: {errors[0].strerror or errors[0]}", exhausted=exhausted)
+
+
+def _itself(link: Link) -> Link:
+    return link
 
 
 async def _hosts(address: Address) -> list[str]:

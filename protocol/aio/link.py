@@ -183,6 +183,12 @@ class Link(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def cut(self, reason: str) -> None:
+        """The transport is gone and will not say so. Nothing where it was never made, or has said so."""
+        self._reason = self._reason or reason
+        if self._transport is not None:
+            self.connection_lost(None)
+
     # --- what the transport calls -------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -218,6 +224,8 @@ class Link(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._closed.done():
+            return  # it was cut
         self._reason = self._reason or (f"connection lost: {exc}" if exc is not None else "closed by the other side")
         if self._timer is not None:
             self._timer.cancel()

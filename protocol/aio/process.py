@@ -1,6 +1,7 @@
 """What both daemons do alike: start on uvloop, be interrupted, and say what went wrong.
 
-SIGTERM and SIGINT ask the program to leave in order, through an event; a second one cancels it. Exit codes: 0 fine (a SIGTERM
+SIGTERM and SIGINT ask the program to leave in order, through an event; the same one again cancels it (Ctrl-C reaches a whole
+process group, and a parent may pass it on as SIGTERM: that is one wish, not two). Exit codes: 0 fine (a SIGTERM
 that was followed is fine), 1 failed, 2 usage, 130 interrupted from the keyboard. What a user can cause is a UserError: one
 sentence that says what, where and what to do, and no traceback.
 """
@@ -55,13 +56,12 @@ async def _supervised(main: Callable[[asyncio.Event], Coroutine[Any, Any, int | 
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     program = loop.create_task(main(stop))
-    interrupted = False
+    seen: set[signal.Signals] = set()
 
     def asked(number: signal.Signals) -> None:
-        nonlocal interrupted
-        interrupted = interrupted or number == signal.SIGINT
-        if stop.is_set():
+        if number in seen:
             program.cancel()
+        seen.add(number)
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -71,7 +71,7 @@ async def _supervised(main: Callable[[asyncio.Event], Coroutine[Any, Any, int | 
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
-    return INTERRUPTED if interrupted else FINE if code is None else code
+    return INTERRUPTED if signal.SIGINT in seen else FINE if code is None else code
 
 
 def set_up_logging(level: str = "info") -> None:

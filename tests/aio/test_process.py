@@ -29,7 +29,8 @@ logger = __import__("logging").getLogger("test")
 
 def started(body: str) -> subprocess.Popen[str]:
     code = OPENING + textwrap.dedent(body) + "\nsys.exit(run(main))"
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 def ended(body: str) -> tuple[int, str]:
@@ -93,9 +94,32 @@ def test_a_second_signal_insists() -> None:
     with started(STAYS) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "up\n"
-        child.send_signal(signal.SIGTERM)
+        child.send_signal(signal.SIGINT)
         assert child.stdout.readline() == "stays\n"
         child.send_signal(signal.SIGINT)
+        assert child.wait(30) == 130
+
+
+def test_a_parent_that_passes_an_interrupt_on_does_not_insist() -> None:
+    """Ctrl-C reaches the whole process group as SIGINT, and the launcher sends SIGTERM to its agents besides."""
+    slow = """
+    async def main(stop):
+        print("up", flush=True)
+        await stop.wait()
+        print("leaving", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        print("left", flush=True)
+    """
+    with started(slow) as child:
+        assert child.stdout is not None
+        assert child.stdin is not None
+        assert child.stdout.readline() == "up\n"
+        child.send_signal(signal.SIGINT)
+        assert child.stdout.readline() == "leaving\n"
+        child.send_signal(signal.SIGTERM)
+        child.stdin.write("go on\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "left\n"
         assert child.wait(30) == 130
 
 

@@ -41,12 +41,16 @@ def index_of(name: str) -> int:
     return int(name.rsplit("-", 1)[1])
 
 
-async def in_a_job(cluster: LocalCluster, name: str, from_round: int) -> Status:
-    """The agent's status in the middle of a job: iterations done, and some to come, of this round or a later one."""
+async def in_a_job(cluster: LocalCluster, name: str, from_round: int, durable_version: int = 0) -> Status:
+    """The agent's status in the middle of a job: iterations done, and some to come, of this round or a later one.
+
+    durable_version: and the quorum holds this version of its record, or a newer one.
+    """
     deadline = time.monotonic() + STORY_S
     while time.monotonic() < deadline:
         agent = await cluster.agent(index_of(name))
-        if agent is not None and agent["round"] >= from_round and 0 < agent["job"]["done"] < agent["job"]["total"]:
+        at_work = agent is not None and 0 < agent["job"]["done"] < agent["job"]["total"]
+        if agent is not None and at_work and agent["round"] >= from_round and agent["durable_version"] >= durable_version:
             return agent
         await asyncio.sleep(POLL_S)
     raise ClusterError(f"{name} was not met in a job from round {from_round} on")

@@ -6,8 +6,24 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from scripts.local_cluster import send
-from tests.end_to_end.stories import RECOVERED_WITHIN_S, ROUNDS, STORY_S, in_a_job, index_of, member, recovery_of, story, the_end
+from tests.end_to_end.stories import (
+    AGENTS,
+    RECOVERED_WITHIN_S,
+    ROUNDS,
+    STORY_S,
+    TARGET,
+    in_a_job,
+    index_of,
+    member,
+    recovery_of,
+    story,
+    the_end,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 async def test_a_killed_agent_goes_on_from_its_own_record(tmp_path: Path, undisturbed: str) -> None:
@@ -31,20 +47,17 @@ async def test_a_killed_agent_goes_on_from_its_own_record(tmp_path: Path, undist
         assert final["theta_digest"] == undisturbed
 
 
-async def test_a_killed_target_goes_on_with_its_adaptation(tmp_path: Path, undisturbed: str) -> None:
+async def test_a_killed_target_goes_on_with_its_adaptation(tmp_path: Path) -> None:
     """Adaptation is recovered like training: the target's next life begins where its last record ended, not at 0."""
     async with story(tmp_path, manager_set=["tree.main.rounds=1"], agent_set=["learning.adapt_iterations=300"]) as cluster:
-        before = await in_a_job(cluster, "agent-5", from_round=1)
-        before = await cluster.agent(5) or before
-        while before["durable_version"] < 3:
-            before = await in_a_job(cluster, "agent-5", from_round=1)
+        before = await in_a_job(cluster, TARGET, from_round=1, durable_version=3)
         send(before["pid"], signal.SIGKILL)
         final = await the_end(cluster)
-        after = await cluster.agent(5)
+        after = await cluster.agent(index_of(TARGET))
         assert after is not None
         assert after["resumed_from"]["version"] >= before["durable_version"]
         assert recovery_of(final, before)["outcome"] == "verified"
-        assert final["results"]["agent-5"]["rmse_pp"] > 0
+        assert final["results"][TARGET]["rmse_pp"] > 0
 
 
 async def test_a_killed_parent_leaves_nobody_behind(tmp_path: Path, undisturbed: str) -> None:
@@ -54,14 +67,15 @@ async def test_a_killed_parent_leaves_nobody_behind(tmp_path: Path, undisturbed:
         # While the manager is away the agents gather under the one closest to the treeId, and stay there when it is back.
         cluster.kill_manager()
         cluster.start_manager()
-        back = await cluster.until(lambda status: status["stage"] == "train" and status["counts"]["alive"] == 6, STORY_S)
-        addresses = {member["address"]: member["name"] for member in back["members"]}
-        parents = {(await cluster.agent(index) or {"parent": ""})["parent"] for index in range(6)}
-        (name,) = [addresses[parent.rpartition("@")[2]] for parent in parents if parent.rpartition("@")[2] in addresses]
+        back = await cluster.until(lambda status: status["stage"] == "train" and status["counts"]["alive"] == AGENTS, STORY_S)
+        names = {member["address"]: member["name"] for member in back["members"]}
+        agents = [await cluster.agent(index) for index in range(AGENTS)]
+        above = {agent["parent"].rpartition("@")[2] for agent in agents if agent is not None and agent["parent"] is not None}
+        (name,) = [names[address] for address in above if address in names]
         before = await in_a_job(cluster, name, back["round"])
         send(before["pid"], signal.SIGKILL)
         final = await the_end(cluster)
-        assert final["counts"]["alive"] == 6
+        assert final["counts"]["alive"] == AGENTS
         assert recovery_of(final, before)["outcome"] == "verified"
         assert final["theta_digest"] == undisturbed
 
@@ -110,9 +124,11 @@ async def test_a_dropped_agent_is_given_up(tmp_path: Path, undisturbed: str) -> 
         assert final["theta_digest"] != undisturbed
 
 
-async def test_an_overflowing_loss_is_refused_and_the_round_goes_on(tmp_path: Path, undisturbed: str, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+async def test_an_overflowing_loss_is_refused_and_the_round_goes_on(
+    tmp_path: Path, undisturbed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One agent's loss is not finite: the manager says so and closes each round without it; theta stays finite."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     async with story(tmp_path, agent_set=["learning.learner=tests.end_to_end.learners:one_diverges"]) as cluster:
         final = await the_end(cluster)
         assert final["round"] == ROUNDS

@@ -1,0 +1,63 @@
+"""A learner of a few numbers for the tests of what drives learners: deterministic, with a generator whose state matters."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fmrec_agent.learning.learner import Contribution, Job, Learner, LearnerError, Tensors
+
+
+class Counting(Learner):
+    """Each iteration adds a draw of its generator to `w`. before_step is called in the training thread before each."""
+
+    role = "source"
+
+    def __init__(self, iterations: int = 10, before_step: Callable[[int], None] = lambda done: None) -> None:
+        self.iterations = iterations
+        self.before_step = before_step
+        self.threads: set[int] = {threading.get_ident()}
+        self.jobs: list[Job] = []
+        self.steps = 0
+        self.theta: Tensors = {}
+        self._w = np.zeros(3)
+        self._done = 0
+        self._generator = np.random.Generator(np.random.PCG64(7))
+
+    def initial_parameters(self, seed: int) -> Tensors:
+        self.threads.add(threading.get_ident())
+        return {"w": np.full(3, float(seed))}
+
+    def begin(self, job: Job, theta: Tensors) -> int:
+        self.jobs.append(job)
+        self.theta = theta
+        self._w, self._done = theta["w"].copy(), 0
+        return self.iterations
+
+    def step(self) -> float:
+        self.before_step(self._done)
+        self.threads.add(threading.get_ident())
+        self._w = self._w + self._generator.normal(size=3)
+        self._done += 1
+        self.steps += 1
+        return float(self._w.sum())
+
+    def finish(self) -> Contribution:
+        return Contribution({"w": self._w.copy()}, float(self._w.sum()), 10)
+
+    def state(self) -> tuple[Tensors, bytes]:
+        self.threads.add(threading.get_ident())
+        state: dict[str, Any] = self._generator.bit_generator.state  # type: ignore[assignment]
+        return {"w": self._w.copy()}, json.dumps({"done": self._done, "random": state}).encode()
+
+    def restore(self, tensors: Tensors, extra: bytes) -> None:
+        try:
+            said = json.loads(extra)
+            self._w, self._done = tensors["w"].copy(), said["done"]
+            self._generator.bit_generator.state = said["random"]
+        except (ValueError, KeyError) as error:
+            raise LearnerError(f"this is no state of Counting: {error}") from error

@@ -1,0 +1,178 @@
+"""The trainer: a thread of its own, snapshots where they are due, stops between iterations, and goes on bit for bit."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+
+import numpy as np
+import pytest
+
+from fmrec_agent.learning.learner import Contribution, Job, LearnerError
+from fmrec_agent.trainer import Snapshot, Trainer, opened_state
+from tests.agent.counting import Counting
+
+JOB = Job("train", 4, seed=1)
+THETA = {"w": np.arange(3.0)}
+Made = Callable[..., "asyncio.Future[tuple[Trainer, Counting]]"]
+
+
+@pytest.fixture
+async def made() -> AsyncIterator[Callable[..., object]]:
+    """made(every, learner) -> (trainer, learner); its thread ends with the test."""
+    trainers: list[Trainer] = []
+
+    async def made(every: int = 3, learner: Counting | None = None) -> tuple[Trainer, Counting]:
+        trainer, learner = Trainer(every), learner or Counting()
+        await trainer.load(lambda: learner)
+        trainers.append(trainer)
+        return trainer, learner
+
+    yield made
+    for trainer in trainers:
+        trainer.close()
+
+
+async def test_everything_of_the_learner_runs_in_one_thread_that_is_not_the_loops(made: Made) -> None:
+    trainer = Trainer(3)
+    await trainer.load(Counting)
+    learner = trainer.learner
+    assert isinstance(learner, Counting)
+    await trainer.initial_parameters(5)
+    await trainer.run(JOB, THETA, lambda snapshot: None)
+    trainer.close()
+    assert len(learner.threads) == 1, "built, trained and copied in one thread"
+    assert threading.get_ident() not in learner.threads
+
+
+async def test_the_loop_turns_while_it_trains(made: Made) -> None:
+    gate = threading.Event()
+    trainer, _ = await made(3, Counting(before_step=lambda done: gate.wait(10) and None))
+    running = asyncio.create_task(trainer.run(JOB, THETA, None))
+    await asyncio.sleep(0)  # the loop is here while the thread waits: only it can open the gate
+    gate.set()
+    assert await asyncio.wait_for(running, 10) is not None
+
+
+async def test_what_the_factory_raises_is_raised_by_load() -> None:
+    def broken() -> Counting:
+        raise LearnerError("there is no folder data")
+
+    trainer = Trainer(3)
+    with pytest.raises(LearnerError, match="there is no folder data"):
+        await trainer.load(broken)
+    trainer.close()
+
+
+async def test_initial_parameters_come_from_the_seed(made: Made) -> None:
+    trainer, _ = await made()
+    np.testing.assert_array_equal((await trainer.initial_parameters(9))["w"], np.full(3, 9.0))
+
+
+async def test_a_job_done(made: Made) -> None:
+    trainer, learner = await made()
+    done = await trainer.run(JOB, THETA, None)
+    assert done is not None
+    contribution, last = done
+    assert (contribution.samples, learner.jobs, learner.steps) == (10, [JOB], 10)
+    assert (last.phase, last.round, last.done, last.total, last.iteration) == ("train", 4, 10, 10, 10)
+    assert last.loss == contribution.loss
+    assert not trainer.holds("train", 4), "a job at its end is not to be gone on with"
+
+
+async def test_snapshots_come_at_multiples_over_the_agents_whole_life_and_not_at_the_end(made: Made) -> None:
+    """The end has its own record, with the contribution in it."""
+    trainer, _ = await made(5)
+    taken: list[Snapshot] = []
+    await trainer.run(JOB, THETA, taken.append)
+    assert [(snapshot.round, snapshot.done, snapshot.iteration) for snapshot in taken] == [(4, 5, 5)]
+    trainer.learner.iterations = 7  # type: ignore[attr-defined]
+    await trainer.run(Job("train", 5, 1), THETA, taken.append)
+    assert [(s.round, s.done, s.iteration) for s in taken[1:]] == [(5, 5, 15)]
+    assert trainer.iteration == 17
+
+
+async def test_a_snapshot_is_a_copy(made: Made) -> None:
+    trainer, _ = await made(3)
+    taken: list[Snapshot] = []
+    await trainer.run(JOB, THETA, taken.append)
+    assert len({snapshot.tensors["w"].tobytes() for snapshot in taken}) == len(taken) == 3
+    assert trainer.pause_s > 0
+
+
+async def _stopped(trainer: Trainer, learner: Counting, after: int) -> Snapshot:
+    """The job, stopped from the loop during its `after`-th iteration; what a checkpoint right then would hold."""
+    loop = asyncio.get_running_loop()
+    reached, gate = asyncio.Event(), threading.Event()
+
+    def at(done: int) -> None:
+        if done == after - 1:
+            loop.call_soon_threadsafe(reached.set)
+            gate.wait(10)
+
+    learner.before_step = at
+    running = asyncio.create_task(trainer.run(JOB, THETA, None))
+    await asyncio.wait_for(reached.wait(), 10)
+    trainer.stop()
+    gate.set()
+    assert await asyncio.wait_for(running, 10) is None
+    learner.before_step = lambda done: None
+    return trainer._snapshot()
+
+
+async def test_it_stops_between_two_iterations_and_holds_the_job(made: Made) -> None:
+    trainer, learner = await made(3)
+    last = await _stopped(trainer, learner, after=4)
+    assert (learner.steps, trainer.done, last.done) == (4, 4, 4)
+    assert trainer.holds("train", 4)
+    assert not trainer.holds("train", 5)
+    assert not trainer.holds("adapt", 4)
+
+
+async def _finished(trainer: Trainer, theta: dict[str, np.ndarray] | None) -> Contribution:
+    done = await trainer.run(JOB, theta, None)
+    assert done is not None
+    return done[0]
+
+
+async def test_stopped_it_goes_on_where_it_was(made: Made) -> None:
+    whole = await _finished((await made(3))[0], THETA)
+    trainer, learner = await made(3)
+    await _stopped(trainer, learner, after=4)
+    again = await _finished(trainer, None)
+    assert again.tensors["w"].tobytes() == whole.tensors["w"].tobytes()
+    assert learner.jobs == [JOB], "it is not begun twice"
+
+
+async def test_restored_in_another_process_it_goes_on_bit_for_bit(made: Made) -> None:
+    """P5: a checkpoint holds everything that the next iteration reads. The new learner has drawn nothing yet."""
+    whole = await _finished((await made(3))[0], THETA)
+    trainer, learner = await made(3)
+    last = await _stopped(trainer, learner, after=4)
+    done, total, extra = opened_state(last.sealed_state())
+    assert (done, total) == (4, 10)
+    heir, fresh = await made(3)
+    await heir.restore(Snapshot(last.phase, last.round, done, total, last.iteration, last.loss, last.tensors, extra))
+    assert heir.holds("train", 4)
+    assert heir.iteration == 4
+    again = await _finished(heir, None)
+    assert again.tensors["w"].tobytes() == whole.tensors["w"].tobytes()
+    assert (fresh.steps, heir.iteration) == (6, 10), "only what was left is done"
+
+
+async def test_a_state_of_another_learner_is_refused(made: Made) -> None:
+    trainer, _ = await made()
+    with pytest.raises(LearnerError, match="no state of Counting"):
+        await trainer.restore(Snapshot("train", 1, 2, 10, 2, None, {}, b"?"))
+    assert trainer.phase is None, "and nothing is held"
+
+
+async def test_what_the_learner_raises_in_a_job_is_raised_by_run(made: Made) -> None:
+    def wrong(done: int) -> None:
+        if done == 2:
+            raise LearnerError("the loss diverged")
+
+    trainer, _ = await made(3, Counting(before_step=wrong))
+    with pytest.raises(LearnerError, match="the loss diverged"):
+        await trainer.run(JOB, THETA, None)

@@ -1,0 +1,49 @@
+"""The manager dies, alone and with others: no committed round is lost, and theta is as if nothing had happened (promises P5, P6)."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from scripts.local_cluster import send
+from tests.end_to_end.stories import AGENTS, ROUNDS, STORY_S, in_a_job, story, the_end
+
+
+@pytest.mark.parametrize("wiped", [False, True], ids=["with its state directory", "with nothing but its leaf set"])
+async def test_a_killed_manager_goes_on_from_the_last_committed_round(wiped: bool, tmp_path: Path, undisturbed: str) -> None:
+    """kill -9 and a second start: from its own disk, or, where that is gone too, from the replicas on its leaf set."""
+    async with story(tmp_path) as cluster:
+        before = await cluster.until(lambda status: status["round"] >= 4, STORY_S)
+        cluster.kill_manager()
+        if wiped:
+            shutil.rmtree(tmp_path / "manager")
+        cluster.start_manager()
+        back = await cluster.until(lambda status: status["stage"] not in ("locating", "waiting"), STORY_S)
+        # A status tells of a round before it is durable: what had been announced then is the one before.
+        assert back["round"] >= before["round"] - (before["stage"] == "committing")
+        assert back["version"] >= before["version"] - (before["stage"] == "committing")
+        assert "resumed round=" in cluster.log("manager.log")
+        final = await the_end(cluster)
+        assert (final["round"], len(final["losses"])) == (ROUNDS, ROUNDS)
+        assert final["theta_digest"] == undisturbed
+
+
+async def test_two_agents_and_the_manager_die_at_once(tmp_path: Path, undisturbed: str) -> None:
+    """Everything on disk, three processes killed in one moment: all come back as themselves and the run ends with the same theta."""
+    async with story(tmp_path, agents_on_disk=True) as cluster:
+        first = await in_a_job(cluster, "agent-0", from_round=3)
+        second = await in_a_job(cluster, "agent-4", from_round=3)
+        send(first["pid"], signal.SIGKILL)
+        send(second["pid"], signal.SIGKILL)
+        cluster.kill_manager()
+        cluster.start_manager()
+        final = await the_end(cluster)
+        for life in (first, second):
+            after = await cluster.agent(int(life["name"][-1]))
+            assert after is not None
+            assert after["resumed_from"]["version"] >= life["durable_version"]
+        assert final["counts"]["alive"] == AGENTS
+        assert final["theta_digest"] == undisturbed

@@ -1,0 +1,71 @@
+"""One recovery: what its report says, and that it looks again only so often."""
+
+from __future__ import annotations
+
+import pytest
+
+from fmrec_manager.liveness import Loss
+from fmrec_manager.retrieval import AGAIN_S, LOOK_MAX, Recovery
+from protocol.identifiers import Peer, agent_id, tree_id
+from protocol.overlay.effects import RetrievalEnded
+from protocol.wire.messages import Holding, RecordSummary
+
+OWNER = agent_id("c", "a")
+HOLDERS = [Peer(agent_id("c", name), "h", 1, 1) for name in ("x", "y")]
+
+
+def record(version: int = 4, iteration: int = 150) -> RecordSummary:
+    return RecordSummary(OWNER, tree_id("main", "t"), version, 1, 3, iteration, False, 1000, bytes([version]) * 32)
+
+
+def recovery(iteration: int = 180) -> Recovery:
+    return Recovery(1, Loss(OWNER, 1, "death", "refused", 0.0, iteration), noticed=10.0)
+
+
+def nothing(reason: str = "no live node holds a record of it") -> RetrievalEnded:
+    return RetrievalEnded(1, None, (), 0.01, 0.0, 0, reason)
+
+
+def found() -> RetrievalEnded:
+    holdings = (Holding(HOLDERS[0], record(5)), Holding(HOLDERS[1], record()))
+    return RetrievalEnded(1, record(), holdings, 0.01, 0.02, 1)
+
+
+def test_found_at_once() -> None:
+    it = recovery()
+    assert it.ended(found(), 10.05) == "verified"
+    assert (it.located_s, it.transferred_s) == (0.01, 0.02)
+    assert it.total_s == pytest.approx(0.05)
+    assert it.again_at is None
+    assert it.holder == HOLDERS[1].id, "the holder of the version that was brought, not of one that could not be"
+
+
+def test_it_looks_again_with_growing_waits_and_then_says_that_it_is_lost() -> None:
+    it, now, waits = recovery(), 10.0, []
+    for _ in range(LOOK_MAX - 1):
+        assert it.ended(nothing(), now) == "running"
+        assert it.again_at is not None
+        waits.append(it.again_at - now)
+        now = it.again_at
+    assert waits == pytest.approx([AGAIN_S * (n + 1) for n in range(LOOK_MAX - 1)])
+    assert it.ended(nothing(), now) == "lost"
+    assert (it.again_at, it.record, it.holder) == (None, None, None)
+    assert it.reason == "no live node holds a record of it"
+    assert it.total_s == pytest.approx(now - 10.0)
+
+
+def test_found_at_the_second_look_the_wait_counts_into_the_total_alone() -> None:
+    it = recovery()
+    it.ended(nothing(), 10.1)
+    assert it.ended(found(), 10.5) == "verified"
+    assert it.located_s + it.transferred_s == pytest.approx(0.03)
+    assert it.total_s == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("heard", "behind"), [(180, 30), (150, 0), (120, 0), (-1, None)])
+def test_iterations_behind(heard: int, behind: int | None) -> None:
+    """Progress is heard with delay, so that a record may be ahead of it; unknown progress is no zero."""
+    it = recovery(heard)
+    assert it.iterations_behind is None
+    it.ended(found(), 10.05)
+    assert it.iterations_behind == behind

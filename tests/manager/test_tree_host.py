@@ -1,0 +1,266 @@
+"""A tree's host does what its root orders: contributions in, theta out, records sealed. Its ring is of one, its members are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fmrec_manager.settings import ManagerSettings, TreeSettings
+from fmrec_manager.tree_host import OWN_RECORD, TreeHost
+from protocol.aio.connections import Connections
+from protocol.aio.process import UserError
+from protocol.identifiers import Address, Peer, agent_id
+from protocol.knowledge import Knowledge, open_record, seal
+from protocol.overlay.effects import Durable, MembersChanged, RetrievalEnded
+from protocol.parameters import OverlayParameters
+from protocol.wire.messages import Departed, MemberInfo, Phase, RecordSummary
+
+ZERO = {"w": np.zeros(3)}
+ONES = {"w": np.ones(3)}
+AGENTS = {name: Peer(agent_id("c", name), "127.0.0.1", 7710, 1) for name in ("a", "b")}
+Hosted = Callable[..., Awaitable[TreeHost]]
+
+
+@pytest.fixture
+async def hosted() -> AsyncIterator[Hosted]:
+    """hosted(state_dir=..., **tree settings) -> a TreeHost in its ring of one; closed at the end."""
+    hosts: list[tuple[TreeHost, Connections]] = []
+
+    async def hosted(state_dir: Path | None = None, **changes: Any) -> TreeHost:
+        tree = TreeSettings(**{"rounds": 2, "sources_min": 2, "server_optimizer": "sgd", "server_rate": 0.5, **changes})
+        settings, parameters = ManagerSettings(device="cpu", state_dir=state_dir, tree={"main": tree}), OverlayParameters()
+        connections = Connections("c", parameters)
+        host = TreeHost("main", tree, settings, parameters, connections, Address("127.0.0.1", 7700))
+        await host.load()
+        host.start((), ())
+        hosts.append((host, connections))
+        return host
+
+    yield hosted
+    for host, connections in hosts:
+        await host.close()
+        await connections.close()
+
+
+async def until(host: TreeHost, condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Wait for it. What the host has failed with is raised here."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            if host.driver.failed.done():
+                host.driver.failed.result()
+            await asyncio.sleep(0.005)
+
+
+async def failure(host: TreeHost) -> str:
+    with pytest.raises(UserError) as caught:
+        await asyncio.wait_for(asyncio.shield(host.driver.failed), 10)
+    return str(caught.value)
+
+
+def made(
+    host: TreeHost, name: str, number: int, tensors: Mapping[str, Any] | None = None, phase: Phase = "train", **facts: Any
+) -> tuple[RecordSummary, bytes]:
+    """A record of this agent. tensors: of its contribution, or of its theta."""
+    group = "theta" if phase == "init" else "contribution"
+    fields: dict[str, Any] = {"loss": 0.5, "samples": 10, **facts}
+    tensors = {group: ONES if tensors is None else tensors} if tensors != {} else {}
+    return seal(Knowledge(AGENTS[name].id, host.tree, number + 2, 1, phase, number, 50, True, tensors=tensors, **fields))
+
+
+async def bring(host: TreeHost, name: str, number: int, *args: Any, **kwargs: Any) -> str | None:
+    return await host.on_upload(*made(host, name, number, *args, **kwargs), AGENTS[name])
+
+
+async def committed(host: TreeHost, version: int) -> None:
+    """This version is sealed; then its quorum has it."""
+    await until(host, lambda: host.theta_record is not None and host.theta_record.version == version and host.root.stage == "committing")
+    assert host.theta_record is not None
+    host(Durable(host.theta_record, ()))
+
+
+def members(host: TreeHost, *names: str) -> None:
+    host(MembersChanged(host.tree, tuple(MemberInfo(AGENTS[name], name, "source", 1) for name in names), ()))
+
+
+async def in_round_0(host: TreeHost) -> TreeHost:
+    await until(host, lambda: host.root.stage == "waiting")
+    members(host, "a", "b")
+    await until(host, lambda: host.root.stage == "init")
+    assert await bring(host, "a", 0, ZERO, "init") is None
+    await committed(host, 1)
+    assert host.root.stage == "train"
+    return host
+
+
+async def test_contributions_become_theta_and_theta_a_record(hosted: Hosted) -> None:
+    host = await in_round_0(await hosted())
+    assert await bring(host, "a", 0, {"w": np.full(3, 2.0)}, samples=30) is None
+    assert await bring(host, "b", 0, {"w": np.zeros(3)}) is None
+    await committed(host, 2)
+    # omega = 3/4, 1/4; the mean is 1.5, the rate 0.5.
+    np.testing.assert_array_equal(host.theta["w"], np.full(3, -0.75))
+    held = host.store.get(host.tree, host.tree)
+    assert held is not None
+    np.testing.assert_array_equal(open_record(*held).tensors["theta"]["w"], host.theta["w"])
+    assert (host.root.stage, host.root.next_round, host.root.losses) == ("train", 1, [0.5])
+
+
+async def test_brought_twice_a_contribution_still_counts_once(hosted: Hosted) -> None:
+    """An agent that restarts brings its finished record again: the very bytes that fill its slot already."""
+    host = await in_round_0(await hosted())
+    assert await bring(host, "a", 0) is None
+    refused = await bring(host, "a", 0)
+    assert refused is not None
+    assert "already, by upload" in refused
+    assert await bring(host, "b", 0) is None
+    await committed(host, 2)
+    np.testing.assert_array_equal(host.theta["w"], np.full(3, -0.5))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "facts", "said"),
+    [
+        (ONES, {"loss": float("nan")}, "the loss is nan"),
+        (ONES, {"loss": None}, "the loss is None"),
+        ({"w": np.array([1.0, np.inf, 0.0])}, {}, "w holds values that are not finite"),
+        ({"w": np.ones(3, dtype=np.int64)}, {}, "tensor w is int64"),
+        ({}, {}, "the record holds no contribution"),
+    ],
+)
+async def test_what_cannot_be_used_is_refused_and_given_up(hosted: Hosted, tensors: Any, facts: Any, said: str) -> None:
+    host = await in_round_0(await hosted())
+    assert await bring(host, "a", 0) is None
+    refused = await bring(host, "b", 0, tensors, **facts)
+    assert refused is not None
+    assert said in refused
+    await committed(host, 2)
+    np.testing.assert_array_equal(host.theta["w"], np.full(3, -0.5))
+
+
+async def test_a_contribution_of_another_shape_is_given_up(hosted: Hosted) -> None:
+    host = await in_round_0(await hosted())
+    assert await bring(host, "a", 0) is None
+    assert await bring(host, "b", 0, {"w": np.ones(4)}) is None, "that theta has another layout shows when it is folded in"
+    await committed(host, 2)
+    np.testing.assert_array_equal(host.theta["w"], np.full(3, -0.5))
+
+
+@pytest.mark.parametrize("theta", [{}, {"w": np.array([np.nan])}, {"steps": np.array([1])}])
+async def test_a_theta_0_that_no_round_can_use_is_refused(hosted: Hosted, theta: Any) -> None:
+    host = await hosted()
+    await until(host, lambda: host.root.stage == "waiting")
+    members(host, "a", "b")
+    await until(host, lambda: host.root.stage == "init")
+    assert await bring(host, "a", 0, theta, "init") is not None
+    assert (host.root.stage, host.theta) == ("init", {})
+
+
+async def test_a_record_of_another_tree_is_refused(hosted: Hosted) -> None:
+    host = await in_round_0(await hosted())
+    record, data = seal(Knowledge(AGENTS["a"].id, type(host.tree)(5), 1, 1, "train", 0, 50, True, 0.5, 10))
+    refused = await host.on_upload(record, data, AGENTS["a"])
+    assert refused is not None
+    assert "is not rooted here" in refused
+    assert await host.on_upload(record, data[:-1], AGENTS["a"]) is not None
+
+
+async def test_a_replica_that_cannot_be_used_is_no_contribution_and_no_harm(hosted: Hosted) -> None:
+    """P7: it has its digest, but inside is not what it is said to be, or no record at all."""
+    host = await in_round_0(await hosted())
+    assert await bring(host, "a", 0) is None
+    host(MembersChanged(host.tree, (), (Departed(AGENTS["b"].id, 1, "died", "refused"),)))
+    (recovery,) = host.root.recoveries
+    record, data = made(host, "b", 0, {})
+    host.store.put(record, data)
+    host(RetrievalEnded(recovery.number, record, (), 0.0, 0.0, 1))
+    assert "the record holds no contribution" in recovery.reason
+    gone, _ = made(host, "b", 2)
+    host(RetrievalEnded(recovery.number, gone, (), 0.0, 0.0, 1))
+    assert "is no longer held here" in recovery.reason
+    await until(host, lambda: recovery.outcome == "lost")
+    assert host.root.stage == "train"
+
+
+async def test_a_replica_fills_the_slot_and_its_owner_comes_too_late(hosted: Hosted) -> None:
+    host = await in_round_0(await hosted())
+    host(MembersChanged(host.tree, (), (Departed(AGENTS["b"].id, 1, "died", "refused"),)))
+    record, data = made(host, "b", 0)
+    host.store.put(record, data)
+    host(RetrievalEnded(host.root.recoveries[0].number, record, (), 0.0, 0.0, 1))
+    refused = await host.on_upload(record, data, AGENTS["b"])
+    assert refused is not None
+    assert "already, by replica" in refused
+    assert await bring(host, "a", 0) is None
+    await committed(host, 2)
+
+
+async def test_a_step_that_overflows_ends_in_a_sentence(hosted: Hosted) -> None:
+    host = await in_round_0(await hosted(server_rate=1e300))
+    for name in AGENTS:
+        await bring(host, name, 0, {"w": np.full(3, 1e300)})
+    assert await failure(host) == "tree main, round 0: the step makes tensor w of theta overflow: lower server_rate"
+
+
+async def test_its_own_old_record_changes_nothing_in_the_middle_of_a_run(hosted: Hosted) -> None:
+    host = await in_round_0(await hosted())
+    assert host.theta_record is not None
+    first = host.theta_record
+    for name in AGENTS:
+        await bring(host, name, 0)
+    await committed(host, 2)
+    after = host.theta["w"].copy()
+    host(RetrievalEnded(OWN_RECORD, first, (), 0.0, 0.0, 1))
+    np.testing.assert_array_equal(host.theta["w"], after)
+    assert (host.root.next_round, host.theta_record.version) == (1, 2)
+
+
+# --- a manager that starts again -------------------------------------------------------------------------------------------------
+
+
+async def stopped_after_round_0(hosted: Hosted, state_dir: Path, **changes: Any) -> TreeHost:
+    host = await in_round_0(await hosted(state_dir, **changes))
+    for name in AGENTS:
+        await bring(host, name, 0)
+    await committed(host, 2)
+    await host.store.flush()
+    return host
+
+
+async def test_it_goes_on_from_its_disk(hosted: Hosted, tmp_path: Path) -> None:
+    before = await stopped_after_round_0(hosted, tmp_path, server_optimizer="adam")
+    host = await hosted(tmp_path, server_optimizer="adam")
+    await until(host, lambda: host.root.stage == "train")
+    assert (host.root.next_round, host.root.version, host.root.losses) == (1, 2, [0.5])
+    np.testing.assert_array_equal(host.theta["w"], before.theta["w"])
+    ours, theirs = host.aggregator.state(), before.aggregator.state()
+    assert {name: value.tobytes() for name, value in ours.items()} == {name: value.tobytes() for name, value in theirs.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 9}, "it is of a run with seed 1, and the settings say 9"),
+        ({"server_optimizer": "adam"}, "the state is of another optimizer than adam"),
+    ],
+)
+async def test_settings_that_do_not_fit_the_record_are_told_in_a_sentence(
+    hosted: Hosted, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    await stopped_after_round_0(hosted, tmp_path)
+    host = await hosted(tmp_path, **change)
+    sentence = await failure(host)
+    assert sentence.startswith("tree main cannot go on from its record, version 2: ")
+    assert said in sentence
+
+
+async def test_a_record_without_a_ledger_is_told_in_a_sentence(hosted: Hosted, tmp_path: Path) -> None:
+    before = await stopped_after_round_0(hosted, tmp_path)
+    before.store.put(*seal(Knowledge(before.tree, before.tree, 9, 1, "train", 1, 0, False, tensors={"theta": ONES})))
+    await before.store.flush()
+    sentence = await failure(await hosted(tmp_path))
+    assert sentence.startswith("tree main cannot go on from its record, version 9: its round state cannot be read")
