@@ -84,9 +84,9 @@ class AgentDaemon:
         self.connections.stop = self._stop.set
         self.driver.start()
         self._ready(self.me)
-        working = asyncio.create_task(self._work())
+        working, stopping = asyncio.create_task(self._work()), asyncio.create_task(self._stop.wait())
         try:
-            ends: list[asyncio.Future[Any]] = [asyncio.create_task(self._stop.wait()), working, self.driver.failed]
+            ends: list[asyncio.Future[Any]] = [stopping, working, self.driver.failed]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if self.driver.failed.done():
                 self.driver.failed.result()
@@ -95,6 +95,7 @@ class AgentDaemon:
         except LearnerError as error:
             raise UserError(f"{self.name} cannot go on learning: {error}") from error
         finally:
+            stopping.cancel()
             await self._leave(working)
         if self._reason:
             log.warning("%s: %s", self.name, self._reason)

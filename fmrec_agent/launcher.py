@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from fmrec_agent.daemon import AgentDaemon
 from fmrec_agent.settings import AgentSettings
 from protocol.aio.process import FAILED, FINE, INTERRUPTED, USAGE, UserError, run, set_up_logging
-from protocol.identifiers import Peer
+from protocol.identifiers import NodeId, Peer
 
 log = logging.getLogger("fmrec.launcher")
 
@@ -60,7 +60,7 @@ def _say(line: str) -> None:
 
 
 def _row(settings: AgentSettings, index: int, pid: int, peer: Peer) -> str:
-    return f"{settings.name_of(index):20} {settings.role_of(index):8} {peer.id.__str__():32} {pid:>8} {peer.port:>6}"
+    return f"{settings.name_of(index):20} {settings.role_of(index):8} {peer.id!s:32} {pid:>8} {peer.port:>6}"
 
 
 HEADER = f"{'name':20} {'role':8} {'agentId':32} {'pid':>8} {'port':>6}"
@@ -128,7 +128,9 @@ class Launcher:
             os.close(ready)
             child.ready = None
             if line:
-                _say(_row(self._settings, child.index, child.pid, Peer(**json.loads(line))))
+                told = json.loads(line)
+                peer = Peer(NodeId(told["id"]), told["host"], told["port"], told["incarnation"])
+                _say(_row(self._settings, child.index, child.pid, peer))
 
     def _signal_all(self, number: signal.Signals) -> None:
         for pid in self._children:

@@ -146,9 +146,9 @@ class Bench:
         index = int(before["name"].rsplit("-", 1)[1])
         while time.time() < when + WITHIN_S:
             agent = await self.cluster.agent(index)
-            if agent and agent["incarnation"] > before["incarnation"] and agent["resumed_from"] is not None:
-                if agent["iteration"] > agent["resumed_from"]["iteration"]:
-                    return 1000 * (time.time() - when)
+            resumed = agent["resumed_from"] if agent and agent["incarnation"] > before["incarnation"] else None
+            if agent and resumed is not None and agent["iteration"] > resumed["iteration"]:
+                return 1000 * (time.time() - when)
             await asyncio.sleep(WATCH_S)
         raise ClusterError(f"{before['name']} did not train again within {WITHIN_S:.0f} s")
 
@@ -297,7 +297,8 @@ def show(report: Figures) -> None:
     for case in report["cases"]:
         if case["signal"] == "SIGKILL":
             moved = measured["transfer_ms"][str(case["bytes"])]
-            floor.add_row(f"{case['model']}: {case['bytes']:,} bytes through a plain socket", f"{moved:.2f}", f"x {case['transfer_by_floor']}")
+            what = f"{case['model']}: {case['bytes']:,} bytes through a plain socket"
+            floor.add_row(what, f"{moved:.2f}", f"x {case['transfer_by_floor']}")
             if case["model"] == "default":
                 floor.add_row("a killed process noticed by a plain socket", f"{measured['notice_ms']:.2f}", f"x {case['detect_by_floor']}")
                 floor.add_row("fork and exit with torch imported: again", f"{measured['fork_ms']:.2f}", f"x {case['again_by_floor']}")

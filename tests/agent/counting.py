@@ -61,3 +61,32 @@ class Counting(Learner):
             self._generator.bit_generator.state = said["random"]
         except (ValueError, KeyError) as error:
             raise LearnerError(f"this is no state of Counting: {error}") from error
+
+
+def counting(options: object, *, name: str, role: str, index: int) -> Counting:
+    """As `learning.learner`: one that trains."""
+    return Counting()
+
+
+def diverging(options: object, *, name: str, role: str, index: int) -> Counting:
+    """As `learning.learner`: one that cannot go on in its third iteration."""
+
+    def diverge(done: int) -> None:
+        if done == 2:
+            raise LearnerError("the loss diverged: lower the rate")
+
+    return Counting(before_step=diverge)
+
+
+def crashing(options: object, *, name: str, role: str, index: int) -> Counting:
+    """As `learning.learner`: one with a mistake in it."""
+
+    def crash(done: int) -> None:
+        raise ZeroDivisionError("a mistake in somebody's learner")
+
+    return Counting(before_step=crash)
+
+
+def folderless(options: object, *, name: str, role: str, index: int) -> Counting:
+    """As `learning.learner`: one that cannot be built."""
+    raise LearnerError("there is no folder data")

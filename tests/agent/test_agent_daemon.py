@@ -1,0 +1,146 @@
+"""One agent's whole life in this process, beside a real manager's node: it starts, stops in order, and fails in words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmrec_agent.daemon import AgentDaemon
+from fmrec_agent.settings import AgentSettings
+from protocol.aio.connections import Connections
+from protocol.aio.process import UserError
+from protocol.identifiers import Peer
+from protocol.overlay.effects import MembersChanged
+from protocol.wire.messages import Departed
+from tests.agent.ring import PARAMETERS, Manager, Ring, free_port, until
+
+
+@pytest.fixture(autouse=True)
+def _switch_interval() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    yield
+    sys.setswitchinterval(before)
+
+
+class Life:
+    """An agent that runs as a task here."""
+
+    def __init__(self, manager: Manager, learner: str = "counting", **changes: Any) -> None:
+        given = {"cluster": "c", "name": "a", "port": free_port(), "join": (str(manager.me.address),), "task": "counting", **changes}
+        settings = AgentSettings(learning={"learner": f"tests.agent.counting:{learner}"}, **given)
+        self.peers: list[Peer] = []
+        self.stop = asyncio.Event()
+        self.daemon = AgentDaemon(settings, 0, self.peers.append)
+        self.task = asyncio.create_task(self.daemon.run(self.stop))
+
+    async def ended(self) -> int:
+        return await asyncio.wait_for(self.task, 10)
+
+
+def departed(manager: Manager) -> list[Departed]:
+    return [gone for effect in manager.effects if isinstance(effect, MembersChanged) for gone in effect.departed]
+
+
+async def ordered(manager: Manager, life: Life) -> None:
+    """The agent has joined the tree, and is ordered to train."""
+    await until(lambda: manager.joined() == {"a"} or life.task.done())
+    manager.multicast(manager.order("train", 0))
+
+
+async def test_it_says_where_it_listens_trains_and_leaves_in_order(ring: Ring) -> None:
+    manager = await ring.manager()
+    life = Life(manager)
+    await ordered(manager, life)
+    await until(lambda: manager.brought)
+    status = json.loads(life.daemon.status())
+    assert (status["name"], status["phase"], status["round"], status["iteration"], status["in_ring"]) == ("a", "train", 0, 10, True)
+    assert (status["pid"], status["address"]) == (os.getpid(), str(life.peers[0].address))
+    life.stop.set()
+    assert await life.ended() == 0
+    await until(lambda: departed(manager))
+    assert {gone.cause for gone in departed(manager)} == {"left"}, "nobody shall recover who leaves in order"
+
+
+@pytest.mark.parametrize(
+    ("learner", "error", "said"),
+    [
+        ("diverging", UserError, "a cannot go on learning: the loss diverged: lower the rate"),
+        ("crashing", ZeroDivisionError, "a mistake in somebody's learner"),
+    ],
+)
+async def test_who_fails_says_no_goodbye(ring: Ring, learner: str, error: type[Exception], said: str) -> None:
+    """A goodbye would tell the manager that nothing is to be recovered: the round would go on without it."""
+    manager = await ring.manager()
+    life = Life(manager, learner)
+    await ordered(manager, life)
+    with pytest.raises(error) as caught:
+        await life.ended()
+    assert str(caught.value) == said
+    await until(lambda: departed(manager))
+    assert {gone.cause for gone in departed(manager)} == {"died"}
+
+
+async def test_a_learner_that_cannot_be_built_is_told_in_a_sentence(ring: Ring) -> None:
+    life = Life(await ring.manager(), "folderless")
+    with pytest.raises(UserError, match=r"^there is no folder data$"):
+        await life.ended()
+    assert life.peers == [], "and it never listened"
+
+
+async def test_a_host_that_is_not_this_machines_is_told_at_once(ring: Ring) -> None:
+    """Not after every port up to 32768 has been tried."""
+    life = AgentDaemon(AgentSettings(host="192.0.2.1"), 0, lambda peer: None)
+    life.connections = Connections("c", PARAMETERS)
+    with pytest.raises(UserError, match=r"port 7710 on 192\.0\.2\.1 cannot be listened on"):
+        await life._listen()
+    await life.connections.close()
+
+
+async def test_auto_takes_the_next_port_where_one_is_taken(ring: Ring) -> None:
+    manager = await ring.manager()
+    first, second = Life(manager, port="auto"), Life(manager, port="auto", name="b")
+    await until(lambda: first.peers and second.peers)
+    assert first.peers[0].port != second.peers[0].port
+    for life in (first, second):
+        life.stop.set()
+        await life.ended()
+
+
+async def test_a_later_life_resumes_from_its_disk_and_has_a_higher_incarnation(ring: Ring, tmp_path: Path) -> None:
+    manager = await ring.manager()
+    life = Life(manager, state_dir=tmp_path)
+    await ordered(manager, life)
+    await until(lambda: manager.brought)
+    life.stop.set()
+    await life.ended()
+    (tmp_path / "a" / "incarnation").write_text(str(life.peers[0].incarnation + 10**9))  # the clock was set back since
+    later = Life(manager, state_dir=tmp_path)
+    await until(lambda: len(manager.brought) == 2)
+    assert later.peers[0].incarnation == life.peers[0].incarnation + 10**9 + 1
+    assert manager.brought[0][0] == manager.brought[1][0], "what was finished is brought again"
+    assert json.loads(later.daemon.status())["resumed_from"] == {"version": 1, "round": 0, "iteration": 10}
+    later.stop.set()
+    await later.ended()
+
+
+async def test_where_the_disk_cannot_be_written_it_lives_in_memory_and_says_so(
+    ring: Ring, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a").write_text("a file where the agent's folder should be")
+    manager = await ring.manager()
+    with caplog.at_level(logging.WARNING):
+        life = Life(manager, state_dir=tmp_path)
+        await ordered(manager, life)
+        await until(lambda: manager.brought)
+    assert "cannot be used" in caplog.text
+    assert "the incarnation is not kept" in caplog.text
+    life.stop.set()
+    assert await life.ended() == 0

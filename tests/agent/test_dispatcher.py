@@ -1,0 +1,102 @@
+"""The dispatcher and the retriever on a real ring: copies on neighbours, durable with the quorum, and the way back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+
+from protocol.identifiers import NodeId
+from protocol.knowledge import Knowledge
+from protocol.overlay.effects import Durable
+from tests.agent.ring import PARAMETERS, TREE, Agent, Ring, until
+
+
+def knowledge(number: int, **facts: Any) -> Knowledge:
+    """Owner, tree, version and incarnation are the dispatcher's to fill in."""
+    return Knowledge(NodeId(0), TREE, 0, 0, "train", number, 10, False, tensors={"state": {"w": np.full(1000, number)}}, **facts)
+
+
+def held_by(agent: Agent, owner: Agent) -> int | None:
+    held = agent.store.get(owner.identifier, TREE)
+    return held[0].version if held is not None else None
+
+
+async def test_a_version_is_durable_when_its_quorum_holds_it(ring: Ring) -> None:
+    a, b, c = [await ring.agent(name) for name in "abc"]
+    record, data = await a.dispatcher.checkpoint(knowledge(3))
+    assert (record.owner, record.tree, record.version, record.incarnation) == (a.identifier, TREE, 1, 1)
+    assert await a.dispatcher.durable(1, 5.0)
+    assert [held_by(agent, a) for agent in (b, c)] == [1, 1]
+    held = b.store.get(a.identifier, TREE)
+    assert held is not None
+    assert bytes(held[1]) == data
+    assert await a.dispatcher.durable(1, 0.0), "known already: nobody waits"
+
+
+async def test_a_newer_version_supersedes_and_makes_the_older_durable_too(ring: Ring) -> None:
+    a, b, c = [await ring.agent(name) for name in "abc"]
+    sealed = [a.dispatcher.checkpoint(knowledge(number)) for number in range(5)]
+    waiting = asyncio.create_task(a.dispatcher.durable(1, 5.0))
+    records = await asyncio.gather(*sealed)
+    assert [record.version for record, _ in records] == [1, 2, 3, 4, 5]
+    assert await a.dispatcher.durable(5, 5.0)
+    assert await waiting, "who waits for an older one is served by a newer"
+    await until(lambda: [held_by(agent, a) for agent in (b, c)] == [5, 5])
+    assert held_by(a, a) == 5
+
+
+async def test_alone_nothing_is_durable_and_that_is_said(ring: Ring, caplog: pytest.LogCaptureFixture) -> None:
+    a = await ring.agent("a")
+    await a.dispatcher.checkpoint(knowledge(1))
+    with caplog.at_level(logging.WARNING):
+        assert not await a.dispatcher.durable(1, 0.05)
+    assert "version 1 is not durable after" in caplog.text
+    await ring.agent("b")
+    assert await a.dispatcher.durable(1, 5.0), "the first neighbour that comes is brought a copy"
+
+
+async def test_when_a_holder_dies_the_copy_moves_on(ring: Ring) -> None:
+    a, *others = [await ring.agent(name) for name in "abcde"]
+    await a.dispatcher.checkpoint(knowledge(1))
+    await until(lambda: sum(held_by(agent, a) == 1 for agent in others) == PARAMETERS.replicas)
+    holder = next(agent for agent in others if held_by(agent, a) == 1)
+    spare = next(agent for agent in others if held_by(agent, a) is None)
+    await ring.kill(holder)
+    await until(lambda: held_by(spare, a) == 1)
+
+
+async def test_in_mode_drop_nothing_leaves_the_agent(ring: Ring) -> None:
+    a, b = [await ring.agent(name) for name in "ab"]
+    record, _ = await a.dispatcher.checkpoint(knowledge(1), replicate=False)
+    assert record.version == 1
+    assert held_by(a, a) is None
+    assert not await a.dispatcher.durable(1, 0.05)
+    assert held_by(b, a) is None
+
+
+async def test_a_later_life_finds_the_newest_and_counts_on_from_there(ring: Ring) -> None:
+    a, _, _ = [await ring.agent(name) for name in "abc"]
+    for number in (1, 2):
+        await a.dispatcher.checkpoint(knowledge(number))
+    assert await a.dispatcher.durable(2, 5.0)
+    await ring.kill(a)
+    heir = await ring.agent("a", incarnation=2)
+    found = await asyncio.wait_for(heir.retriever.newest(heir.identifier, TREE), 10)
+    assert found is not None
+    record, inside = found
+    assert (record.version, inside.round) == (2, 2)
+    np.testing.assert_array_equal(inside.tensors["state"]["w"], np.full(1000, 2))
+    await heir.worker.restore(*(record, Knowledge(record.owner, TREE, 2, 1, "init", 0, 0, False)))
+    await until(lambda: any(isinstance(effect, Durable) for effect in heir.effects))
+    assert heir.node.replication.holders(record.key), "it keeps its copies alive again, before it has a newer version"
+    newer, _ = await heir.dispatcher.checkpoint(knowledge(3))
+    assert (newer.version, newer.incarnation) == (3, 2)
+
+
+async def test_where_there_is_nothing_nothing_is_found(ring: Ring) -> None:
+    a, _ = [await ring.agent(name) for name in "ab"]
+    assert await asyncio.wait_for(a.retriever.newest(a.identifier, TREE), 10) is None

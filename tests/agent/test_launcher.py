@@ -1,0 +1,168 @@
+"""`fmrec-agent start --count N` as a real command, without any manager: its table, its restarts, its end, and its sentences."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.aio.status_client import request_status
+from protocol.identifiers import Address, agent_id
+from tests.agent.ring import free_port
+
+COMMAND = [sys.executable, "-c", "import sys; from fmrec_agent.cli import main; sys.exit(main())", "start"]
+
+
+def alive(pid: int) -> bool:
+    """Is there such a process, and not as a zombie?"""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@dataclass
+class Started:
+    """One running command; what it prints is read as it comes."""
+
+    process: subprocess.Popen[str]
+    out: list[str] = field(default_factory=list)
+    err: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for stream, lines in ((self.process.stdout, self.out), (self.process.stderr, self.err)):
+            threading.Thread(target=lambda s=stream, kept=lines: kept.extend(iter(s.readline, "")), daemon=True).start()
+
+    def until(self, condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+        """What the condition gives once it gives something."""
+        end = time.monotonic() + timeout_s
+        while not (found := condition()):
+            assert time.monotonic() < end, f"not within {timeout_s} s; printed:\n{''.join([*self.out, *self.err])}"
+            time.sleep(0.02)
+        return found
+
+    def rows(self) -> list[list[str]]:
+        """The table without its head: name, role, agentId, pid, port."""
+        return [line.split() for line in self.out[1:]]
+
+    def pids(self) -> list[int]:
+        return [int(row[3]) for row in self.rows()]
+
+    def ended(self, timeout_s: float = 60.0) -> int:
+        code = self.process.wait(timeout_s)
+        self.until(lambda: not any(alive(pid) for pid in self.pids()))
+        return code
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Started]]:
+    """start(*arguments) -> the running command; whatever is left of it at the end is killed by its group."""
+    running: list[Started] = []
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("FMREC_")}
+    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
+
+    def start(*arguments: str) -> Started:
+        process = subprocess.Popen(
+            [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+            env=environment, start_new_session=True,
+        )  # fmt: skip
+        running.append(Started(process))
+        return running[-1]
+
+    yield start
+    for command in running:
+        if command.process.poll() is None or any(alive(pid) for pid in command.pids()):
+            os.killpg(command.process.pid, signal.SIGKILL)
+        command.process.wait()
+        for stream in (command.process.stdout, command.process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+@pytest.fixture
+def two_ports() -> int:
+    """The first of two neighbouring ports that are free."""
+    while True:
+        first, second = free_port(), free_port()
+        if second == first + 1:
+            return first
+
+
+def errors(command: Started) -> list[str]:
+    return [line.strip() for line in command.err if line.startswith("error: ")]
+
+
+def incarnation(port: int) -> int:
+    document = asyncio.run(request_status(Address("127.0.0.1", port), "fmrec", 10))
+    return int(document["incarnation"])
+
+
+def test_the_life_of_two_agents(start: Callable[..., Started], two_ports: int) -> None:
+    """Their table; a kill and the restart under the same name and port; the seed that nobody is at; Ctrl-C."""
+    nobody = free_port()
+    command = start("--count", "2", "--restart", "on-failure", "--listen", f"127.0.0.1:{two_ports}", "--join", f"127.0.0.1:{nobody}")
+    command.until(lambda: len(command.rows()) == 2)
+    assert command.out[0].split() == ["name", "role", "agentId", "pid", "port"]
+    rows = {row[0]: row for row in command.rows()}
+    for index in (0, 1):
+        name, role, identifier, pid, port = rows[f"agent-{index}"]
+        assert (role, identifier, port) == ("source", str(agent_id("fmrec", name)), str(two_ports + index))
+        assert alive(int(pid))
+    command.until(lambda: f"no seed is reachable (tried 127.0.0.1:{nobody})" in "".join(command.err))
+
+    before, killed = incarnation(two_ports), int(rows["agent-0"][3])
+    os.kill(killed, signal.SIGKILL)
+    command.until(lambda: len(command.rows()) == 3, 20)
+    again = command.rows()[2]
+    assert (again[0], again[2], again[4]) == (rows["agent-0"][0], rows["agent-0"][2], rows["agent-0"][4])
+    assert int(again[3]) != killed
+    assert incarnation(two_ports) > before
+    said = next(line for line in command.err if "started again" in line)
+    assert f"agent-0 (pid {killed}) was killed by SIGKILL; started again as pid {again[3]}" in said
+
+    command.process.send_signal(signal.SIGINT)
+    assert command.ended() == 130
+    assert "Traceback" not in "".join(command.err)
+
+
+def test_a_port_in_use_is_a_sentence_and_no_reason_to_try_again(start: Callable[..., Started], two_ports: int) -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", two_ports))
+        taken.listen()
+        command = start("--restart", "on-failure", "--listen", f"127.0.0.1:{two_ports}")
+        assert command.ended() == 1
+    (line,) = command.until(lambda: errors(command))
+    assert line == f"error: agent: port {two_ports} on 127.0.0.1 is in use: stop what listens there or choose another with --listen"
+    assert command.rows() == []
+    assert "started again" not in "".join(command.err)
+    assert "Traceback" not in "".join(command.err)
+
+
+def test_a_learner_that_cannot_be_built_is_a_sentence_and_not_restarted(start: Callable[..., Started]) -> None:
+    command = start("--count", "2", "--restart", "on-failure", "--set", "learning.task.data=/nowhere")
+    assert command.ended() == 1
+    command.until(lambda: len(errors(command)) == 2)
+    assert all("there is no folder /nowhere" in line for line in errors(command))
+    assert "started again" not in "".join(command.err)
+    assert "Traceback" not in "".join(command.err)
+
+
+def test_a_stop_during_the_start_is_obeyed(start: Callable[..., Started]) -> None:
+    """The head of the table is out, the agents are not there yet; nobody waits for them to be."""
+    command = start("--count", "2", "--listen", f"127.0.0.1:{free_port()}")
+    command.until(lambda: command.out)
+    command.process.send_signal(signal.SIGTERM)
+    assert command.ended(20) == 0
+    assert "Traceback" not in "".join(command.err)
