@@ -106,7 +106,7 @@ class Manager(Host):
         """theta of this round as a record, which can be fetched here where it is kept."""
         knowledge = Knowledge(
             TREE, TREE, version or number + 1, incarnation or self.incarnation, "train", number, 0, False,
-            tensors={"theta": {"w": np.full(3, number + 0.5)}},
+            tensors={"theta": {"w": np.full(3, number + 0.5 * (incarnation or self.incarnation))}},
         )  # fmt: skip
         record, data = seal(knowledge)
         if keep:

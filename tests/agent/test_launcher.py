@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from fmrec_agent.launcher import Child, Launcher
+from fmrec_agent.settings import AgentSettings
 from protocol.aio.status_client import request_status
 from protocol.identifiers import Address, agent_id
 from tests.agent.ring import free_port
@@ -166,3 +169,11 @@ def test_a_stop_during_the_start_is_obeyed(start: Callable[..., Started]) -> Non
     command.process.send_signal(signal.SIGTERM)
     assert command.ended(20) == 0
     assert "Traceback" not in "".join(command.err)
+
+
+def test_an_agent_that_dies_again_and_again_is_left_dead() -> None:
+    """As often within a minute as restarts_max says it is started again; a minute later it may die again."""
+    launcher, child = Launcher(AgentSettings(restarts_max=3)), Child(0)
+    assert [launcher._may_restart(child) for _ in range(4)] == [True, True, True, False]
+    child.died = deque(died - 61 for died in child.died)
+    assert launcher._may_restart(child)

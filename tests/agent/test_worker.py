@@ -151,6 +151,7 @@ async def test_an_order_that_is_superseded_while_its_theta_is_fetched_is_not_beg
     await until(lambda: manager.store._waiting)
     a.worker.ordered(RoundOpen("train", 1, 1, "exact", manager.me, manager.theta(1, keep=False)), manager.me)
     manager.theta(0)
+    await until(lambda: a.store.get(TREE, TREE))
     manager.theta(1)
     await until(lambda: manager.brought)
     assert [job.round for job in a.learner.jobs] == [1]
@@ -167,6 +168,7 @@ async def test_a_theta_of_the_same_version_from_an_earlier_life_is_not_taken(rin
     assert wanted.digest != stale.digest
     a.worker.ordered(RoundOpen("train", 0, 1, "exact", manager.me, wanted), manager.me)
     await until(lambda: manager.brought)
+    np.testing.assert_array_equal(a.learner.theta["w"], np.full(3, 1.0))
 
 
 async def test_theta_comes_from_the_root_where_the_parent_has_another(ring: Ring) -> None:
@@ -177,6 +179,7 @@ async def test_theta_comes_from_the_root_where_the_parent_has_another(ring: Ring
     wanted = manager.theta(0, version=1, incarnation=2)
     a.worker.ordered(RoundOpen("train", 0, 1, "exact", manager.me, wanted), parent.me)
     await until(lambda: manager.brought)
+    np.testing.assert_array_equal(a.learner.theta["w"], np.full(3, 1.0))
 
 
 async def test_what_is_finished_is_brought_again_and_not_done_again(ring: Ring) -> None:

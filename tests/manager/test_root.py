@@ -160,6 +160,15 @@ def test_an_unfit_record_does_not_open_what_is_being_folded_in() -> None:
     assert (play.root.stage, play.story()[-1]) == ("aggregating", "aggregate 0 of 3")
 
 
+def test_what_aggregation_says_too_late_changes_nothing() -> None:
+    play = stage("exact")
+    play.begins(*SOURCES)
+    play.uploads("a", 0)
+    assert play.took(play.root.unusable(named("a"), "tensor w is missing", play.now)) == []
+    assert play.root.work is not None
+    assert list(play.root.work.slots) == [named("a")]
+
+
 def test_what_aggregation_cannot_use_is_given_up_and_the_rest_folded_in() -> None:
     play = stage("exact")
     play.begins(*SOURCES)
