@@ -10,6 +10,7 @@ The parent is no point of loss: agents go on when it dies; only nobody restarts 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import logging
@@ -22,9 +23,12 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from fmrec_agent.daemon import AgentDaemon
+from fmrec_agent.learning.learner import LearnerError
+from fmrec_agent.learning.loading import load_learner
 from fmrec_agent.settings import AgentSettings
 from protocol.aio.process import FAILED, FINE, INTERRUPTED, USAGE, UserError, run, set_up_logging
 from protocol.identifiers import NodeId, Peer
+from protocol.wire.codec import prepare
 
 log = logging.getLogger("fmrec.launcher")
 
@@ -175,12 +179,17 @@ class Launcher:
 
 
 def _warm_up(settings: AgentSettings) -> None:
-    """Import all that an agent needs, single-threaded, and keep the collector from touching (and so copying) those pages."""
+    """Do once what every agent would do for itself, single-threaded, and keep the collector from touching (and so copying) those
+    pages: import torch, make the validators, build one learner of each role. No backward pass: autograd does not survive a fork.
+    """
+    import safetensors.numpy  # noqa: F401
     import torch
 
-    import fmrec_agent.learning.maml  # noqa: F401
-
     torch.set_num_threads(1)
+    prepare()
+    for role in sorted({settings.role_of(index) for index in range(settings.count)}):
+        with contextlib.suppress(LearnerError):  # each agent says it of itself
+            load_learner(settings.learning, name=settings.name, role=role, index=0).initial_parameters(0)
     gc.collect()
     gc.freeze()
 
