@@ -144,10 +144,12 @@ class AgentDaemon:
             self.driver.dispatch(ReportProgress(self.tree, progress))
 
     async def _leave(self, working: asyncio.Task[None]) -> None:
-        """Say goodbye, then close everything, each step with a bound. Who fails says no goodbye: what it has learnt is recovered."""
+        """Say goodbye, then close everything, each step with a bound. Who fails, or gives way to a later
+        life of itself, says no goodbye: the agent has not left."""
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
-        await (self.driver.leave() if self._stop.is_set() else self.driver.close())
+        in_order = self._stop.is_set() and not self._reason
+        await (self.driver.leave() if in_order else self.driver.close())
         await self.connections.close()
         await self.store.close()
 

@@ -20,6 +20,8 @@ from protocol.wire.messages import RecordSummary
 
 log = logging.getLogger("fmrec.retriever")
 
+ASKS_MAX = 5
+
 
 class Retriever:
     """Asks the ring for records."""
@@ -39,16 +41,15 @@ class Retriever:
     async def newest(self, owner: NodeId, tree: TreeId) -> tuple[RecordSummary, Knowledge] | None:
         """The newest record of (owner, tree) that any live neighbour holds, verified and opened; None where there is none.
 
-        The overlay bounds each step, so this ends.
+        While somebody who may hold one has not answered, or could not deliver, it asks again, ASKS_MAX times in all; the overlay
+        bounds each.
         """
-        number = next(self._numbers)
-        self._waiting[number] = asyncio.get_running_loop().create_future()
-        waiting = self._waiting[number]
-        self._driver.dispatch(Retrieve(number, owner, tree))
-        ended = await waiting
-        if ended.record is None:
-            return None
-        held = self._store.get(owner, tree)
+        for _ in range(ASKS_MAX):
+            ended = await self._ask(owner, tree)
+            if ended.record is not None or (ended.complete and not ended.holdings):
+                break
+            log.warning("the record of %s is not found yet: %s", owner.short, ended.reason)
+        held = self._store.get(owner, tree) if ended.record is not None else None
         if held is None:
             return None
         try:
@@ -56,3 +57,10 @@ class Retriever:
         except RecordInvalid as error:
             log.error("the record of %s cannot be opened: %s", owner.short, error)
             return None
+
+    async def _ask(self, owner: NodeId, tree: TreeId) -> RetrievalEnded:
+        number = next(self._numbers)
+        self._waiting[number] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting[number]
+        self._driver.dispatch(Retrieve(number, owner, tree))
+        return await waiting

@@ -151,7 +151,9 @@ class Worker:
         self._finished = record, data, kind
         if replicate:
             self.doing = f"making version {record.version} durable"
-            await self._dispatcher.durable(record.version, self._parameters.transfer_timeout_s(record.record_bytes))
+            patience_s = self._parameters.transfer_timeout_s(record.record_bytes)
+            while self._order is order and not await self._dispatcher.durable(record.version, patience_s):
+                self.doing = f"version {record.version} is not durable: too few neighbours hold it"
         await self._bring(order, record, data)
 
     async def _seal(self, contribution: Contribution, last: Snapshot, replicate: bool) -> tuple[RecordSummary, Data]:

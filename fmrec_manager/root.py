@@ -30,6 +30,9 @@ from protocol.wire.messages import Departed, MemberInfo, Phase, RecordSummary
 Stage = Literal["locating", "waiting", "init", "train", "aggregating", "committing", "adapt", "done", "halted"]
 Role = Literal["source", "target"]
 RECOVERIES_KEPT = 256
+LOOK_AGAIN_S = 0.25
+AGAIN_S = 5.0
+"""Between two complaints that a version is not durable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +147,20 @@ class Root:
         self.stage, self.reason = "locating", "enough members: looking for an earlier run on them"
         return [LocateOwn()]
 
-    def located(self, found: Resumed | None, now: float) -> list[Order]:
-        """The tree's own record: resume, or begin."""
+    def located(self, found: Resumed | None, certain: bool, now: float) -> list[Order]:
+        """The tree's own record: resume, or begin. certain: where none was found, everyone who might hold one was heard."""
         if self.stage != "locating":
+            return []
+        if found is None and not certain:
+            self.reason = "looking for an earlier run: a neighbour has not answered, or could not deliver it"
+            self._deadline = now + LOOK_AGAIN_S
             return []
         if found is not None:
             self.version, self.next_round = found.version, found.round
             self.losses, self.results = list(found.losses), {name: dict(result) for name, result in found.results.items()}
             self.liveness.expect(found.members, now)
             return [Say("resumed", {"round": found.round, "version": found.version}), *self._open_next(now)]
-        self.stage, self.reason = "waiting", "no earlier run was found"
+        self.stage, self.reason, self._deadline = "waiting", "no earlier run was found", None
         here = self.liveness.of_role("source")
         enough = sum(m.state == "alive" for m in here.values()) >= self.plan.sources_min
         targets = sum(m.state == "alive" for m in self.liveness.of_role("target").values())
@@ -201,8 +208,13 @@ class Root:
         self._deadline = None
         if self.stage == "init":
             return self._ask(now)
+        if self.stage == "locating":
+            return [LocateOwn()]
         if self.stage == "committing":
-            return [Say("not_durable", {"version": self.version, "reason": "no quorum answered in time"}), *self._open_next(now)]
+            # The overlay goes on trying. Nothing is announced before it is durable, however long that takes.
+            self.reason = f"version {self.version} is not durable: too few neighbours hold it"
+            self._deadline = now + AGAIN_S
+            return [Say("not_durable", {"version": self.version, "reason": "too few neighbours hold it; trying on"})]
         return []
 
     # --- contributions ------------------------------------------------------------------------------------------------

@@ -72,7 +72,8 @@ class Learner(ABC):
     def begin(self, job: Job, theta: Tensors) -> int:
         """Start `job` from `theta` and return its number of iterations (at least 1).
 
-        What earlier jobs left behind (random generator, duals) stays; what belongs to one job is made anew.
+        What earlier jobs left behind (duals, say) stays; what belongs to one job is made anew. A learner whose jobs depend on nothing
+        earlier (a stream of chance for each job, named by run seed, agent, kind and round) is exact even when all its records are lost.
         """
 
     @abstractmethod

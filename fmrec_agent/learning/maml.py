@@ -108,8 +108,8 @@ class MAML(Learner):
                 "give this job to an agent of the other role"
             )
         parameters = self._take("theta", theta)
-        if self._generator is None or self._progress.seed != job.seed:
-            self._generator = stream(job.seed, self._name)
+        # A stream a job: a life that lost its record still draws what the lost one would have drawn.
+        self._generator = stream(job.seed, self._name, job.kind, job.round)
         self._progress = Progress(kind=job.kind, round=job.round, seed=job.seed)
         zeros = {group: {key: torch.zeros_like(value) for key, value in parameters.items()} for group in GROUPS[job.kind][1:]}
         self._groups = {"theta": parameters, **zeros}

@@ -1,8 +1,8 @@
 """Every random number of learning comes from a named stream.
 
-A stream is numpy's PCG64, seeded with the SHA-256 of the words that name it: (run seed, agent name) for an agent's batches,
-(data seed, lot's name) for a synthetic lot. Python's `hash()` would differ from process to process, and one stream shared by two
-uses would let a change of the first move the second.
+A stream is numpy's PCG64, seeded with the SHA-256 of the words that name it: (run seed, agent name, kind and round of the job) for an
+agent's batches, (data seed, lot's name) for a synthetic lot. Python's `hash()` would differ from process to process, and one stream
+shared by two uses would let a change of the first move the second.
 """
 
 from __future__ import annotations

@@ -130,6 +130,7 @@ class Durable:
 class RetrievalEnded:
     """record: verified and held here, or None where `holdings` is empty or no holder could deliver.
 
+    complete: everyone who might hold one was heard, so that none found means that none is left alive.
     located_s, transferred_s: how long the look-up and the transfer took; attempts: holders that were asked.
     """
 
@@ -140,6 +141,7 @@ class RetrievalEnded:
     transferred_s: float
     attempts: int
     reason: str = ""
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)

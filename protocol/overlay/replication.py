@@ -9,7 +9,7 @@ Only summaries pass through here; the bytes are in the store, and move in bulk t
 4. Upkeep. When a holder dies or the leaf set moves, the owner brings the newest version to k members again. A holder that is no
    longer in the leaf set does not count: a look-up would not ask it.
 5. Look-up. Routed to the owner's id, it ends at the live node closest to it (the owner itself after a restart), which asks its leaf set
-   who holds what, and answers within `gather_timeout_s`, newest first. It counts what it holds itself.
+   who holds what, and answers within `gather_timeout_s`, newest first, and says how many were silent. It counts what it holds itself.
 6. Retrieval. Look up, fetch the newest, verify; where a holder fails, the next one. No holder left: lost, and said, never a silent zero.
 """
 
@@ -68,6 +68,7 @@ class Retrieval:
     fetching: RecordSummary | None = None
     attempts: int = 0
     reason: str = ""
+    complete: bool = False
 
 
 class Replication:
@@ -235,7 +236,7 @@ class Replication:
         gathering = self._gatherings.pop(query)
         self._deadlines.drop(("gather", query))
         newest = sorted(gathering.holdings.values(), key=lambda holding: (holding.record.order, holding.holder.id), reverse=True)
-        reply = LookUpReply(gathering.number, tuple(newest))
+        reply = LookUpReply(gathering.number, tuple(newest), len(gathering.waiting))
         return [Send(gathering.asker, reply)]
 
     # --- retrieving ---------------------------------------------------------------------------------------------------
@@ -257,6 +258,11 @@ class Replication:
         wanted = self._retrievals.get(reply.request)
         if wanted is None or wanted.located is not None:
             return []
+        wanted.complete = reply.silent == 0
+        if not reply.holdings and not wanted.complete and wanted.look_ups < LOOK_UPS_MAX:
+            # Nothing yet, and somebody has not been heard: that is no answer.
+            wanted.look_ups += 1
+            return self._look_up(reply.request, now)
         self._deadlines.drop(("look_up", reply.request))
         wanted.located = now
         mine = self._held.get((wanted.owner, wanted.tree))
@@ -307,7 +313,8 @@ class Replication:
         wanted = self._retrievals.pop(request)
         self._deadlines.drop(("look_up", request))
         located = wanted.located if wanted.located is not None else now
-        return [RetrievalEnded(request, record, wanted.holdings, located - wanted.began, now - located, wanted.attempts, reason)]
+        times = located - wanted.began, now - located
+        return [RetrievalEnded(request, record, wanted.holdings, *times, wanted.attempts, reason, wanted.complete)]
 
     # --- time ---------------------------------------------------------------------------------------------------------
 

@@ -300,10 +300,11 @@ class LookUp:
 
 @dataclass(frozen=True, slots=True)
 class LookUpReply:
-    """From the live node closest to the owner, for its leaf set and itself; newest first."""
+    """From the live node closest to the owner, for its leaf set and itself; newest first. silent: neighbours that did not answer."""
 
     request: int
     holdings: tuple[Holding, ...]
+    silent: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,31 @@ async def test_a_killed_target_goes_on_with_its_adaptation(tmp_path: Path) -> No
         assert final["results"][TARGET]["rmse_pp"] > 0
 
 
+async def test_every_agent_is_killed_in_the_same_instant(tmp_path: Path, undisturbed: str) -> None:
+    """No replica is left but the manager's; whoever finds nothing starts from the beginning, and its next jobs are the same all the same."""
+    async with story(tmp_path) as cluster:
+        await cluster.until(lambda status: status["round"] >= 4, STORY_S)
+        agents = [await cluster.agent(index) for index in range(AGENTS)]
+        for agent in agents:
+            assert agent is not None
+            send(agent["pid"], signal.SIGKILL)
+        final = await the_end(cluster)
+        assert final["counts"]["alive"] == AGENTS
+        assert final["theta_digest"] == undisturbed
+
+
+async def test_an_agent_is_killed_twice_in_a_row(tmp_path: Path, undisturbed: str) -> None:
+    """The second time as soon as the new life answers, before it can have finished anything."""
+    async with story(tmp_path) as cluster:
+        before = await in_a_job(cluster, "agent-2", from_round=4)
+        send(before["pid"], signal.SIGKILL)
+        again = await cluster.until(lambda status: member(status, "agent-2")["incarnation"] > before["incarnation"], STORY_S)
+        send(member(again, "agent-2")["pid"], signal.SIGKILL)
+        final = await the_end(cluster)
+        assert member(final, "agent-2")["state"] == "alive"
+        assert final["theta_digest"] == undisturbed
+
+
 async def test_a_killed_parent_leaves_nobody_behind(tmp_path: Path, undisturbed: str) -> None:
     """The parent of other members in the tree is killed: they join again through another, and miss no round."""
     async with story(tmp_path) as cluster:

@@ -64,18 +64,18 @@ def test_restored_after_any_iteration_it_ends_alike(options: dict[str, object], 
         assert finished(other, ITERATIONS[role] - done) == expected, f"restored after iteration {done}"
 
 
-def test_the_stream_goes_on_in_the_next_job() -> None:
-    """A restored agent draws in round 4 what it would have drawn, not round 3's batches again."""
-    first, second = made(PARKING, "source"), made(PARKING, "source")
+def test_the_next_job_is_the_same_for_a_life_that_lost_its_record() -> None:
+    """In round 4 the undisturbed agent, the restored one and one that knows nothing draw the same batches; and not round 3's again."""
+    first, second, ignorant = made(PARKING, "source"), made(PARKING, "source"), made(PARKING, "source")
     theta = first.initial_parameters(7)
     first.begin(Job("train", 3, 7), theta)
     third_round = finished(first, 5)
     second.restore(*first.state())
     rounds = []
-    for learner in (first, second):
+    for learner in (first, second, ignorant):
         learner.begin(Job("train", 4, 7), theta)
         rounds.append(finished(learner, 5))
-    assert rounds[0] == rounds[1]
+    assert rounds[0] == rounds[1] == rounds[2]
     assert rounds[0][0] != third_round[0]
 
 

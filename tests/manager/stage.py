@@ -60,8 +60,6 @@ class Stage:
         """Keep the orders, check promise P6 on each, and seal what is to be committed."""
         given = list(orders)
         for order in given:
-            if isinstance(order, Say) and order.fact == "not_durable":
-                self.durable.add(self.root.version)  # by its deadline: said, and gone on without
             if isinstance(order, Announce) and order.phase in ("train", "adapt", "done"):
                 assert self.root.version in self.durable, f"{order} before version {self.root.version} is durable"
                 assert order.round == self.root.next_round
@@ -97,10 +95,10 @@ class Stage:
             given += self.retrieved(request, None)
         return given
 
-    def located(self, found: Resumed | None = None) -> list[Order]:
+    def located(self, found: Resumed | None = None, certain: bool = True) -> list[Order]:
         if found is not None:
             self.durable.add(found.version)
-        return self.took(self.root.located(found, self.now))
+        return self.took(self.root.located(found, certain, self.now))
 
     def aggregated(self) -> list[Order]:
         assert self.root.stage == "aggregating"

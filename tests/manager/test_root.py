@@ -205,16 +205,32 @@ def test_p6_nothing_is_announced_before_it_is_durable() -> None:
     assert play.took(play.root.durable(2, play.now)) == [], "told twice"
 
 
-def test_p6_where_no_quorum_answers_it_goes_on_after_the_deadline_and_says_so() -> None:
+def test_p6_nothing_is_announced_before_it_is_durable_however_long_that_takes() -> None:
+    """Too few neighbours hold it: that is said, again and again, until a quorum is there."""
     play = stage()
     play.begins(*SOURCES)
     for name in SOURCES:
         play.uploads(name, 0)
     play.aggregated()
     began = play.now
-    assert Announce("train", 1) in play.until_due()
+    play.until_due()
     assert play.now == began + 2 * TRANSFER_S + PLAN.silence_max_s
-    assert play.said("not_durable")[0]["version"] == 2
+    play.after(600.0)
+    assert len(play.said("not_durable")) > 10
+    assert "too few neighbours" in play.root.reason
+    assert not [order for order in play.orders if order == Announce("train", 1)]
+    assert Announce("train", 1) in play.is_durable()
+
+
+def test_a_run_is_not_begun_anew_while_somebody_who_may_know_of_one_has_not_answered() -> None:
+    """P2: never a silent restart from zero."""
+    play = stage()
+    play.took(play.root.start(play.now))
+    play.joins(*SOURCES)
+    for _ in range(20):
+        assert play.located(None, certain=False) == []
+        assert LocateOwn() in play.until_due()
+    assert Announce("train", 1) in play.located(resumed(1, *SOURCES))
 
 
 def test_p6_what_is_not_sealed_yet_is_not_announced_however_long_that_takes() -> None:

@@ -73,7 +73,11 @@ def test_whatever_happens_nothing_is_raised_and_nobody_is_folded_in_twice(mode: 
         assert len(play.root.losses) == play.root.next_round, f"{mode}/{seed}: a round was counted twice or not at all"
         for order in play.orders:
             if isinstance(order, Aggregate):
-                assert all(slot.record.owner == agent for agent, slot in order.slots.items())
+                for agent, slot in order.slots.items():
+                    behind = order.round - slot.record.round
+                    assert slot.record.owner == agent
+                    assert slot.record.complete
+                    assert (behind == 0 and slot.factor == 1.0) or (slot.way == "substitute" and behind > 0 and slot.factor < 1.0)
         begun = {order.number for order in play.orders if isinstance(order, Recover)}
         assert begun >= {recovery.number for recovery in play.root.recoveries}, f"{mode}/{seed}: a recovery was never ordered"
         done += play.root.stage == "done"
