@@ -116,7 +116,7 @@ class AgentDaemon:
             reporting.cancel()
 
     async def _restore(self) -> None:
-        """Our own newest record, wherever it is. None: a first start, or lost; which of the two, the manager knows."""
+        """Our own newest record, wherever it is. None is a first start, or a loss, which the manager has then reported as one."""
         found = await self.retriever.newest(self.me.id, self.tree)
         if found is None:
             log.info("%s: no record of an earlier life was found: starting from the beginning", self.name)

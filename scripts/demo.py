@@ -235,6 +235,8 @@ def main() -> int:
         report["data"] = f"parking data in {chosen.data}"
     picture = chosen.out / "demo.png"
     draw(report, picture)
+    timelines = {name: {"timeline": run.pop("timeline"), "losses": run.pop("losses")} for name, run in report["runs"].items()}
+    (chosen.out / "timeline.json").write_text(json.dumps(timelines))
     (chosen.out / "report.json").write_text(json.dumps(report, indent=1))
     show(report)
     print(f"report: {chosen.out / 'report.json'}   picture: {picture}   logs: {chosen.out}/*/")

@@ -61,7 +61,7 @@ async def test_a_killed_target_goes_on_with_its_adaptation(tmp_path: Path) -> No
 
 
 async def test_every_agent_is_killed_in_the_same_instant(tmp_path: Path, undisturbed: str) -> None:
-    """No replica is left but the manager's; whoever finds nothing starts from the beginning, and its next jobs are the same all the same."""
+    """No replica is left but the manager's; whoever finds nothing begins anew, and its next jobs are the same all the same."""
     async with story(tmp_path) as cluster:
         await cluster.until(lambda status: status["round"] >= 4, STORY_S)
         agents = [await cluster.agent(index) for index in range(AGENTS)]
