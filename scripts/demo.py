@@ -125,6 +125,7 @@ class Run:
                 "phase": agent["phase"],
                 "round": agent["round"],
                 "iteration": agent["iteration"],
+                "job_done": agent["job"]["done"],
                 "durable_version": agent["durable_version"],
             }
         )
@@ -136,10 +137,8 @@ class Run:
         agent = await self.cluster.agent(index_of(kill["agent"]))
         resumed = agent["resumed_from"] if agent else None
         kill["resumed_at_iteration"] = resumed["iteration"] if resumed else 0
-        # Without recovery a source's round goes on without it: its work is lost, not repeated.
-        repeats = self.recovery != "drop" or kill["phase"] == "adapt"
-        kill["iterations_repeated"] = max(0, kill["iteration"] - kill["resumed_at_iteration"]) if repeats else 0
-        kill["iterations_lost"] = 0 if repeats else kill["iteration"]
+        # Without a record the whole job is done again; what earlier jobs contributed is in theta already.
+        kill["iterations_repeated"] = max(0, kill["iteration"] - resumed["iteration"]) if resumed else kill["job_done"]
 
     # --- report -------------------------------------------------------------------------------------------------------
 
@@ -156,7 +155,6 @@ class Run:
             "target_rmse_pp": {name: result["rmse_pp"] for name, result in results.items()},
             "persistence_rmse_pp": {name: result["persistence_rmse_pp"] for name, result in results.items()},
             "iterations_repeated": sum(kill["iterations_repeated"] for kill in self.kills),
-            "iterations_lost": sum(kill["iterations_lost"] for kill in self.kills),
             "kills": self.kills,
             "recoveries": [self._recovery(recovery) for recovery in final["recoveries"]],
             "memory_pss_mb": {role: round(mb, 1) for role, mb in memory.items()},

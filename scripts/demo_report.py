@@ -47,7 +47,6 @@ def show(report: dict[str, Any]) -> None:
         ("wall time, s", [f"{run['wall_s']:.2f}" for run in runs.values()]),
         ("of which the targets' adaptation, s", [f"{run['adaptation_s']:.2f}" for run in runs.values()]),
         ("iterations done again", [str(run["iterations_repeated"]) for run in runs.values()]),
-        ("iterations lost for good", [str(run["iterations_lost"]) for run in runs.values()]),
         ("memory of all processes, MiB PSS", [f"{sum(run['memory_pss_mb'].values()):.0f}" for run in runs.values()]),
     ]
     targets = sorted({target for run in runs.values() for target in run["target_rmse_pp"]}, key=lambda name: (len(name), name))
