@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from protocol.identifiers import Address, NodeId, Peer, TreeId
-from protocol.wire.messages import Departed, Holding, MemberInfo, Message, RecordSummary, RoundOpen, Routable, SubtreeDigest
+from protocol.wire.messages import Departed, Holding, MemberInfo, Message, RecordSummary, RoundOpen, Routable
 
 # --- for the network --------------------------------------------------------------------------------------------------
 
@@ -111,14 +111,6 @@ class MembersChanged:
 
 
 @dataclass(frozen=True, slots=True)
-class DigestChanged:
-    """Root only: the sums over all members."""
-
-    tree: TreeId
-    digest: SubtreeDigest
-
-
-@dataclass(frozen=True, slots=True)
 class Durable:
     """The record is held by its write quorum."""
 
@@ -211,6 +203,6 @@ class DeliverBody:
 
 Effect = (
     Send | Dial | DialSeed | Disconnect | Push | Fetch | CancelTransfer | Discard
-    | Activated | Delivered | MulticastReceived | MembersChanged | DigestChanged | Durable | RetrievalEnded | Quit | Notify
+    | Activated | Delivered | MulticastReceived | MembersChanged | Durable | RetrievalEnded | Quit | Notify
     | PeerDied | PeerCleared | LeafSetChanged | Suspect | RouteBody | DeliverBody
 )  # fmt: skip

@@ -27,7 +27,7 @@ from random import Random
 from protocol.errors import LocalProtocolError, UnknownTree
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.overlay.deadlines import Deadlines
-from protocol.overlay.effects import DigestChanged, Effect, MembersChanged, MulticastReceived, Notify, Send
+from protocol.overlay.effects import Effect, MembersChanged, MulticastReceived, Notify, Send
 from protocol.overlay.tree import Branch, Tree, check_alive
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import (
@@ -233,11 +233,7 @@ class Scribe:
         """Tell the parent, or the application where we are the root, what has changed."""
         if tree.is_root:
             joined, departed = tree.take_changes()
-            effects: list[Effect] = [MembersChanged(tree.id, joined, departed)] if joined or departed else []
-            if (digest := tree.digest()) != tree.digest_told:
-                tree.digest_told = digest
-                effects.append(DigestChanged(tree.id, digest))
-            return effects
+            return [MembersChanged(tree.id, joined, departed)] if joined or departed else []
         if tree.parent is None:
             return []
         full, tree.tell_all = tree.tell_all, False

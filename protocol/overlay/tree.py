@@ -80,7 +80,6 @@ class Tree:
         self.members: dict[NodeId, MemberInfo] = {}
         self.last: Multicast | None = None
         self.tell_all = False
-        self.digest_told: SubtreeDigest | None = None
         self.revision = 0
         """Grows with each change of the members."""
         self._joined: dict[NodeId, MemberInfo] = {}
