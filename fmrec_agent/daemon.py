@@ -34,7 +34,7 @@ from protocol.knowledge import Data
 from protocol.overlay.effects import Activated, Durable, Effect, MulticastReceived, Notify, Quit, RetrievalEnded
 from protocol.overlay.events import JoinTree, RecordHeld, ReportProgress, Started
 from protocol.overlay.node import OverlayNode
-from protocol.wire.messages import MemberInfo, Progress, RecordSummary
+from protocol.wire.values import MemberInfo, Progress, RecordSummary
 
 log = logging.getLogger("fmrec.agent")
 

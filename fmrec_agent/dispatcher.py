@@ -16,7 +16,7 @@ from protocol.identifiers import TreeId
 from protocol.knowledge import Data, Knowledge, seal
 from protocol.overlay.effects import Durable
 from protocol.overlay.events import Replicate
-from protocol.wire.messages import RecordSummary
+from protocol.wire.values import RecordSummary
 
 log = logging.getLogger("fmrec.dispatcher")
 

@@ -16,7 +16,7 @@ from protocol.identifiers import NodeId, TreeId
 from protocol.knowledge import Knowledge, open_record
 from protocol.overlay.effects import RetrievalEnded
 from protocol.overlay.events import Retrieve
-from protocol.wire.messages import RecordSummary
+from protocol.wire.values import RecordSummary
 
 log = logging.getLogger("fmrec.retriever")
 

@@ -26,7 +26,8 @@ from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.knowledge import Data, Knowledge, open_record
 from protocol.overlay.events import RecordHeld, Replicate
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import Phase, RecordSummary, RoundOpen
+from protocol.wire.messages import Phase, RoundOpen
+from protocol.wire.values import RecordSummary
 
 log = logging.getLogger("fmrec.worker")
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fmrec_manager.root import Resumed, Root
 from protocol.errors import RecordInvalid
 from protocol.identifiers import NodeId, Peer
-from protocol.wire.messages import MemberInfo
+from protocol.wire.values import MemberInfo
 
 
 class LedgerMember(BaseModel):

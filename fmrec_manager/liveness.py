@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from protocol.identifiers import NodeId
-from protocol.wire.messages import Departed, MemberInfo
+from protocol.wire.values import Departed, MemberInfo
 
 State = Literal["alive", "suspect", "dead", "left"]
 Cause = Literal["death", "heartbeat", "restart", "deadline"]

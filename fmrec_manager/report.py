@@ -12,7 +12,7 @@ from fmrec_manager.root import Root
 from fmrec_manager.settings import TreeSettings
 from protocol.identifiers import NodeId
 from protocol.knowledge import Array
-from protocol.wire.messages import Progress, SubtreeDigest
+from protocol.wire.values import Progress, SubtreeDigest
 
 PHASES = {"locating": "waiting", "committing": "train", "aggregating": "train"}
 

@@ -13,7 +13,7 @@ from typing import Literal
 from fmrec_manager.liveness import Loss
 from protocol.identifiers import NodeId
 from protocol.overlay.effects import RetrievalEnded
-from protocol.wire.messages import RecordSummary
+from protocol.wire.values import RecordSummary
 
 LOOK_MAX = 3
 AGAIN_S = 0.15

@@ -25,7 +25,8 @@ from fmrec_manager.round import Round, Slot, Terms, judge, next_deadline
 from fmrec_manager.selection import select
 from protocol.identifiers import NodeId, TreeId
 from protocol.overlay.effects import RetrievalEnded
-from protocol.wire.messages import Departed, MemberInfo, Phase, RecordSummary
+from protocol.wire.messages import Phase
+from protocol.wire.values import Departed, MemberInfo, RecordSummary
 
 Stage = Literal["locating", "waiting", "init", "train", "aggregating", "committing", "adapt", "done", "halted"]
 Role = Literal["source", "target"]

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from protocol.identifiers import NodeId
-from protocol.wire.messages import RecordSummary, RecoveryMode
+from protocol.wire.messages import RecoveryMode
+from protocol.wire.values import RecordSummary
 
 Standing = Literal["alive", "suspect", "dead", "left"]
 Verdict = Literal["wait", "recover", "close", "halt"]

@@ -34,7 +34,8 @@ from protocol.overlay.effects import Activated, Durable, Effect, MembersChanged,
 from protocol.overlay.events import CreateTree, RecordHeld, Replicate, Retrieve, SendMulticast, Started
 from protocol.overlay.node import OverlayNode
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import Phase, RecordSummary, RoundOpen, SubtreeDigest
+from protocol.wire.messages import Phase, RoundOpen
+from protocol.wire.values import RecordSummary, SubtreeDigest
 
 if TYPE_CHECKING:
     from fmrec_manager.aggregation import Aggregator

@@ -13,7 +13,7 @@ All but aio/ is pure: no event loop, socket, clock, log or torch. This module im
 
 from __future__ import annotations
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 """Version of the messages. Peers whose versions differ by one understand each other: unknown fields are ignored."""
 
 IDENTITY = "fmrec-protocol"

@@ -28,7 +28,8 @@ from safetensors.numpy import load, save
 from protocol.errors import LocalProtocolError, MalformedMessage, RecordInvalid
 from protocol.identifiers import NodeId, TreeId
 from protocol.wire.codec import MAP_MAX, pack, unpack_as
-from protocol.wire.messages import Phase, RecordSummary
+from protocol.wire.messages import Phase
+from protocol.wire.values import RecordSummary
 
 MAGIC = b"FMRK"
 FORMAT = 1

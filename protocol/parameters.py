@@ -18,11 +18,22 @@ class OverlayParameters:
     leaf_set_size: int = 12
     """L: L/2 neighbours on each side. More survive more simultaneous deaths and cost more probes (the paper: 12)."""
     heartbeat_interval_s: float = 0.2
-    """How often neighbours on the ring and in a tree say that they live. Shorter notices a hang sooner and costs messages."""
+    """How often ring neighbours and tree relatives say that they live; MSPastry's T_ls. Shorter: hangs noticed sooner, more messages."""
     heartbeat_misses: int = 3
     """Heartbeats that may be missed before silence is suspicion. More forgives a busy machine."""
     delay_max_s: float = 0.25
     """The longest that an answer from a healthy peer takes, its own scheduling included."""
+    helpers: int = 3
+    """How many others are asked to probe a suspect that gives no answer (SWIM's k)."""
+    local_health_max: int = 3
+    """Lifeguard: how often this node may add its own timeout to itself when it finds that it is the slow one."""
+    raw_loss_target: float = 0.05
+    """MSPastry's L_r: the share of messages that may meet a hop whose silent death is unnoticed; table entries are probed as often as
+    that needs. Lower costs probes, higher costs retransmissions."""
+    fan_out_max: int = 16
+    """Children of one node in one tree; a newcomer beyond is handed to one of them. Fewer make deeper trees."""
+    multicasts_kept_max: int = 32
+    """The last multicasts of a tree, which every node keeps for children that missed some."""
     replicas: int = 3
     """k: how many leaf-set members hold each record beside its owner."""
     write_quorum: int = 2
@@ -65,6 +76,36 @@ class OverlayParameters:
         return 2 * self.delay_max_s
 
     @property
+    def trial_max_s(self) -> float:
+        """A suspect's trial: no answer to our dial within delay_max_s, then a dial by others, and their word."""
+        return self.probe_timeout_s + 2 * self.delay_max_s
+
+    @property
+    def hold_max_s(self) -> float:
+        """A routed message waits no longer than this for verdicts and neighbours; it is then dropped, and said to be."""
+        return self.silence_max_s + 2 * self.trial_max_s
+
+    @property
+    def ack_timeout_min_s(self) -> float:
+        """The next hop has at least this long to acknowledge a message, however near it is."""
+        return self.delay_max_s / 5
+
+    @property
+    def exchange_interval_s(self) -> float:
+        """How often one leaf-set member, each in turn, compares leaf sets with us."""
+        return 12 * self.heartbeat_interval_s
+
+    @property
+    def row_interval_s(self) -> float:
+        """How often one row of the routing table, each in turn, is compared with a node of that row."""
+        return 60 * self.heartbeat_interval_s
+
+    @property
+    def table_probe_max_s(self) -> float:
+        """A table entry unheard for this long is probed, however quiet the ring; MSPastry's T_rt is between silence_max_s and this."""
+        return 300 * self.heartbeat_interval_s
+
+    @property
     def join_timeout_s(self) -> float:
         """A JOIN that was not answered within this is tried again through the next seed."""
         return 4 * self.delay_max_s
@@ -72,7 +113,7 @@ class OverlayParameters:
     @property
     def orphan_max_s(self) -> float:
         """A member whose tree parent died has this long to be heard again through another: it must notice, probe and re-JOIN."""
-        return self.silence_max_s + 2 * self.probe_timeout_s + self.join_timeout_s
+        return self.silence_max_s + self.trial_max_s + self.join_timeout_s
 
     @property
     def gather_timeout_s(self) -> float:
@@ -82,7 +123,7 @@ class OverlayParameters:
     @property
     def look_up_timeout_s(self) -> float:
         """A look-up may be held while one hop is probed, and is then gathered."""
-        return self.probe_timeout_s + self.gather_timeout_s + self.delay_max_s
+        return self.trial_max_s + self.gather_timeout_s + self.delay_max_s
 
     def transfer_timeout_s(self, record_bytes: int) -> float:
         """The longest that moving a record of this size may take."""
@@ -104,6 +145,10 @@ class OverlayParameters:
                 f"a probe ({self.probe_timeout_s:g} s, twice delay_max_s) must end within the silence that is suspicion "
                 f"({self.silence_max_s:g} s): raise heartbeat_interval_s or heartbeat_misses"
             )
+        if self.raw_loss_target >= 1:
+            raise ValueError(f"raw_loss_target is a share of messages, below 1, not {self.raw_loss_target}")
+        if self.fan_out_max < 2:
+            raise ValueError(f"fan_out_max ({self.fan_out_max}) must be at least 2: a tree whose nodes have one child is a chain")
         if self.retry_min_s > self.retry_max_s:
             raise ValueError(f"retry_min_s ({self.retry_min_s}) cannot exceed retry_max_s ({self.retry_max_s})")
 
@@ -115,14 +160,15 @@ def loopback() -> OverlayParameters:
 
 def lan() -> OverlayParameters:
     """One site: a hang is noticed within about five seconds."""
-    return replace(OverlayParameters(), heartbeat_interval_s=1.0, delay_max_s=0.75, retry_min_s=0.25, retry_max_s=10.0)
+    return replace(OverlayParameters(), heartbeat_interval_s=1.0, heartbeat_misses=2, delay_max_s=0.5, retry_min_s=0.25, retry_max_s=10.0)
 
 
 def wan() -> OverlayParameters:
     """Many sites over the public network: patience first."""
     return replace(
         OverlayParameters(),
-        heartbeat_interval_s=5.0,
+        heartbeat_interval_s=10.0,
+        heartbeat_misses=2,
         delay_max_s=3.0,
         retry_min_s=1.0,
         retry_max_s=60.0,

@@ -24,7 +24,8 @@ from protocol.errors import RecordInvalid, RemoteProtocolError
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.knowledge import Data, verify
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import BulkAccept, BulkFetch, BulkPush, BulkRefuse, BulkStored, Message, RecordSummary, Refusal
+from protocol.wire.messages import BulkAccept, BulkFetch, BulkPush, BulkRefuse, BulkStored, Message, Refusal
+from protocol.wire.values import RecordSummary
 
 logger = logging.getLogger(__name__)
 

@@ -39,7 +39,8 @@ from protocol.overlay.events import (
     TimerFired,
 )
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import Message, RecordSummary
+from protocol.wire.messages import Message
+from protocol.wire.values import RecordSummary
 
 logger = logging.getLogger(__name__)
 

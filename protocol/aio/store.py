@@ -27,7 +27,8 @@ from protocol.identifiers import NodeId, TreeId
 from protocol.knowledge import Data, verify
 from protocol.wire.codec import decode, encode
 from protocol.wire.framing import LENGTH_BYTES, FrameReader, frame
-from protocol.wire.messages import BulkPush, RecordSummary
+from protocol.wire.messages import BulkPush
+from protocol.wire.values import RecordSummary
 
 MAGIC = b"FMRec\x00r1"
 CHECK_BYTES = 32

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from protocol.identifiers import Address, NodeId, Peer, TreeId
-from protocol.wire.messages import Departed, Holding, MemberInfo, Message, RecordSummary, RoundOpen, Routable
+from protocol.wire.messages import Message, RoundOpen, Routable
+from protocol.wire.values import Departed, Holding, MemberInfo, RecordSummary
 
 # --- for the network --------------------------------------------------------------------------------------------------
 
@@ -94,11 +95,13 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class MulticastReceived:
-    """An order from the root, through `parent`."""
+    """An order from the root, through `parent`: each once and in order. gap: some before it were missed, and nobody near has them still."""
 
     tree: TreeId
     parent: Peer
     body: RoundOpen
+    order: tuple[int, int] = (0, 0)
+    gap: bool = False
 
 
 @dataclass(frozen=True, slots=True)

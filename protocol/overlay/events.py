@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from protocol.identifiers import Address, NodeId, Peer, TreeId
-from protocol.wire.messages import MemberInfo, Message, Progress, RecordSummary, RoundOpen
+from protocol.wire.messages import Message, RoundOpen
+from protocol.wire.values import MemberInfo, Progress, RecordSummary
 
 # --- from the network -------------------------------------------------------------------------------------------------
 

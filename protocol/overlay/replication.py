@@ -22,7 +22,8 @@ from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import CancelTransfer, Durable, Effect, Fetch, Notify, Push, RetrievalEnded, RouteBody, Send
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import Holding, HoldingsQuery, HoldingsReply, LookUp, LookUpReply, RecordSummary
+from protocol.wire.messages import HoldingsQuery, HoldingsReply, LookUp, LookUpReply
+from protocol.wire.values import Holding, RecordSummary
 
 RecordKey = tuple[NodeId, TreeId]
 LOOK_UPS_MAX = 3

@@ -30,18 +30,8 @@ from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import Effect, MembersChanged, MulticastReceived, Notify, Send
 from protocol.overlay.tree import Branch, Tree, check_alive
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import (
-    Alive,
-    MemberInfo,
-    Multicast,
-    Progress,
-    RoundOpen,
-    TreeJoin,
-    TreeLeave,
-    TreePulse,
-    TreeRefusal,
-    TreeWelcome,
-)
+from protocol.wire.messages import Alive, Multicast, RoundOpen, TreeJoin, TreeLeave, TreePulse, TreeRefusal, TreeWelcome
+from protocol.wire.values import MemberInfo, Progress
 
 
 class Scribe:

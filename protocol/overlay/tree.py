@@ -14,7 +14,8 @@ from typing import Literal
 
 from protocol.errors import RemoteProtocolError
 from protocol.identifiers import RING, NodeId, Peer, TreeId
-from protocol.wire.messages import Alive, Departed, MemberInfo, Multicast, Progress, SubtreeDigest
+from protocol.wire.messages import Alive, Multicast
+from protocol.wire.values import Departed, MemberInfo, Progress, SubtreeDigest
 
 Cause = Literal["died", "left", "moved", "orphaned"]
 

@@ -10,102 +10,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from protocol.identifiers import NodeId, Peer, TreeId
+from protocol.wire.values import Departed, Holding, MemberInfo, Progress, RecordSummary, SubtreeDigest
 
 Channel = Literal["control", "bulk", "status"]
 Phase = Literal["init", "train", "adapt", "done"]
 RecoveryMode = Literal["substitute", "exact", "drop"]
-
-_NOBODY = NodeId(0)  # the XOR over no members
-
-
-# --- values carried by messages ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class RecordSummary:
-    """What is said of a record without its bytes. `version` only grows for one (owner, tree); equal versions go by incarnation.
-
-    round, iteration: the job that the record was taken in and how many of its iterations were done.
-    complete: the record holds the finished contribution of that round.
-    """
-
-    owner: NodeId
-    tree: TreeId
-    version: int
-    incarnation: int
-    round: int
-    iteration: int
-    complete: bool
-    record_bytes: int
-    digest: bytes
-
-    @property
-    def key(self) -> tuple[NodeId, TreeId]:
-        return self.owner, self.tree
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """The newest of several is the largest of these."""
-        return self.version, self.incarnation
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """One holder of one record."""
-
-    holder: Peer
-    record: RecordSummary
-
-
-@dataclass(frozen=True, slots=True)
-class MemberInfo:
-    """One member of a tree, as the root knows it by name."""
-
-    peer: Peer
-    name: str
-    role: str
-    pid: int
-
-
-@dataclass(frozen=True, slots=True)
-class Departed:
-    """One life of a member that a subtree no longer has, and why."""
-
-    id: NodeId
-    incarnation: int
-    cause: Literal["died", "left", "moved", "orphaned"]
-    reason: str
-    silent_ms: int = 0
-    iteration: int = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far one member is in its job, and its last loss (None before the first)."""
-
-    round: int = -1
-    iteration: int = 0
-    loss: float | None = None
-    replicas: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class SubtreeDigest:
-    """Sums over the members of a subtree: root traffic grows with its fan-out, not with N.
-
-    check: XOR over members of id x (2 incarnation + 1) mod 2**128 (overlay/tree.py); a parent whose own view gives another value asks
-    for the whole list.
-    """
-
-    members: int = 0
-    check: NodeId = _NOBODY
-    iterations_sum: int = 0
-    iterations_min: int = 0
-    iterations_max: int = 0
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    replicas_sum: int = 0
-
 
 # --- session ----------------------------------------------------------------------------------------------------------
 
@@ -145,7 +54,7 @@ class NotUnderstood:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Between neighbours on the ring, when nothing else was sent."""
+    """To the left neighbour on the ring, when nothing else was sent to it: each notices its right neighbour's silence (MSPastry 4.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,26 +75,75 @@ class JoinReply:
 
 @dataclass(frozen=True, slots=True)
 class LeafProbe:
-    """MSPastry's LS-PROBE: our leaf set and whom we believe failed. The receiver verifies both for itself."""
+    """MSPastry's LS-PROBE: our leaf set and whom we believe failed. The receiver verifies both for itself.
+
+    lacking: the sender's leaf set is short; the reply shall also say who, of all that the receiver knows, is nearest to it.
+    """
 
     leaf_set: tuple[Peer, ...]
     failed: tuple[NodeId, ...] = ()
+    lacking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LeafProbeReply:
+    """near: only where the prober lacks members, from leaf set and table, on both sides of it."""
+
     leaf_set: tuple[Peer, ...]
     failed: tuple[NodeId, ...] = ()
+    near: tuple[Peer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Is this table candidate alive?"""
+    """Does this table entry, or candidate for one, live, and how far is it?"""
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
     pass
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The round trip that the sender has measured to the receiver: distance is symmetric, the receiver need not measure (MSPastry 4.2)."""
+
+    rtt_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowRequest:
+    """What is in row `row` of your routing table? For repair of an entry, and to find nearer ones (Pastry 2.5, MSPastry 4.2)."""
+
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowReply:
+    row: int
+    entries: tuple[Peer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IndirectProbe:
+    """SWIM's ping-req: the suspect gave me no answer; do you get one?"""
+
+    suspect: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class IndirectAnswer:
+    """What the helper's dial came to. `silent` is Lifeguard's nack: the helper lives, the suspect gave it no answer either."""
+
+    suspect: Peer
+    verdict: Literal["answered", "refused", "silent"]
+
+
+@dataclass(frozen=True, slots=True)
+class Suspected:
+    """A helper tells the suspect who doubts it, so that it can refute: it dials `by` (SWIM 4.2, Lifeguard's buddy system)."""
+
+    by: Peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +189,14 @@ class TreeRefusal:
 
 
 @dataclass(frozen=True, slots=True)
+class TreeRedirect:
+    """I have as many children as I may: join through `child`, which is one of them (push-down)."""
+
+    tree: TreeId
+    child: Peer
+
+
+@dataclass(frozen=True, slots=True)
 class TreeLeave:
     tree: TreeId
 
@@ -239,7 +205,8 @@ class TreeLeave:
 class Alive:
     """Child to parent each heartbeat, and at once when members change: the digest and who came and went since.
 
-    progress: of the sender itself. full: `joined` is the whole list, what the parent knew before is forgotten.
+    progress: of the sender itself. full: `joined` is the whole list, what the parent knew before is forgotten; where it is too long
+    for one frame, all but the last part say `more`. seen: the order of the last multicast that the sender has passed on.
     """
 
     tree: TreeId
@@ -248,6 +215,8 @@ class Alive:
     joined: tuple[MemberInfo, ...] = ()
     departed: tuple[Departed, ...] = ()
     full: bool = False
+    more: bool = False
+    seen: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,11 +247,15 @@ class RoundOpen:
 
 @dataclass(frozen=True, slots=True)
 class Multicast:
-    """Down the tree. `order` is (root's incarnation, sequence): a node passes on only what is newer than what it has seen."""
+    """Down the tree, in order. `order` is (root's incarnation, sequence), `previous` that of the one before it: a node passes on only what
+    follows what it has passed on. resumes: the parent has nothing older, so what lies between is lost, and is said to be.
+    """
 
     tree: TreeId
     order: tuple[int, int]
     body: RoundOpen
+    previous: tuple[int, int] = (0, 0)
+    resumes: bool = False
 
 
 # --- replication ------------------------------------------------------------------------------------------------------
@@ -335,11 +308,22 @@ Routable = JoinRequest | LookUp | Datagram
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The envelope of what is routed by prefix. Delivered by the live node numerically closest to the key, and by nobody else."""
+    """The envelope of what is routed by prefix. Delivered by the live node numerically closest to the key, and by nobody else.
+
+    sequence: of this one hop; the receiver acknowledges it. 0: no acknowledgement is wanted.
+    """
 
     key: NodeId
     body: Routable
     hops: int = 0
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RouteAck:
+    """The next hop has the message, and answers for it from here (MSPastry 3.2)."""
+
+    sequence: int
 
 
 # --- bulk channel -----------------------------------------------------------------------------------------------------
@@ -427,8 +411,15 @@ TABLE = (
     Row(16, Pong, "table candidate", "prober"),
     Row(17, Goodbye, "leaving node", "every node it knows"),
     Row(18, Superseded, "any node", "older incarnation"),
-    Row(19, Route, "any node", "next hop"),
+    Row(19, Route, "any node", "next hop", RouteAck),
     Row(20, Datagram, "application", "closest node, inside Route"),
+    Row(21, RouteAck, "next hop", "hop before"),
+    Row(22, Measured, "prober", "table candidate"),
+    Row(23, RowRequest, "any node", "table entry", RowReply),
+    Row(24, RowReply, "table entry", "asker"),
+    Row(25, IndirectProbe, "who suspects", "helper", IndirectAnswer),
+    Row(26, IndirectAnswer, "helper", "who suspects"),
+    Row(27, Suspected, "helper", "suspect"),
     Row(30, TreeJoin, "child", "next hop to the treeId", TreeWelcome),
     Row(31, TreeWelcome, "parent", "child"),
     Row(32, TreeRefusal, "parent", "child"),
@@ -437,6 +428,7 @@ TABLE = (
     Row(35, TreePulse, "parent", "child"),
     Row(36, Multicast, "parent", "child"),
     Row(37, RoundOpen, "root", "members, inside Multicast"),
+    Row(38, TreeRedirect, "full parent", "child"),
     Row(50, LookUp, "manager or owner", "closest node, inside Route", LookUpReply),
     Row(51, LookUpReply, "closest node", "asker"),
     Row(52, HoldingsQuery, "closest node", "its leaf set", HoldingsReply),
@@ -452,8 +444,9 @@ TABLE = (
 )
 
 Message = (
-    Hello | Refusal | NotUnderstood | Heartbeat | JoinReply | LeafProbe | LeafProbeReply | Ping | Pong | Goodbye | Superseded | Route
-    | TreeJoin | TreeWelcome | TreeRefusal | TreeLeave | Alive | TreePulse | Multicast
+    Hello | Refusal | NotUnderstood | Heartbeat | JoinReply | LeafProbe | LeafProbeReply | Ping | Pong | Measured | RowRequest | RowReply
+    | IndirectProbe | IndirectAnswer | Suspected | Goodbye | Superseded | Route | RouteAck
+    | TreeJoin | TreeWelcome | TreeRefusal | TreeRedirect | TreeLeave | Alive | TreePulse | Multicast
     | LookUpReply | HoldingsQuery | HoldingsReply
     | BulkPush | BulkFetch | BulkAccept | BulkRefuse | BulkStored | StatusRequest | StatusReply | StopRequest
 )  # fmt: skip

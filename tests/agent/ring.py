@@ -26,7 +26,8 @@ from protocol.overlay.effects import Activated, Durable, Effect, MembersChanged,
 from protocol.overlay.events import CreateTree, JoinTree, SendMulticast, Started
 from protocol.overlay.node import OverlayNode
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import MemberInfo, Phase, RecordSummary, RecoveryMode, RoundOpen
+from protocol.wire.messages import Phase, RecoveryMode, RoundOpen
+from protocol.wire.values import MemberInfo, RecordSummary
 from tests.agent.counting import Counting
 
 TREE = tree_id("main", "counting")

@@ -19,7 +19,7 @@ from protocol.aio.connections import Connections
 from protocol.aio.process import UserError
 from protocol.identifiers import Peer
 from protocol.overlay.effects import MembersChanged
-from protocol.wire.messages import Departed
+from protocol.wire.values import Departed
 from tests.agent.ring import PARAMETERS, Manager, Ring, free_port, until
 
 

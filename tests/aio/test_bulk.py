@@ -14,7 +14,8 @@ from protocol.aio.bulk import BulkError, PushOutcome
 from protocol.aio.link import LinkClosed
 from protocol.identifiers import NodeId, Peer, agent_id, tree_id
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import BulkAccept, BulkFetch, BulkPush, Ping, RecordSummary
+from protocol.wire.messages import BulkAccept, BulkFetch, BulkPush, Ping
+from protocol.wire.values import RecordSummary
 
 Start = Callable[..., Any]
 OWNER, TREE = agent_id("c", "owner"), tree_id("t", "u")

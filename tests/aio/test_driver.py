@@ -16,7 +16,8 @@ from protocol.errors import RemoteProtocolError
 from protocol.identifiers import Address, Peer, agent_id, tree_id
 from protocol.overlay import effects, events
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import Ping, Pong, RecordSummary
+from protocol.wire.messages import Ping, Pong
+from protocol.wire.values import RecordSummary
 
 Start = Callable[..., Any]
 

@@ -12,7 +12,7 @@ import pytest
 
 from protocol.aio.store import RecordStore
 from protocol.identifiers import agent_id, tree_id
-from protocol.wire.messages import RecordSummary
+from protocol.wire.values import RecordSummary
 
 TREE = tree_id("t", "u")
 

@@ -12,7 +12,8 @@ from fmrec_manager.root import Plan, Resumed, Root
 from fmrec_manager.round import Terms
 from protocol.identifiers import NodeId, Peer, agent_id, tree_id
 from protocol.overlay.effects import RetrievalEnded
-from protocol.wire.messages import Departed, MemberInfo, Phase, RecordSummary, RecoveryMode
+from protocol.wire.messages import Phase, RecoveryMode
+from protocol.wire.values import Departed, MemberInfo, RecordSummary
 
 SOURCES = ("a", "b", "c")
 MODES: tuple[RecoveryMode, ...] = ("exact", "substitute", "drop")

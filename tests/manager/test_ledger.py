@@ -11,7 +11,7 @@ from fmrec_manager.root import Plan, Root
 from fmrec_manager.round import Terms
 from protocol.errors import RecordInvalid
 from protocol.identifiers import Peer, agent_id, tree_id
-from protocol.wire.messages import Departed, MemberInfo
+from protocol.wire.values import Departed, MemberInfo
 
 PLAN = Plan(5, 1, 0, True, Terms("exact", 30, 600, 1.0, 5, 0.5), 3.0, 2.0, 1.0)
 

@@ -8,7 +8,7 @@ import pytest
 
 from fmrec_manager.liveness import Liveness, Loss
 from protocol.identifiers import Peer, agent_id
-from protocol.wire.messages import Departed, MemberInfo
+from protocol.wire.values import Departed, MemberInfo
 
 ORPHAN_MAX_S = 3.0
 A = agent_id("c", "a")

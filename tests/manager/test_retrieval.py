@@ -8,7 +8,7 @@ from fmrec_manager.liveness import Loss
 from fmrec_manager.retrieval import AGAIN_S, LOOK_MAX, Recovery
 from protocol.identifiers import Peer, agent_id, tree_id
 from protocol.overlay.effects import RetrievalEnded
-from protocol.wire.messages import Holding, RecordSummary
+from protocol.wire.values import Holding, RecordSummary
 
 OWNER = agent_id("c", "a")
 HOLDERS = [Peer(agent_id("c", name), "h", 1, 1) for name in ("x", "y")]

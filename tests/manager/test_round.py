@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from fmrec_manager.round import Round, Slot, Standing, Terms, judge, next_deadline
 from protocol.identifiers import NodeId, agent_id, tree_id
-from protocol.wire.messages import RecordSummary, RecoveryMode
+from protocol.wire.messages import RecoveryMode
+from protocol.wire.values import RecordSummary
 
 MODES: tuple[RecoveryMode, ...] = ("exact", "substitute", "drop")
 A, B, C = AGENTS = tuple(sorted(agent_id("c", name) for name in "abc"))

@@ -7,7 +7,8 @@ import pytest
 from fmrec_manager.liveness import Member, State
 from fmrec_manager.selection import select
 from protocol.identifiers import NodeId, Peer
-from protocol.wire.messages import MemberInfo, RecoveryMode
+from protocol.wire.messages import RecoveryMode
+from protocol.wire.values import MemberInfo
 
 
 def members(**states: State) -> dict[NodeId, Member]:

@@ -18,7 +18,8 @@ from protocol.identifiers import Address, Peer, agent_id
 from protocol.knowledge import Knowledge, open_record, seal
 from protocol.overlay.effects import Durable, MembersChanged, RetrievalEnded
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import Departed, MemberInfo, Phase, RecordSummary
+from protocol.wire.messages import Phase
+from protocol.wire.values import Departed, MemberInfo, RecordSummary
 
 ZERO = {"w": np.zeros(3)}
 ONES = {"w": np.ones(3)}

@@ -15,17 +15,19 @@ def test_deadlines_nest(name: str) -> None:
     p.validate()
     assert p.heartbeat_misses * p.heartbeat_interval_s < p.silence_max_s
     assert p.probe_timeout_s <= p.silence_max_s, "a trial ends before silence would begin another"
-    assert 1.5 * p.probe_timeout_s < p.look_up_timeout_s, "a look-up may be held for one trial"
-    assert p.probe_timeout_s + p.gather_timeout_s < p.look_up_timeout_s
-    assert p.silence_max_s + 1.5 * p.probe_timeout_s < p.orphan_max_s, "an orphan notices its parent's death in time"
+    assert p.probe_timeout_s < p.trial_max_s, "a trial outlasts the dials in it"
+    assert p.trial_max_s + p.gather_timeout_s < p.look_up_timeout_s, "a look-up may be held for one trial"
+    assert p.silence_max_s + p.trial_max_s < p.orphan_max_s, "an orphan notices its parent's death in time"
+    assert p.silence_max_s + p.trial_max_s < p.hold_max_s, "what is held for a hung neighbour outlasts its trial"
+    assert p.ack_timeout_min_s < p.delay_max_s
     assert p.transfer_timeout_s(0) >= p.probe_timeout_s
     assert p.transfer_timeout_s(p.record_bytes_max) > p.transfer_timeout_s(1)
 
 
 def test_a_hang_is_noticed_within_what_the_presets_say() -> None:
     """Suspicion and its trial: under two seconds on one machine, about five at one site."""
-    assert PRESETS["loopback"]().silence_max_s + PRESETS["loopback"]().probe_timeout_s < 2
-    assert PRESETS["lan"]().silence_max_s + PRESETS["lan"]().probe_timeout_s < 6
+    assert PRESETS["loopback"]().silence_max_s + PRESETS["loopback"]().trial_max_s < 2
+    assert PRESETS["lan"]().silence_max_s + PRESETS["lan"]().trial_max_s < 5
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,8 @@ def test_a_hang_is_noticed_within_what_the_presets_say() -> None:
         ({"delay_max_s": float("nan")}, "delay_max_s must be above 0 and finite"),
         ({"retry_max_s": float("inf")}, "retry_max_s must be above 0 and finite"),
         ({"held_messages_max": -1}, "held_messages_max must be above 0"),
+        ({"raw_loss_target": 1.5}, "raw_loss_target is a share"),
+        ({"fan_out_max": 1}, "is a chain"),
         ({"delay_max_s": 2.0}, "a probe .* must end within the silence"),
     ],
 )

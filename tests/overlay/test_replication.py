@@ -10,7 +10,8 @@ from protocol.identifiers import Peer
 from protocol.overlay import effects as fx
 from protocol.overlay.replication import LOOK_UPS_MAX, Replication
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import Holding, HoldingsQuery, HoldingsReply, LookUp, LookUpReply, RecordSummary
+from protocol.wire.messages import HoldingsQuery, HoldingsReply, LookUp, LookUpReply
+from protocol.wire.values import Holding, RecordSummary
 from tests.overlay.scene import ME, P, facts, node_id, of, peer, record, sent
 
 TREE = node_id(0x10)

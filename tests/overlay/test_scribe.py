@@ -13,18 +13,8 @@ from protocol.overlay import effects as fx
 from protocol.overlay.scribe import Scribe
 from protocol.overlay.tree import check_of
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import (
-    Alive,
-    Multicast,
-    Progress,
-    RoundOpen,
-    SubtreeDigest,
-    TreeJoin,
-    TreeLeave,
-    TreePulse,
-    TreeRefusal,
-    TreeWelcome,
-)
+from protocol.wire.messages import Alive, Multicast, RoundOpen, TreeJoin, TreeLeave, TreePulse, TreeRefusal, TreeWelcome
+from protocol.wire.values import Progress, SubtreeDigest
 from tests.overlay.scene import ME, P, facts, member, node_id, of, peer, sent
 
 TREE = node_id(0x10)

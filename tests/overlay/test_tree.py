@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from protocol.errors import RemoteProtocolError
 from protocol.identifiers import NodeId
 from protocol.overlay.tree import COUNT_MAX, Branch, Tree, check_alive, check_of
-from protocol.wire.messages import Alive, Departed, MemberInfo, Progress, SubtreeDigest
+from protocol.wire.messages import Alive
+from protocol.wire.values import Departed, MemberInfo, Progress, SubtreeDigest
 from tests.overlay.scene import ME, member, node_id, peer
 
 TREE = node_id(0x10)

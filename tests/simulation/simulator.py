@@ -18,7 +18,8 @@ from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
 from protocol.overlay.node import OverlayNode
 from protocol.parameters import OverlayParameters, loopback
-from protocol.wire.messages import Alive, Heartbeat, Message, RecordSummary, TreePulse
+from protocol.wire.messages import Alive, Heartbeat, Message, TreePulse
+from protocol.wire.values import RecordSummary
 
 TRACE_LINES = 400
 QUIET = (Heartbeat, Alive, TreePulse)

@@ -9,7 +9,8 @@ import pytest
 from protocol.identifiers import Address, NodeId, TreeId, agent_id, tree_id
 from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
-from protocol.wire.messages import MemberInfo, RecordSummary, RoundOpen
+from protocol.wire.messages import RoundOpen
+from protocol.wire.values import MemberInfo, RecordSummary
 from tests.simulation.simulator import Process, Simulation
 
 SEEDS = range(1, 6)

@@ -14,7 +14,8 @@ from protocol.errors import LocalProtocolError, MalformedMessage, UnknownMessage
 from protocol.identifiers import NodeId, Peer
 from protocol.wire import messages
 from protocol.wire.codec import ARRAY_MAX, decode, encode, pack, unpack
-from protocol.wire.messages import TABLE, Message, NotUnderstood, Ping, Progress, StatusReply, SubtreeDigest
+from protocol.wire.messages import TABLE, Message, NotUnderstood, Ping, StatusReply
+from protocol.wire.values import Progress, SubtreeDigest
 
 INTS = st.integers(min_value=-(2**63), max_value=2**63 - 1)
 st.register_type_strategy(NodeId, st.integers(min_value=0, max_value=2**128 - 1).map(NodeId))

@@ -55,7 +55,7 @@ def test_who_was_asked_for_answers(asked: NodeId | None, answers: Peer) -> None:
 @pytest.mark.parametrize(
     ("hello", "code", "words"),
     [
-        (replace(HELLO, wire_version=WIRE_VERSION + 2), "version", "wire versions 3 and 1 differ by more than one"),
+        (replace(HELLO, wire_version=WIRE_VERSION + 2), "version", f"{WIRE_VERSION + 2} and {WIRE_VERSION} differ by more than one"),
         (replace(HELLO, cluster="d"), "cluster", "cluster 'd' is not ours, 'c'"),
         (replace(HELLO, receiver=NodeId(9)), "receiver", "node 00000000 does not live at this address"),
     ],
