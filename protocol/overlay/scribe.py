@@ -56,6 +56,10 @@ class Scribe:
     def next_deadline(self) -> float | None:
         return self._deadlines.next()
 
+    @property
+    def revision(self) -> int:
+        return hash(tuple(self.relatives()))
+
     def relatives(self) -> list[Peer]:
         """Parents and children in all trees: those whose silence matters."""
         found: dict[NodeId, Peer] = {}

@@ -175,12 +175,13 @@ def test_a_goodbye_said_twice_is_a_goodbye() -> None:
     said(node, A, m.Goodbye())
     assert A.id not in node.pastry.leaf_set
     assert A not in node.detector.lives()
-    assert node.detector.recently_dead() == ()
+    assert node.detector.recently_dead(1.0) == ()
 
 
 def test_a_node_that_slept_says_so_probes_everyone_and_kills_nobody() -> None:
     """SIGSTOP for a minute: every deadline is long over, and nobody but us was at fault."""
     node = node_with(A, B)
+    node.next_deadline()
     effects = node.handle(ev.TimerFired(), 60.0)
     assert facts(effects) == ["slept"]
     assert {to for to, _ in sent(effects, m.LeafProbe)} == {A, B}
@@ -251,7 +252,7 @@ def step(node: OverlayNode, event: ev.Event, now: float, open_ends: deque[fx.Eff
 def bounded(node: OverlayNode) -> None:
     assert len(node.pastry.leaf_set) <= P.leaf_set_size
     assert len(node.detector.lives()) <= P.remembered_lives_max
-    assert len(node.detector.recently_dead()) <= P.remembered_dead_max
+    assert len(node.detector.recently_dead(0.0)) <= 16
     assert len(node.scribe.trees) <= P.trees_max
 
 
