@@ -165,8 +165,8 @@ class Detector:
         if found is not None:
             refused, reason = True, f"another node ({found.id.short}) answers at {peer.address}"
         suspicion = self._suspects.get(peer.id)
-        if suspicion is None or suspicion.peer.incarnation > peer.incarnation:
-            return effects
+        if suspicion is None or suspicion.peer != peer:
+            return effects  # at the address of another life nothing is learned of this one
         live = self._lives.get(peer.id)
         if live is not None and live.incarnation < suspicion.peer.incarnation:
             return effects + self._clear(live, f"nobody has heard its life {suspicion.peer.incarnation}, of which others told", now)
@@ -184,7 +184,7 @@ class Detector:
         on_trial = self._suspects.get(peer.id)
         welcome, more = self.heard(found, now)
         effects += more
-        if not welcome and on_trial is not None and self._suspects.get(peer.id) is on_trial:
+        if not welcome and on_trial is not None and on_trial.peer == peer and self._suspects.get(peer.id) is on_trial:
             effects += self._bury(on_trial.peer, f"{on_trial.reason}; an earlier life answers at {peer.address}", now)
         return effects
 

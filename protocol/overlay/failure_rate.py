@@ -13,7 +13,7 @@ taken from the last deaths seen, N from how dense the leaf set lies on the ring.
 from __future__ import annotations
 
 from collections import deque
-from math import exp, inf, log
+from math import expm1, inf, log
 
 from protocol.identifiers import DIGIT_BITS
 from protocol.parameters import OverlayParameters
@@ -42,7 +42,7 @@ class FailureRate:
 def unnoticed(period_s: float, rate: float) -> float:
     """P_f: the chance that a peer that dies at `rate` and is probed every `period_s` is dead and not yet known to be."""
     x = period_s * rate
-    return x / 2 if x < 1e-6 else 1 - (1 - exp(-x)) / x
+    return x / 2 if x < 1e-6 else 1 + expm1(-x) / x
 
 
 def _period_s(chance: float, rate: float) -> float:

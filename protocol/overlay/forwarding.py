@@ -142,8 +142,8 @@ class Forwarding:
         if len(self._held) >= self._parameters.held_messages_max:
             return [Notify("route_dropped", {"key": message.key, "reason": "too many messages are held"})]
         self._held.append(_Held(replace(message, sequence=0), began))
-        if EXPIRY not in self._deadlines:
-            self._deadlines.set(EXPIRY, began + self._parameters.hold_max_s)
+        # The latest to be held need not be the last to expire: it may have been on its way for long.
+        self._deadlines.set(EXPIRY, min(waiting.began for waiting in self._held) + self._parameters.hold_max_s)
         return []
 
     def _expired(self, message: Route) -> Effect:
@@ -189,7 +189,7 @@ class Forwarding:
         self._proximity.missed(sent.hop.id)
         tried = (*sent.tried, sent.hop.id)
         suspicion = Suspect(sent.hop, f"no acknowledgement within {now - sent.at:.3f} s")
-        if len(tried) > HOPS_TRIED_MAX:
+        if len(tried) >= HOPS_TRIED_MAX:
             return [suspicion, *self._hold(sent.message, now, sent.began)]
         return [suspicion, *self.route(sent.message, now, sent.began, tried)]
 
@@ -198,7 +198,7 @@ class Forwarding:
         late = [waiting for waiting in self._held if waiting.began + patience_s <= now]
         self._held = deque(waiting for waiting in self._held if waiting.began + patience_s > now)
         if self._held:
-            self._deadlines.set(EXPIRY, min(waiting.began + patience_s for waiting in self._held))
+            self._deadlines.set(EXPIRY, min(waiting.began for waiting in self._held) + patience_s)
         return [self._expired(waiting.message) for waiting in late]
 
     def check_invariants(self) -> None:

@@ -76,7 +76,11 @@ class OverlayNode:
             fx.RouteBody: lambda e, now: self.pastry.originate(e.key, e.body, now),
             fx.DeliverBody: self._deliver,
         }
-        self._messages: dict[type, Callable[..., Effects]] = {
+        self._messages = self._message_handlers()
+
+    def _message_handlers(self) -> dict[type, Callable[..., Effects]]:
+        """Who handles which message of a control connection."""
+        return {
             m.Heartbeat: lambda p, x, now: [],
             m.NotUnderstood: lambda p, x, now: [fx.Notify("not_understood", {"peer": p, "tag": x.tag})],
             m.JoinReply: lambda p, x, now: self.pastry.join_reply(p, x, now),
@@ -150,7 +154,7 @@ class OverlayNode:
                 # What a machine sends to the node's own id (the closest node to its own key asks itself) takes no wire.
                 waiting.extend(self._messages[type(effect.message)](self.self_peer, effect.message, now))
             else:
-                if effect.peer.id == self.pastry.left_id:
+                if effect.peer.id == self.pastry.left_id and not isinstance(effect.message, m.Heartbeat):
                     self.pastry.sent_left = True
                 out.append(effect)
         watching = (self.pastry.revision, self.scribe.revision)

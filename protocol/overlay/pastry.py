@@ -83,7 +83,8 @@ class Pastry:
         """Was anything sent to it since the last heartbeat? Set by who sees every message go (node.py)."""
         self._adjacent: tuple[Peer | None, Peer | None] = (None, None)
         """Right and left neighbour, as last told."""
-        self._views: dict[NodeId, View] = {}
+        self._views: dict[Peer, View] = {}
+        """By life: what a neighbour named before it restarted, its next life need not know."""
         self._probing: dict[NodeId, Peer] = {}
         """Candidates of the leaf set that have been probed and have not answered."""
         self._attempts: dict[NodeId, int] = {}
@@ -121,13 +122,13 @@ class Pastry:
     def _named_by_right(self) -> bool:
         if not self.leaf_set.right:
             return True
-        view = self._views.get(self.leaf_set.right[0].id)
+        view = self._views.get(self.leaf_set.right[0])
         return view is not None and view[1] == self._me.id
 
     def _named_by_left(self) -> bool:
         if not self.leaf_set.left:
             return True
-        view = self._views.get(self.leaf_set.left[0].id)
+        view = self._views.get(self.leaf_set.left[0])
         return view is not None and view[0] == self._me.id
 
     def _sure(self, key: NodeId) -> bool:
@@ -142,10 +143,13 @@ class Pastry:
 
     def _note_view(self, sender: Peer, leaf_set: tuple[Peer, ...]) -> list[Effect]:
         """Whom the sender names as its neighbours. One that stands between us, and that we believe dead, is dialled again."""
-        if sender.id not in self.leaf_set or not leaf_set:
+        if self.leaf_set.get(sender.id) != sender:
+            return []
+        if not leaf_set:
+            self._views.pop(sender, None)  # it knows nobody (any more), us included
             return []
         right, left = leaf_set[0], leaf_set[-1]
-        self._views[sender.id] = right.id, left.id
+        self._views[sender] = right.id, left.id
         effects: list[Effect] = []
         for neighbour, other in ((self._adjacent[0], left), (self._adjacent[1], right)):
             if neighbour is not None and neighbour.id == sender.id and other.id != self._me.id and self._is_dead(other):
@@ -158,11 +162,10 @@ class Pastry:
         adjacent = (right[0] if right else None, left[0] if left else None)
         self._was_full = self._was_full or not self.leaf_set.overlaps
         effects: list[Effect] = [LeafSetChanged()]
-        self._views = {identifier: view for identifier, view in self._views.items() if identifier in self.leaf_set}
+        self._views = {peer: view for peer, view in self._views.items() if self.leaf_set.get(peer.id) == peer}
         if adjacent == self._adjacent:
             return effects
-        told = {peer.id for peer in self._adjacent if peer is not None}
-        new = {peer.id: peer for peer in adjacent if peer is not None and peer.id not in told}
+        new = {peer.id: peer for peer in adjacent if peer is not None and peer not in self._adjacent}
         self._adjacent = adjacent
         self.revision += 1
         self.left_id = left[0].id if left else None
@@ -227,9 +230,9 @@ class Pastry:
         if self.active and now > self._asked_at + self._parameters.look_up_timeout_s:
             return []
         effects: list[Effect] = []
-        for peer in (sender, *reply.leaf_set):
-            effects += self._consider_leaf(peer, now)
-        for peer in reply.candidates:
+        # The nearest first: what lies farther then is no candidate of the leaf set any more.
+        near = sorted((sender, *reply.leaf_set), key=lambda peer: rank(self._me.id, peer.id))
+        for peer in (*near, *reply.candidates):
             effects += self._consider_leaf(peer, now) or self.upkeep.consider(peer, now)
         return effects + self._settle(now)
 
@@ -244,7 +247,7 @@ class Pastry:
     def _consider_leaf(self, peer: Peer, now: float) -> list[Effect]:
         """Probe a candidate of the leaf set, unless it is in, under probe, dead, or too far."""
         member = self.leaf_set.get(peer.id)
-        wanted = member.incarnation < peer.incarnation if member is not None else self.leaf_set.admits(peer.id)
+        wanted = member.incarnation < peer.incarnation if member is not None else self._wanted(peer.id)
         if not wanted or peer.id in self._probing or self._is_dead(peer):
             return []
         if len(self._probing) >= CANDIDATES_PER_LEAF * self._parameters.leaf_set_size:
@@ -252,6 +255,16 @@ class Pastry:
         self._probing[peer.id] = peer
         self._deadlines.set(("probe", peer.id), now + self._parameters.probe_timeout_s)
         return [Send(peer, self._probe(now))]
+
+    def _wanted(self, identifier: NodeId) -> bool:
+        """Would it be among the L/2 nearest on either side of all members and candidates?"""
+        if not self.leaf_set.admits(identifier):
+            return False
+        if not self._probing:
+            return True
+        way, known = clockwise(self._me.id, identifier), {*self._probing, *(peer.id for peer in self.leaf_set)}
+        nearer = sum(clockwise(self._me.id, other) < way for other in known)
+        return min(nearer, len(known) - nearer) < self._parameters.side
 
     def meet(self, peer: Peer, now: float) -> list[Effect]:
         """A live peer was heard: it may be a neighbour that we lack (found again after a partition, say)."""
@@ -305,7 +318,8 @@ class Pastry:
         self._attempts[identifier] = self._attempts.get(identifier, 0) + 1
         if self._attempts[identifier] >= PROBES_MAX:
             del self._probing[identifier], self._attempts[identifier]
-            return [Notify("candidate_dropped", {"peer": candidate, "reason": "alive, but answers no probe"}), *self._settle(now)]
+            dropped = Notify("candidate_dropped", {"peer": candidate, "reason": "alive, but answers no probe"})
+            return [dropped, *self._ask_for_others(now), *self._settle(now)]
         self._deadlines.set(("probe", identifier), now + self._parameters.probe_timeout_s)
         return [Send(candidate, self._probe(now)), Suspect(candidate, "silent when probed")]
 
@@ -329,12 +343,14 @@ class Pastry:
 
     def died(self, peer: Peer, now: float) -> list[Effect]:
         """A verified death, or a leave: out of leaf set and table, and the gap is closed."""
+        effects: list[Effect] = []
         probed = self._probing.get(peer.id)
         if probed is not None and probed.incarnation <= peer.incarnation:
             del self._probing[peer.id]
             self._attempts.pop(peer.id, None)
             self._deadlines.drop(("probe", peer.id))
-        effects = self.upkeep.died(peer, now)
+            effects += self._ask_for_others(now)
+        effects += self.upkeep.died(peer, now)
         member = self.leaf_set.get(peer.id)
         if member is not None and member.incarnation <= peer.incarnation:
             effects += self._close_gap(member, now)
@@ -348,19 +364,24 @@ class Pastry:
             effects += self._settle(now)
         return effects
 
+    def _ask_for_others(self, now: float) -> list[Effect]:
+        """A candidate came to nothing, and may have kept out others: the farthest on either side may know them."""
+        farthest = {side[-1].id: side[-1] for side in (self.leaf_set.right, self.leaf_set.left) if side}
+        return [Send(peer, self._probe(now)) for peer in farthest.values()]
+
     def _close_gap(self, member: Peer, now: float) -> list[Effect]:
         """Rule 5."""
         next_to_us = member in self._adjacent
         side = self.leaf_set.left if member in self.leaf_set.left else self.leaf_set.right
         farthest = next((peer for peer in reversed(side) if peer.id != member.id), None)
         self.leaf_set.remove(member.id)
-        self._views.pop(member.id, None)
+        self._views.pop(member, None)
         effects = self._moved(now)
         if next_to_us:
             effects += self.probe_everyone(now)
         elif farthest is not None:
             effects.append(Send(farthest, self._probe(now)))
-        if self.leaf_set.overlaps:
+        if len(self.leaf_set) <= self._parameters.side:
             for candidate in sorted(self.table, key=lambda other: rank(self._me.id, other.id))[: self._parameters.side]:
                 effects += self._consider_leaf(candidate, now)
         return effects
@@ -413,7 +434,7 @@ class Pastry:
     def _seed_wait_s(self) -> float:
         """Seldom, and the more so the larger the ring: a seed hears as much from a ring of thousands as from one of a hundred."""
         alone = self.active and not len(self.leaf_set)
-        wait_s = self._parameters.retry_max_s if alone else self._parameters.row_interval_s * max(1.0, self.upkeep.nodes / 64)
+        wait_s = self._parameters.retry_max_s if alone else self._parameters.row_interval_s * max(1.0, self.upkeep.nodes() / 64)
         return wait_s * self._rng.uniform(0.75, 1.25)
 
     def _look_for_others(self) -> list[Effect]:
@@ -445,7 +466,7 @@ class Pastry:
         assert self._me.id not in self.leaf_set, "a node is its own neighbour"
         assert self.table.get(self._me.id) is None, "a node is in its own table"
         assert all(("probe", identifier) in self._deadlines for identifier in self._probing), "a probe without a deadline"
-        assert self._views.keys() <= {peer.id for peer in self.leaf_set}, "a view of a stranger"
+        assert self._views.keys() <= set(self.leaf_set), "a view of a stranger"
         assert self.active or ("join", self._me.id) in self._deadlines or self._probing or not self._seeds, (
             "joining, and nothing will happen"
         )

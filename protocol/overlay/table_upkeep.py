@@ -63,8 +63,6 @@ class TableUpkeep:
         self._turn = 0
         self._row = 0
         self._period_s = parameters.silence_max_s
-        self.nodes = 1.0
-        """How many are in the ring, estimated from how dense the leaf set lies."""
         self._rate = FailureRate(0.0)
         self._deadlines: Deadlines[tuple[str, NodeId]] = Deadlines()
 
@@ -75,6 +73,13 @@ class TableUpkeep:
     def period_s(self) -> float:
         """T_rt as last tuned."""
         return self._period_s
+
+    def nodes(self) -> float:
+        """How many are in the ring, estimated from how dense the leaf set lies (MSPastry 4.1)."""
+        around = self._leaf_set
+        if around.overlaps:
+            return float(len(around) + 1)
+        return len(around) * RING / max(clockwise(around.left[-1].id, around.right[-1].id), 1)
 
     def begin(self, now: float) -> None:
         """We are in the ring."""
@@ -127,10 +132,12 @@ class TableUpkeep:
                 effects += self.ping(peer, now)
             elif self._proximity.rtt_s(peer.id) is None:
                 unknown.append(peer)
-        for peer in self._rng.sample(unknown, min(MEASURED_AT_ONCE, len(unknown))):
-            effects += self.ping(peer, now)
-        for slot in [slot for slot in self._repairs if slot[0] == reply.row]:
+        repaired = [slot for slot in self._repairs if slot[0] == reply.row]
+        for slot in repaired:
             effects += self._repair_on(slot)
+        # Under many deaths, repair is all that an exchange is for: distance can wait.
+        for peer in self._rng.sample(unknown, min(MEASURED_AT_ONCE, len(unknown)) if not repaired else 0):
+            effects += self.ping(peer, now)
         return effects
 
     def row_request(self, sender: Peer, request: RowRequest) -> list[Effect]:
@@ -161,7 +168,8 @@ class TableUpkeep:
         row, following = list(self._table.row(slot[0])), self._table.row(slot[0] + 1)
         self._rng.shuffle(row)
         others = [*row[: ASKED_FOR_A_REPAIR - 1], *following[:1]]
-        if slot in self._repairs or len(self._repairs) >= REPAIRS_MAX or not others:
+        self._repairs.pop(slot, None)  # of the entry before this one, whose place was filled in another way
+        if len(self._repairs) >= REPAIRS_MAX or not others:
             return []
         self._repairs[slot] = others
         return self._repair_on(slot)
@@ -169,13 +177,8 @@ class TableUpkeep:
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def _tune(self, now: float) -> None:
-        around = self._leaf_set
-        self.nodes = float(len(around) + 1)
-        if not around.overlaps:
-            covered = clockwise(around.left[-1].id, around.right[-1].id)
-            self.nodes = max(len(around) * RING / max(covered, 1), self.nodes)
-        rate = self._rate.per_peer(len(self._table) + len(around), now)
-        self._period_s = probe_period_s(rate, self.nodes, self._parameters)
+        rate = self._rate.per_peer(len(self._table) + len(self._leaf_set), now)
+        self._period_s = probe_period_s(rate, self.nodes(), self._parameters)
 
     def on_timer(self, now: float) -> list[Effect]:
         effects: list[Effect] = []

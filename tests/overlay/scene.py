@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from random import Random
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from protocol.identifiers import BITS, Address, NodeId, Peer
 from protocol.overlay import effects as fx
@@ -137,6 +137,9 @@ class Pool:
         theta = self.summary() if self.rng.random() < 0.5 else None
         return m.RoundOpen("train", self.small(), 1, "exact", self.peer(), theta, None)
 
+    def verdict(self) -> Literal["answered", "refused", "silent"]:
+        return self.rng.choice(("answered", "refused", "silent"))
+
     def holding(self) -> m.Holding:
         return m.Holding(self.peer(), self.summary())
 
@@ -154,13 +157,21 @@ class Pool:
             m.Heartbeat,
             lambda: m.NotUnderstood(self.number()),
             lambda: m.JoinReply(many, few),
-            lambda: m.LeafProbe(many, self.several(self.identifier)),
-            lambda: m.LeafProbeReply(many, self.several(self.identifier)),
+            lambda: m.LeafProbe(many, self.several(self.identifier), self.rng.random() < 0.3),
+            lambda: m.LeafProbeReply(many, self.several(self.identifier), few),
             m.Ping,
             m.Pong,
+            lambda: m.Measured(self.number()),
+            lambda: m.RowRequest(self.number()),
+            lambda: m.RowReply(self.number(), many),
+            lambda: m.IndirectProbe(self.peer()),
+            lambda: m.IndirectAnswer(self.peer(), self.verdict()),
+            lambda: m.Suspected(self.peer()),
             m.Goodbye,
             lambda: m.Superseded(self.peer()),
-            lambda: m.Route(self.identifier(), self.routable(), self.number()),
+            lambda: m.Route(self.identifier(), self.routable(), self.number(), self.number()),
+            lambda: m.Route(self.identifier(), self.routable(), self.small(), 1 + self.small()),
+            lambda: m.RouteAck(self.number()),
             lambda: m.TreeJoin(self.tree(), (self.number(), self.number())),
             lambda: m.TreeWelcome(self.tree(), self.several(self.identifier, self.rng.choice([3, 80]))),
             lambda: m.TreeRefusal(self.tree(), "no"),
@@ -187,8 +198,8 @@ class Pool:
         """How the effect may end, as a healthy network and honest peers would have it."""
         match effect:
             case fx.Dial():
-                refused = self.rng.random() < 0.3
-                return ev.DialEnded(effect.peer, None if refused else effect.peer, refused)
+                silent = self.rng.random() < 0.4
+                return ev.DialEnded(effect.peer, None if silent else effect.peer, silent and self.rng.random() < 0.7, "no")
             case fx.DialSeed():
                 return ev.SeedAnswered(effect.address, self.other())
             case fx.Push():
@@ -203,14 +214,21 @@ class Pool:
     def _reply(self, message: m.Message) -> m.Message | None:
         match message:
             case m.LeafProbe():
-                return m.LeafProbeReply(self.several(self.peer), self.several(self.identifier, 2))
+                near = self.several(self.peer) if message.lacking else ()
+                return m.LeafProbeReply(self.several(self.peer), self.several(self.identifier, 2), near)
+            case m.Route() if self.rng.random() < 0.5:
+                return m.RouteAck(message.sequence)
+            case m.IndirectProbe():
+                return m.IndirectAnswer(message.suspect, self.verdict())
+            case m.RowRequest():
+                return m.RowReply(message.row, self.several(self.peer, 8))
             case m.Route(body=m.JoinRequest()):
                 return m.JoinReply(self.several(self.peer), self.several(self.peer))
             case m.Route(body=m.LookUp() as wanted):
                 own = m.RecordSummary(wanted.owner, wanted.tree, self.small(), 1, 0, 0, True, self.number(), bytes(32))
                 return m.LookUpReply(wanted.request, self.several(lambda: m.Holding(self.peer(), own), 30))
             case m.Ping():
-                return m.Pong()
+                return m.Pong() if self.rng.random() < 0.7 else m.Measured(self.rng.randrange(10**6))
             case m.TreeJoin():
                 return m.TreeWelcome(message.tree, self.several(self.identifier, 2))
             case m.TreeWelcome() | m.TreePulse():
