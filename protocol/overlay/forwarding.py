@@ -6,8 +6,7 @@
    around it at once, and the hop is suspected: it is probed, not believed dead.
 3. The last hop cannot be gone around: the message waits for its verdict, and then goes there or to the next closest (no wrong root).
 4. What a hop has not acknowledged when it is found dead goes another way.
-5. We deliver only what is certainly ours (`sure`): no candidate under probe is closer, and the neighbour on the key's side has named us as
-   its own neighbour. What waits longer than `hold_max_s` is dropped, and said to be.
+5. We deliver only what is certainly ours (`claim`; Pastry's rule 3). What waits longer than `hold_max_s` is dropped, and said to be.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class _Held:
 
 
 class Forwarding:
-    """`sure` says whether a key is certainly ours to deliver, `ready` whether we are in the ring at all."""
+    """`ready`: are we in the ring at all? `claim`: is a key, to which we know nobody closer, certainly ours; else, who may take it on."""
 
     def __init__(
         self,
@@ -62,7 +61,7 @@ class Forwarding:
         proximity: Proximity,
         is_suspect: Callable[[NodeId], bool],
         ready: Callable[[], bool],
-        sure: Callable[[NodeId], bool],
+        claim: Callable[[NodeId], tuple[bool, Peer | None]],
     ) -> None:
         self._me = me
         self._parameters = parameters
@@ -71,7 +70,7 @@ class Forwarding:
         self._proximity = proximity
         self._is_suspect = is_suspect
         self._ready = ready
-        self._sure = sure
+        self._claim = claim
         self._held: deque[_Held] = deque()
         self._sent: dict[int, _Sent] = {}
         self._sequence = 0
@@ -114,9 +113,11 @@ class Forwarding:
         body, began = message.body, now if began is None else began
         if message.hops > self._parameters.hops_max:
             return [Notify("route_dropped", {"key": message.key, "reason": f"more than {self._parameters.hops_max} hops"})]
-        joins = isinstance(body, JoinRequest)
         hop, usable = self.next_hop(message.key, body.joiner.id if isinstance(body, JoinRequest) else None, tried)
-        if not self._ready() or not usable or (hop is None and not joins and not self._sure(message.key)):
+        if hop is None and not isinstance(body, JoinRequest):
+            ours, hop = self._claim(message.key)
+            usable = ours or (hop is not None and hop.id not in tried and not self._is_suspect(hop.id))
+        if not self._ready() or not usable:
             return self._hold(message, now, began)
         if hop is None:
             return [DeliverBody(message.key, body, message.hops)]

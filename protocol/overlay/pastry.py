@@ -9,7 +9,8 @@ Where a key lives, and the way there: forwarding.py. Who is in the routing table
    neighbour told by others is probed, never taken over.
 3. Mutual neighbours. A key on our right is ours to deliver only while our right neighbour has named us as its left one, and likewise on the
    left: so two nodes never deliver the same key, whatever each of them has missed. Whoever gets a new neighbour tells it; until it has
-   answered in kind, it is asked again with each heartbeat.
+   answered in kind, it is asked again with each heartbeat. A neighbour may name one between us that we hold dead: the way from us to
+   it may be all that is cut. What is closer to that one goes through the neighbour, what is closer to us is ours in either case.
 4. Heartbeats go to the left neighbour only, when nothing else was sent to it (MSPastry 4.1); each watches its right neighbour.
 5. Repair (Pastry 2.5, MSPastry 3.1). A verified death next to us is told to the whole leaf set, which verifies it; one farther off is
    repaired by asking the farthest live node on its side. Who lacks members is also told who, of all that the asked one knows, is
@@ -45,7 +46,7 @@ PROBES_MAX = 4
 CANDIDATES_PER_LEAF = 16
 """At most so many candidates for each place in the leaf set are under probe: what a peer lists costs a bounded number of probes."""
 
-View = tuple[NodeId, NodeId]
+View = tuple[Peer, Peer]
 """Whom a neighbour has last named as its own right and left neighbour."""
 
 
@@ -71,7 +72,7 @@ class Pastry:
         self.proximity = Proximity(parameters)
         self.table = RoutingTable(me.id, self.proximity.rtt_s)
         self.forwarding = Forwarding(
-            me, parameters, self.leaf_set, self.table, self.proximity, is_suspect, lambda: self.active, self._sure
+            me, parameters, self.leaf_set, self.table, self.proximity, is_suspect, lambda: self.active, self._claim
         )
         self.upkeep = TableUpkeep(me, parameters, rng, self.leaf_set, self.table, self.proximity, is_dead, heard_at)
         self.active = False
@@ -123,23 +124,34 @@ class Pastry:
         if not self.leaf_set.right:
             return True
         view = self._views.get(self.leaf_set.right[0])
-        return view is not None and view[1] == self._me.id
+        return view is not None and view[1].id == self._me.id
 
     def _named_by_left(self) -> bool:
         if not self.leaf_set.left:
             return True
         view = self._views.get(self.leaf_set.left[0])
-        return view is not None and view[0] == self._me.id
+        return view is not None and view[0].id == self._me.id
 
-    def _sure(self, key: NodeId) -> bool:
-        """Is the key, to which we know nobody closer, certainly ours?"""
-        way = clockwise(self._me.id, key)
+    def _claim(self, key: NodeId) -> tuple[bool, Peer | None]:
+        """Is the key, to which we know nobody closer, certainly ours to deliver? If not: through whom it may go all the same."""
+        mine, way = rank(key, self._me.id), clockwise(self._me.id, key)
         if way == 0:
-            return True
-        if not (self._named_by_right() if way <= RING // 2 else self._named_by_left()):
-            return False
-        mine = rank(key, self._me.id)
-        return not any(rank(key, identifier) < mine for identifier in self._probing)
+            return True, None
+        if any(rank(key, identifier) < mine for identifier in self._probing):
+            return False, None
+        if not len(self.leaf_set):
+            return True, None
+        to_the_right = way <= RING // 2
+        neighbour = self.leaf_set.right[0] if to_the_right else self.leaf_set.left[0]
+        if (view := self._views.get(neighbour)) is None:
+            return False, None
+        named = view[1] if to_the_right else view[0]
+        if named.id == self._me.id:
+            return True, None
+        if not self._is_dead(named):
+            return False, None
+        ours = mine < rank(key, named.id)
+        return ours, None if ours else neighbour
 
     def _note_view(self, sender: Peer, leaf_set: tuple[Peer, ...]) -> list[Effect]:
         """Whom the sender names as its neighbours. One that stands between us, and that we believe dead, is dialled again."""
@@ -149,7 +161,7 @@ class Pastry:
             self._views.pop(sender, None)  # it knows nobody (any more), us included
             return []
         right, left = leaf_set[0], leaf_set[-1]
-        self._views[sender] = right.id, left.id
+        self._views[sender] = right, left
         effects: list[Effect] = []
         for neighbour, other in ((self._adjacent[0], left), (self._adjacent[1], right)):
             if neighbour is not None and neighbour.id == sender.id and other.id != self._me.id and self._is_dead(other):
