@@ -388,7 +388,11 @@ class Pastry:
         farthest = next((peer for peer in reversed(side) if peer.id != member.id), None)
         self.leaf_set.remove(member.id)
         self._views.pop(member, None)
+        before = self._adjacent
         effects = self._moved(now)
+        for neighbour in self._adjacent:
+            if neighbour is not None and neighbour not in before:
+                self._views.pop(neighbour, None)  # it may have named us before it knew the one between us: it must do so now
         if next_to_us:
             effects += self.probe_everyone(now)
         elif farthest is not None:

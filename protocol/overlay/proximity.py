@@ -23,7 +23,7 @@ class _RoundTrip:
 
 
 class Proximity:
-    """Round trips by peer; the peers asked about least lately are forgotten beyond `remembered_lives_max`."""
+    """Round trips by peer; beyond `remembered_lives_max`, whoever was measured first is forgotten."""
 
     def __init__(self, parameters: OverlayParameters) -> None:
         self._parameters = parameters

@@ -192,18 +192,18 @@ class TableUpkeep:
         return effects
 
     def _sweep(self, now: float) -> list[Effect]:
-        """One entry in turn: pinged, where it was not heard for T_rt."""
+        """One entry in turn, each twice in T_rt: pinged, where it was not heard for half of that; so none is unheard for longer."""
         entries = list(self._table)
         if self._turn >= len(entries):
             self._turn = 0
             self._tune(now)
-        pause_s = min(self._period_s / max(len(entries), 1), self._parameters.row_interval_s)
+        pause_s = min(self._period_s / (2 * max(len(entries), 1)), self._parameters.row_interval_s)
         self._deadlines.set(("sweep", self._me.id), now + pause_s)
         if not entries:
             return []
         entry = entries[self._turn]
         self._turn += 1
-        return self.ping(entry, now) if self._heard_at(entry.id) < now - self._period_s * 0.75 else []
+        return self.ping(entry, now) if self._heard_at(entry.id) < now - self._period_s / 2 else []
 
     def _exchange(self, now: float) -> list[Effect]:
         """Rule 5."""

@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 from protocol.identifiers import BITS, Address, NodeId, Peer
 from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
+from protocol.overlay.detector import Detector
 from protocol.overlay.node import OverlayNode
 from protocol.parameters import OverlayParameters
 from protocol.wire import messages as m
@@ -42,6 +43,46 @@ def sent(effects: Iterable[object], kind: type[Kind]) -> list[tuple[Peer, Kind]]
 
 def facts(effects: Iterable[object]) -> list[str]:
     return [effect.fact for effect in of(fx.Notify, effects)]
+
+
+def detector(parameters: OverlayParameters = P, seed: int = 1, friends: Iterable[Peer] = ()) -> Detector:
+    """A failure detector; `friends` may be asked to help."""
+    return Detector(ME, parameters, Random(seed), lambda: friends)
+
+
+def watching(*peers: Peer, now: float = 0.0, friends: Iterable[Peer] = ()) -> Detector:
+    """All of `peers` heard and watched."""
+    found = detector(friends=friends)
+    for one in peers:
+        found.heard(one, now)
+    found.watch(peers, now)
+    return found
+
+
+def run_timers(judge: Detector, until: float) -> list[tuple[float, fx.Effect]]:
+    """Fire each timer at its time."""
+    seen: list[tuple[float, fx.Effect]] = []
+    while (when := judge.next_deadline()) is not None and when <= until:
+        seen += [(when, effect) for effect in judge.on_timer(when)]
+        judge.check_invariants()
+        ahead = judge.next_deadline()
+        assert ahead is None or ahead > when, "the timer would ring for ever"
+    return seen
+
+
+def deaths(seen: Iterable[tuple[float, object]]) -> list[tuple[float, fx.PeerDied]]:
+    return [(when, effect) for when, effect in seen if isinstance(effect, fx.PeerDied)]
+
+
+FRIENDS = tuple(peer(leading) for leading in (0x11, 0x22, 0x33, 0x44, 0x55))
+ASKED_AT = 1.0 + P.delay_max_s
+
+
+def on_trial(suspect: Peer) -> tuple[Detector, list[Peer]]:
+    """It was reset at 1.0, is dialled, and gives no answer; after delay_max_s some FRIENDS are asked. The detector, and whom it asked."""
+    judge = watching(suspect, friends=FRIENDS)
+    judge.suspect(suspect, "reset", 1.0)
+    return judge, [to for to, _ in sent((effect for _, effect in run_timers(judge, ASKED_AT)), m.IndirectProbe)]
 
 
 def record(owner: Peer, version: int, tree: NodeId | None = None, record_bytes: int = 1000) -> m.RecordSummary:
