@@ -36,7 +36,7 @@ class OverlayNode:
         self.pastry = Pastry(
             me, parameters, rng, detector.is_suspect, detector.is_dead, detector.recently_dead, detector.heard_at
         )
-        self.scribe = Scribe(me, parameters, rng, self.pastry.next_hop, lambda: self.pastry.active)
+        self.scribe = Scribe(me, parameters, rng, self.pastry.next_hop, lambda: self.pastry.active, detector.is_suspect)
         self.replication = Replication(me, parameters, self.pastry.leaf_set.alternating)
         self._left = False
         self._due: float | None = None
@@ -101,10 +101,11 @@ class OverlayNode:
             m.TreeJoin: lambda p, x, now: self.scribe.join_received(p, x, now),
             m.TreeWelcome: lambda p, x, now: self.scribe.welcome_received(p, x, now),
             m.TreeRefusal: lambda p, x, now: self.scribe.refusal_received(p, x, now),
+            m.TreeRedirect: lambda p, x, now: self.scribe.redirect_received(p, x, now),
             m.TreeLeave: lambda p, x, now: self.scribe.leave_received(p, x),
             m.Alive: lambda p, x, now: self.scribe.alive_received(p, x, now),
             m.TreePulse: lambda p, x, now: self.scribe.pulse_received(p, x, now),
-            m.Multicast: lambda p, x, now: self.scribe.multicast_received(p, x),
+            m.Multicast: lambda p, x, now: self.scribe.multicast_received(p, x, now),
             m.LookUpReply: lambda p, x, now: self.replication.look_up_answered(x, now),
             m.HoldingsQuery: lambda p, x, now: self.replication.query_received(p, x),
             m.HoldingsReply: lambda p, x, now: self.replication.reply_received(p, x),

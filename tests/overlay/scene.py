@@ -181,6 +181,10 @@ class Pool:
     def verdict(self) -> Literal["answered", "refused", "silent"]:
         return self.rng.choice(("answered", "refused", "silent"))
 
+    def order(self) -> tuple[int, int]:
+        """Of a multicast; mostly of a root that counts."""
+        return (self.number(), self.number()) if self.rng.random() < 0.3 else (1, self.small())
+
     def holding(self) -> m.Holding:
         return m.Holding(self.peer(), self.summary())
 
@@ -213,9 +217,10 @@ class Pool:
             lambda: m.Route(self.identifier(), self.routable(), self.number(), self.number()),
             lambda: m.Route(self.identifier(), self.routable(), self.small(), 1 + self.small()),
             lambda: m.RouteAck(self.number()),
-            lambda: m.TreeJoin(self.tree(), (self.number(), self.number())),
+            lambda: m.TreeJoin(self.tree(), self.order()),
             lambda: m.TreeWelcome(self.tree(), self.several(self.identifier, self.rng.choice([3, 80]))),
             lambda: m.TreeRefusal(self.tree(), "no"),
+            lambda: m.TreeRedirect(self.tree(), self.peer()),
             lambda: m.TreeLeave(self.tree()),
             lambda: m.Alive(
                 self.tree(),
@@ -224,9 +229,11 @@ class Pool:
                 self.several(self.member),
                 self.several(self.departed),
                 self.rng.random() < 0.3,
+                self.rng.random() < 0.2,
+                self.order(),
             ),
-            lambda: m.TreePulse(self.tree(), self.several(self.identifier), self.rng.random() < 0.3),
-            lambda: m.Multicast(self.tree(), (self.number(), self.number()), self.body()),
+            lambda: m.TreePulse(self.tree(), self.several(self.identifier), self.rng.random() < 0.3, self.rng.random() < 0.2),
+            lambda: m.Multicast(self.tree(), self.order(), self.body(), self.order(), self.rng.random() < 0.2),
             lambda: m.LookUpReply(self.small(), self.several(self.holding, 30)),
             lambda: m.HoldingsQuery(self.number(), self.identifier(), self.tree()),
             lambda: m.HoldingsReply(self.small(), self.summary() if self.rng.random() < 0.7 else None),

@@ -1,9 +1,9 @@
 """A few overlay nodes and the network between them, in memory and step by step: what scenarios and the papers' tests are driven through.
 
-Time is virtual. A message takes `latency_s`, and each link keeps its order. As with TCP, a killed process leaves what it had sent on the way,
-and then a reset for whoever was connected to it; where nobody listens a dial is refused; a stopped process, or a cut, is silence. A cut of one
-way soon silences the other one too, for want of acknowledgements.
-A link can be held: what is sent over it waits until it is delivered, or dropped, one message at a time.
+Time is virtual. A message takes `latency_s`, and each link keeps its order. As with TCP, a killed process leaves what it had sent on the
+way, and then a reset for whoever was connected to it; where nobody listens a dial is refused; a stopped process, or a cut, is silence. A
+cut of one way soon silences the other one too, for want of acknowledgements. A link can be held: what is sent over it waits until it is
+delivered, or dropped, one message at a time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def node_id(digits: str) -> NodeId:
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """One line of the trace. what: a message that arrived at `at` from `other`, was held or lost on the way there, the end of a dial, an effect."""
+    """One line of the trace. what: a message that arrived `at` a node, was held or lost on the way there; the end of a dial; an effect."""
 
     when: float
     at: str
