@@ -1,65 +1,66 @@
 """The failure detector: which life of which peer is over.
 
 A false alarm costs a recovery that nobody needed; a missed death costs a round. So suspicion is cheap and comes from anywhere, and a
-verdict has one source: a fresh dial.
+verdict needs evidence: a host that refuses a fresh dial, or silence that several have met.
 
-1. Any message from a peer stands for its heartbeat.
-2. A connection that broke makes a suspect at once: a killed process is known within milliseconds.
-3. Silence of a watched peer (ring neighbours, parent and children in trees) beyond `silence_max_s` makes a suspect: a hang.
-4. The suspect is dialled. Refused: the process is gone. No hello within `probe_timeout_s`: it hangs, dead. A hello clears it.
+1. Any message from a peer stands for its heartbeat, and ends its trial.
+2. Direct evidence. A connection that broke makes a suspect at once: a killed process is known within milliseconds.
+3. Silence of a watched peer (right ring neighbour, tree relatives) beyond `silence_max_s` makes a suspect: a hang.
+4. The suspect is dialled. Refused: the process is gone, dead. A hello clears it.
+5. Indirect probes (SWIM 4.1). Without an answer within `delay_max_s`, `helpers` others are asked to dial it. One that gets a hello
+   clears it; when our dial and all of theirs have ended in silence, it is dead, at the latest after `trial_max_s`. Who answers
+   others time and again, and never us, is dead to us: we cannot route through it.
+6. Refutation (SWIM 4.2; Lifeguard's buddy system). The helper tells the suspect who doubts it, and the suspect dials the doubter.
+7. Local health (Lifeguard, section IV-A). A node whose own timer comes late, whose helpers are silent too, or whose suspect answers
+   others, is itself the slow one: it adds its timeouts to themselves once more, up to `local_health_max` times, and recovers with time.
+8. The higher incarnation of an id wins at once: the lower one is dead ("restarted as ..."); a lower one that speaks is told so.
    A later life that others tell of, and that nobody finds, kills nobody: the life that was heard stands.
-5. The higher incarnation of an id wins at once: the lower one is dead ("restarted as ..."); a lower one that speaks is told so.
-6. The dead are remembered and dialled again with doubling waits and jitter, so that a healed partition or a process that slept is found.
-   One that left in order is not.
-7. A node whose own timer comes late was asleep itself: it forgives the silence of others, and begins its dials anew.
+9. The dead are remembered and dialled again, with doubling waits and jitter, at most one in `retry_max_s` in the long run: so a partition
+   of any length heals. Who left in order is not.
+10. A node that slept forgives the silence of others, and begins its trials anew.
 
-    unknown/alive --lost, silent, suspected--> suspect --hello--> alive
-                                                suspect --refused, timeout, later life--> dead --hello, any message--> alive
+    unknown/alive --lost, silent, no ack, told--> suspect --heard, hello, answers others--> alive
+                                suspect --refused, all silent, unreachable, later life--> dead --heard--> alive
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from math import inf
 from random import Random
 
 from protocol.identifiers import NodeId, Peer
 from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import Dial, Disconnect, Effect, Notify, PeerCleared, PeerDied, Send
+from protocol.overlay.suspicion import DeadOnes, Errands, Suspicion
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import Superseded
+from protocol.wire.messages import Heartbeat, IndirectAnswer, IndirectProbe, Superseded, Suspected
 
-
-@dataclass(slots=True)
-class Suspicion:
-    """One suspect under trial."""
-
-    peer: Peer
-    reason: str
-
-
-@dataclass(slots=True)
-class Dead:
-    """One dead peer that is dialled now and then."""
-
-    peer: Peer
-    wait_s: float
+VOUCHED_MAX = 3
+"""So many trials in a row may end with the word of others alone."""
 
 
 class Detector:
-    """Judges peers; see the module's rules."""
+    """Judges peers; see the module's rules. `acquaintances`: who may be asked to help."""
 
-    def __init__(self, me: Peer, parameters: OverlayParameters, rng: Random) -> None:
+    def __init__(self, me: Peer, parameters: OverlayParameters, rng: Random, acquaintances: Callable[[], Iterable[Peer]]) -> None:
         self._me = me
         self._parameters = parameters
         self._rng = rng
+        self._acquaintances = acquaintances
+        self.health = 0
+        """Lifeguard's local health: 0 is well; each point adds every timeout to itself once more."""
         self._lives: dict[NodeId, Peer] = {}
-        """The latest life of every peer heard and not known to be dead."""
+        """The latest life of every peer heard and not known to be dead, longest unheard first."""
         self._heard: dict[NodeId, float] = {}
         self._watched: dict[NodeId, Peer] = {}
         self._suspects: dict[NodeId, Suspicion] = {}
-        self._dead: dict[NodeId, Dead] = {}
+        self._vouched: dict[NodeId, int] = {}
+        """Trials in a row that ended with the word of others."""
+        self._refuting: set[NodeId] = set()
+        """Who doubts us and is being dialled."""
+        self._errands = Errands(parameters.held_messages_max)
+        self._dead = DeadOnes(parameters, rng)
         self._deadlines: Deadlines[tuple[str, NodeId]] = Deadlines()
 
     # --- what others ask ----------------------------------------------------------------------------------------------
@@ -73,12 +74,15 @@ class Detector:
     def is_dead(self, peer: Peer) -> bool:
         """Is this life of the peer known to be over?"""
         dead, live = self._dead.get(peer.id), self._lives.get(peer.id)
-        return (dead is not None and dead.peer.incarnation >= peer.incarnation) or (
-            live is not None and live.incarnation > peer.incarnation
-        )
+        return (dead is not None and dead.incarnation >= peer.incarnation) or (live is not None and live.incarnation > peer.incarnation)
 
-    def recently_dead(self) -> tuple[NodeId, ...]:
-        return tuple(sorted(self._dead))
+    def recently_dead(self, now: float) -> tuple[NodeId, ...]:
+        """Whom we have lately found dead, latest first: what a leaf-set probe tells."""
+        return self._dead.since(now - 2 * self._parameters.hold_max_s)
+
+    def heard_at(self, identifier: NodeId) -> float:
+        """When this peer was last heard; -inf for never."""
+        return self._heard.get(identifier, -inf)
 
     def lives(self) -> list[Peer]:
         """Everyone heard and not known to be dead."""
@@ -88,22 +92,34 @@ class Detector:
 
     def heard(self, peer: Peer, now: float) -> tuple[bool, list[Effect]]:
         """The peer itself was heard. False: an older life, to be ignored (it has been told)."""
-        known = self._lives.get(peer.id)
-        dead = self._dead.get(peer.id)
+        identifier = peer.id
+        known = self._lives.get(identifier)
+        if known is not None and known.incarnation == peer.incarnation and identifier not in self._suspects:
+            del self._lives[identifier]
+            self._lives[identifier] = peer
+            self._heard[identifier] = now
+            if self._vouched:
+                self._vouched.pop(identifier, None)
+            return True, []
         if known is not None and peer.incarnation < known.incarnation:
             return False, [Send(peer, Superseded(known))]
         effects: list[Effect] = []
-        on_trial = self._suspects.get(peer.id)
+        on_trial = self._suspects.get(identifier)
         before = known or (on_trial.peer if on_trial is not None else None)
         if before is not None and peer.incarnation > before.incarnation:
             effects += self._bury(before, f"restarted as incarnation {peer.incarnation}", now, remember=False)
-        if known is None and dead is not None:
-            effects += [Notify("peer_back", {"peer": peer}), PeerCleared(peer)]
-            self._forget_dead(peer.id)
-        self._lives.pop(peer.id, None)
-        self._lives[peer.id] = peer
-        self._heard[peer.id] = now
+        if known is None and (dead := self._dead.get(identifier)) is not None:
+            self._dead.forget(identifier)
+            self._deadlines.drop(("redial", identifier))
+            effects += [Notify("peer_back", {"peer": peer}), PeerCleared(peer, found_again=dead.incarnation == peer.incarnation)]
+        self._lives.pop(identifier, None)
+        self._lives[identifier] = peer
+        self._heard[identifier] = now
+        self._vouched.pop(identifier, None)
         self._forget_lives()
+        on_trial = self._suspects.get(identifier)
+        if on_trial is not None and on_trial.peer.incarnation <= peer.incarnation:
+            effects += self._clear(peer, "was heard", now)
         return True, effects
 
     def _forget_lives(self) -> None:
@@ -123,7 +139,7 @@ class Detector:
         for identifier, peer in wanted.items():
             if self._watched.get(identifier) != peer:
                 self._heard[identifier] = max(now, self._heard.get(identifier, now))
-                self._deadlines.set(("silence", identifier), now + self._parameters.silence_max_s)
+                self._deadlines.set(("silence", identifier), now + self._silence_max_s)
         self._watched = wanted
 
     # --- suspecting ---------------------------------------------------------------------------------------------------
@@ -133,114 +149,231 @@ class Detector:
         if peer.id == self._me.id or peer.id in self._suspects or self.is_dead(peer):
             return []
         self._suspects[peer.id] = Suspicion(peer, reason)
-        self._deadlines.set(("trial", peer.id), now + 1.5 * self._parameters.probe_timeout_s)
+        self._begin_trial(peer.id, now)
         return [Notify("peer_suspected", {"peer": peer, "reason": reason}), Dial(peer)]
 
+    def _begin_trial(self, identifier: NodeId, now: float) -> None:
+        self._deadlines.set(("ask", identifier), now + self._parameters.delay_max_s)
+        self._deadlines.set(("trial", identifier), now + self._parameters.trial_max_s * (1 + self.health))
+
     def dial_ended(self, peer: Peer, found: Peer | None, refused: bool, reason: str, now: float) -> list[Effect]:
-        """The verdict on a suspect, or news of one remembered as dead."""
+        """A fresh dial ended: evidence on a suspect, an errand done, or news of one remembered as dead."""
+        effects = self._errand_ends(peer, found, refused)
         if found is not None and found.id == peer.id:
-            on_trial = self._suspects.get(peer.id)
-            welcome, effects = self.heard(found, now)
-            if on_trial is None or self._suspects.get(peer.id) is not on_trial:
-                return effects
-            if not welcome:
-                return effects + self._bury(on_trial.peer, f"{on_trial.reason}; an earlier life answers at {peer.address}", now)
-            return effects + self._clear(found, "answered a fresh dial", now)
+            return effects + self._found(peer, found, now)
+        self._refuting.discard(peer.id)
         if found is not None:
             refused, reason = True, f"another node ({found.id.short}) answers at {peer.address}"
         suspicion = self._suspects.get(peer.id)
-        if suspicion is None or suspicion.peer.incarnation > peer.incarnation:
-            return []
+        if suspicion is None or suspicion.peer != peer:
+            return effects  # at the address of another life nothing is learned of this one
         live = self._lives.get(peer.id)
         if live is not None and live.incarnation < suspicion.peer.incarnation:
-            return self._clear(live, f"nobody has heard its life {suspicion.peer.incarnation}, of which others told", now)
-        if not refused and self._heard.get(peer.id, -inf) > now - self._parameters.delay_max_s:
-            return self._clear(suspicion.peer, "was heard while it was dialled", now)
-        return self._bury(suspicion.peer, f"{suspicion.reason}; {reason or 'no answer to a fresh dial'}", now)
+            return effects + self._clear(live, f"nobody has heard its life {suspicion.peer.incarnation}, of which others told", now)
+        if refused:
+            return effects + self._bury(suspicion.peer, f"{suspicion.reason}; {reason or 'refused a fresh dial'}", now)
+        suspicion.dial_failed = reason or "no answer to a fresh dial"
+        return effects + (self._judge(suspicion, now) if suspicion.was_asked else self._ask(suspicion, now))
+
+    def _found(self, peer: Peer, found: Peer, now: float) -> list[Effect]:
+        """The dial was answered with a hello."""
+        effects: list[Effect] = []
+        if found.id in self._refuting:
+            self._refuting.discard(found.id)
+            effects.append(Send(found, Heartbeat()))
+        on_trial = self._suspects.get(peer.id)
+        welcome, more = self.heard(found, now)
+        effects += more
+        if not welcome and on_trial is not None and on_trial.peer == peer and self._suspects.get(peer.id) is on_trial:
+            effects += self._bury(on_trial.peer, f"{on_trial.reason}; an earlier life answers at {peer.address}", now)
+        return effects
 
     def goodbye(self, peer: Peer, now: float) -> list[Effect]:
         """The peer leaves in order."""
         return self._bury(peer, "left in order", now, remember=False, in_order=True)
 
+    # --- indirect probes ----------------------------------------------------------------------------------------------
+
+    def _ask(self, suspicion: Suspicion, now: float) -> list[Effect]:
+        """Others shall try, and tell the suspect."""
+        suspicion.was_asked = True
+        self._deadlines.drop(("ask", suspicion.peer.id))
+        others = {peer.id: peer for peer in self._acquaintances() if peer.id != suspicion.peer.id and peer.id not in self._suspects}
+        chosen = self._rng.sample(list(others.values()), min(self._parameters.helpers, len(others)))
+        suspicion.asked = {peer.id for peer in chosen}
+        return [*(Send(peer, IndirectProbe(suspicion.peer)) for peer in chosen), *self._judge(suspicion, now)]
+
+    def indirect_answer(self, helper: Peer, answer: IndirectAnswer, now: float) -> list[Effect]:
+        """What a helper's dial came to."""
+        suspicion = self._suspects.get(answer.suspect.id)
+        if suspicion is None or helper.id not in suspicion.asked or suspicion.peer.incarnation != answer.suspect.incarnation:
+            return []
+        suspicion.asked.discard(helper.id)
+        if answer.verdict == "answered":
+            return self._vouch(suspicion, helper, now)
+        suspicion.agreeing.append(f"{answer.verdict} to {helper.id.short}")
+        suspicion.refused_helper |= answer.verdict == "refused"
+        return self._judge(suspicion, now)
+
+    def _vouch(self, suspicion: Suspicion, helper: Peer, now: float) -> list[Effect]:
+        """The suspect answers the helper. Ours is the slow side, or the way between the two of us is cut."""
+        peer = suspicion.peer
+        self._vouched[peer.id] = self._vouched.get(peer.id, 0) + 1
+        if self._vouched[peer.id] > VOUCHED_MAX:
+            del self._vouched[peer.id]
+            return self._bury(peer, f"{suspicion.reason}; it answers {helper.id.short}, but never us", now)
+        if suspicion.dial_failed:
+            self._ail(now)
+        return self._clear(peer, f"answers {helper.id.short}", now)
+
+    def _judge(self, suspicion: Suspicion, now: float) -> list[Effect]:
+        """Rule 5: dead once our dial has failed, and nobody is left who may still get an answer."""
+        if not suspicion.dial_failed or (suspicion.asked and not suspicion.refused_helper):
+            return []
+        found = "; ".join([suspicion.reason, suspicion.dial_failed, *suspicion.agreeing])
+        return self._bury(suspicion.peer, found, now)
+
+    def indirect_probe(self, asker: Peer, suspect: Peer, now: float) -> list[Effect]:
+        """Somebody asks us to dial a suspect; what was heard within a delay is as good as a dial."""
+        if suspect.id == self._me.id:
+            return [Send(asker, Heartbeat())] if suspect.incarnation == self._me.incarnation else []
+        live = self._lives.get(suspect.id)
+        if live == suspect and self.heard_at(suspect.id) > now - self._parameters.delay_max_s:
+            return [Send(asker, IndirectAnswer(suspect, "answered")), Send(suspect, Suspected(asker))]
+        if not self._errands.take(asker, suspect):
+            return []
+        self._deadlines.set(("errand", suspect.id), now + 2 * self._parameters.probe_timeout_s)
+        return [Dial(suspect)]
+
+    def _errand_ends(self, suspect: Peer, found: Peer | None, refused: bool) -> list[Effect]:
+        askers = self._errands.done(suspect)
+        if not askers:
+            return []
+        self._deadlines.drop(("errand", suspect.id))
+        if found == suspect:
+            answers: list[Effect] = [Send(asker, IndirectAnswer(suspect, "answered")) for asker in askers]
+            return answers + [Send(suspect, Suspected(asker)) for asker in askers]
+        verdict = IndirectAnswer(suspect, "refused" if refused or found is not None else "silent")
+        return [Send(asker, verdict) for asker in askers]
+
+    def suspected(self, by: Peer, now: float) -> list[Effect]:
+        """We are told that `by` doubts us: let it hear us, on a connection of our own making."""
+        if by.id == self._me.id or by.id in self._refuting or len(self._refuting) >= self._parameters.helpers**2:
+            return []
+        self._refuting.add(by.id)
+        self._deadlines.set(("refute", by.id), now + 2 * self._parameters.probe_timeout_s)
+        return [Dial(by)]
+
+    # --- verdicts -----------------------------------------------------------------------------------------------------
+
     def _clear(self, peer: Peer, reason: str, now: float) -> list[Effect]:
-        self._suspects.pop(peer.id, None)
-        self._deadlines.drop(("trial", peer.id))
+        self._end_trial(peer.id)
         if peer.id in self._watched:
-            self._deadlines.set(("silence", peer.id), now + self._parameters.silence_max_s)
+            self._deadlines.set(("silence", peer.id), now + self._silence_max_s)
+            self._heard[peer.id] = now
         return [Notify("peer_cleared", {"peer": peer, "reason": reason}), PeerCleared(peer)]
 
-    def _bury(self, peer: Peer, reason: str, now: float, *, remember: bool = True, in_order: bool = False) -> list[Effect]:
-        silent_s = max(0.0, now - self._heard.pop(peer.id, now))
-        self._suspects.pop(peer.id, None)
-        self._watched.pop(peer.id, None)
-        for kind in ("trial", "silence"):
-            self._deadlines.drop((kind, peer.id))
+    def _end_trial(self, identifier: NodeId) -> None:
+        self._suspects.pop(identifier, None)
+        self._deadlines.drop(("ask", identifier))
+        self._deadlines.drop(("trial", identifier))
+
+    def _bury(self, peer: Peer, reason: str, now: float, remember: bool = True, in_order: bool = False) -> list[Effect]:
         live = self._lives.get(peer.id)
-        if live is not None and live.incarnation <= peer.incarnation:
-            del self._lives[peer.id]
+        if live is not None and live.incarnation > peer.incarnation:
+            return []
+        self._end_trial(peer.id)
+        self._lives.pop(peer.id, None)
+        self._vouched.pop(peer.id, None)
+        silent_s = now - self._heard.pop(peer.id, now)
+        self._watched.pop(peer.id, None)
+        self._deadlines.drop(("silence", peer.id))
         if remember:
-            self._remember(peer, now)
-        return [
-            Notify("peer_left" if in_order else "peer_died", {"peer": peer, "reason": reason, "silent_s": silent_s}),
-            Disconnect(peer),
-            PeerDied(peer, reason, in_order, silent_s),
-        ]
+            forgotten, wait_s = self._dead.add(peer, now)
+            for identifier in forgotten:
+                self._deadlines.drop(("redial", identifier))
+            self._deadlines.set(("redial", peer.id), now + wait_s)
+        fact = Notify("peer_left" if in_order else "peer_died", {"peer": peer, "reason": reason, "silent_s": round(silent_s, 3)})
+        return [fact, PeerDied(peer, reason, in_order, silent_s), Disconnect(peer)]
 
-    # --- the dead -----------------------------------------------------------------------------------------------------
+    # --- local health -------------------------------------------------------------------------------------------------
 
-    def _remember(self, peer: Peer, now: float) -> None:
-        self._dead.pop(peer.id, None)
-        if len(self._dead) >= self._parameters.remembered_dead_max:
-            self._forget_dead(next(iter(self._dead)))
-        self._dead[peer.id] = Dead(peer, self._parameters.retry_min_s)
-        self._schedule_redial(peer.id, now)
+    @property
+    def _silence_max_s(self) -> float:
+        return self._parameters.silence_max_s * (1 + self.health)
 
-    def _schedule_redial(self, identifier: NodeId, now: float) -> None:
-        dead = self._dead[identifier]
-        self._deadlines.set(("redial", identifier), now + dead.wait_s * self._rng.uniform(0.75, 1.25))
-        dead.wait_s = min(2 * dead.wait_s, self._parameters.retry_max_s)
+    def _ail(self, now: float) -> None:
+        """Evidence that it is we who are slow."""
+        self.health = min(self.health + 1, self._parameters.local_health_max)
+        self._deadlines.set(("health", self._me.id), now + 2 * self._parameters.silence_max_s)
 
-    def _forget_dead(self, identifier: NodeId) -> None:
-        self._dead.pop(identifier, None)
-        self._deadlines.drop(("redial", identifier))
+    def _mend(self, now: float) -> None:
+        self.health = max(0, self.health - 1)
+        if self.health:
+            self._deadlines.set(("health", self._me.id), now + 2 * self._parameters.silence_max_s)
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def on_timer(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
         for kind, identifier in self._deadlines.due(now):
-            if kind == "silence":
-                effects += self._silence_due(identifier, now)
-            elif kind == "trial":
-                effects += self.dial_ended(self._suspects[identifier].peer, None, False, "no end of the dial", now)
-            elif identifier in self._dead:
-                effects.append(Dial(self._dead[identifier].peer))
-                self._schedule_redial(identifier, now)
+            match kind:
+                case "silence":
+                    effects += self._silence_due(identifier, now)
+                case "ask" if identifier in self._suspects:
+                    effects += self._ask(self._suspects[identifier], now)
+                case "trial" if identifier in self._suspects:
+                    effects += self._trial_ends(self._suspects[identifier], now)
+                case "redial" if (dead := self._dead.get(identifier)) is not None:
+                    effects.append(Dial(dead))
+                    self._deadlines.set((kind, identifier), now + self._dead.next_wait_s(identifier))
+                case "errand":
+                    self._errands.drop(identifier)
+                case "refute":
+                    self._refuting.discard(identifier)
+                case "health":
+                    self._mend(now)
         return effects
+
+    def _trial_ends(self, suspicion: Suspicion, now: float) -> list[Effect]:
+        """Time is up. Helpers that were not heard either say something about us."""
+        if suspicion.asked:
+            self._ail(now)
+            suspicion.agreeing.append(f"no word from {len(suspicion.asked)} helpers")
+            suspicion.asked.clear()
+        suspicion.dial_failed = suspicion.dial_failed or "no end of the dial"
+        return self._judge(suspicion, now)
 
     def _silence_due(self, identifier: NodeId, now: float) -> list[Effect]:
         if identifier not in self._watched:
             return []  # its trial ended in this same moment
-        due = self._heard.get(identifier, now) + self._parameters.silence_max_s
-        if due > now:
-            self._deadlines.set(("silence", identifier), due)
+        heard = self._heard.get(identifier, now)
+        if heard + self._silence_max_s > now:
+            self._deadlines.set(("silence", identifier), heard + self._silence_max_s)
             return []
-        self._deadlines.set(("silence", identifier), now + self._parameters.silence_max_s)
-        return self.suspect(self._watched[identifier], f"silent for {now - due + self._parameters.silence_max_s:.2f} s", now)
+        self._deadlines.set(("silence", identifier), now + self._silence_max_s)
+        return self.suspect(self._watched[identifier], f"silent for {now - heard:.2f} s", now)
 
     def forgive(self, now: float) -> list[Effect]:
-        """This node slept: nobody's silence counts, and trials begin anew."""
+        """This node slept: nobody's silence counts, trials begin anew, and it is not well."""
+        self._ail(now)
         for identifier in self._watched:
             self._heard[identifier] = now
-            self._deadlines.set(("silence", identifier), now + self._parameters.silence_max_s)
-        for identifier in self._suspects:
-            self._deadlines.set(("trial", identifier), now + 1.5 * self._parameters.probe_timeout_s)
+            self._deadlines.set(("silence", identifier), now + self._silence_max_s)
+        for identifier, suspicion in self._suspects.items():
+            self._suspects[identifier] = Suspicion(suspicion.peer, suspicion.reason)
+            self._begin_trial(identifier, now)
         return [Dial(suspicion.peer) for suspicion in self._suspects.values()]
 
     def check_invariants(self) -> None:
-        assert not self._lives.keys() & self._dead.keys() - {
-            i for i in self._lives if self._lives[i].incarnation > self._dead.get(i, Dead(self._lives[i], 0)).peer.incarnation
-        }, "a peer is both alive and dead"
+        both = [i for i in self._lives.keys() & self._dead.ids() if not self._newer_than_dead(i)]
+        assert not both, "a peer is both alive and dead"
         assert self._me.id not in self._suspects, "a node suspects itself"
         assert all(("trial", identifier) in self._deadlines for identifier in self._suspects), "a trial without a deadline"
+        assert all(s.was_asked or ("ask", i) in self._deadlines for i, s in self._suspects.items()), "a trial that asks nobody"
         assert all(("silence", identifier) in self._deadlines for identifier in self._watched), "a watch without a deadline"
+        assert 0 <= self.health <= self._parameters.local_health_max, "local health out of range"
+
+    def _newer_than_dead(self, identifier: NodeId) -> bool:
+        dead = self._dead.get(identifier)
+        return dead is None or self._lives[identifier].incarnation > dead.incarnation

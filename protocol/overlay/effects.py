@@ -169,9 +169,10 @@ class PeerDied:
 
 @dataclass(frozen=True, slots=True)
 class PeerCleared:
-    """A suspect, or one remembered as dead, has answered: it lives."""
+    """A suspect, or one remembered as dead, has answered: it lives. found_again: this very life was believed dead."""
 
     peer: Peer
+    found_again: bool = False
 
 
 @dataclass(frozen=True, slots=True)

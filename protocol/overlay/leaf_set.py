@@ -1,11 +1,12 @@
 """The leaf set (Pastry, section 2.2): the L/2 nodes that follow us on the ring and the L/2 that precede us.
 
 In a ring of at most L + 1 nodes the two sides overlap and the leaf set is everybody: it then covers every key. A side is full when
-it holds L/2 nodes; we believe the ring to be small as long as fewer than L nodes are known.
+it holds L/2 nodes; with fewer than L nodes known, each may be on both sides.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 
 from protocol.identifiers import NodeId, Peer, clockwise, rank
@@ -18,6 +19,10 @@ class LeafSet:
         self.center = center
         self.side = side
         self._peers: dict[NodeId, Peer] = {}
+        self._around: list[Peer] = []
+        """Every member in the order of the ring, beginning after us."""
+        self._ways: list[int] = []
+        """How far each of these is, clockwise."""
         self.right: tuple[Peer, ...] = ()
         """Successors, nearest first."""
         self.left: tuple[Peer, ...] = ()
@@ -28,7 +33,7 @@ class LeafSet:
 
     def __iter__(self) -> Iterator[Peer]:
         """In the order of the ring, beginning after us."""
-        return iter(sorted(self._peers.values(), key=lambda peer: clockwise(self.center, peer.id)))
+        return iter(tuple(self._around))
 
     def __contains__(self, identifier: NodeId) -> bool:
         return identifier in self._peers
@@ -38,7 +43,7 @@ class LeafSet:
 
     @property
     def overlaps(self) -> bool:
-        """Fewer than L nodes are known: we believe that they are the whole ring."""
+        """Fewer than L nodes are known: they may be the whole ring."""
         return len(self._peers) < 2 * self.side
 
     def admits(self, identifier: NodeId) -> bool:
@@ -47,9 +52,8 @@ class LeafSet:
             return False
         if self.overlaps:
             return True
-        return clockwise(self.center, identifier) < clockwise(self.center, self.right[-1].id) or clockwise(
-            identifier, self.center
-        ) < clockwise(self.left[-1].id, self.center)
+        way = clockwise(self.center, identifier)
+        return way < self._ways[self.side - 1] or way > self._ways[-self.side]
 
     def insert(self, peer: Peer) -> bool:
         """Take the peer in, or a later life of one that is in; True where the set changed."""
@@ -73,25 +77,34 @@ class LeafSet:
         return True
 
     def _arrange(self) -> None:
-        around = list(self)
+        around = sorted(self._peers.values(), key=lambda peer: clockwise(self.center, peer.id))
         self.right = tuple(around[: self.side])
         self.left = tuple(reversed(around[-self.side :]))
-        keep = {peer.id for peer in self.right} | {peer.id for peer in self.left}
-        self._peers = {identifier: peer for identifier, peer in self._peers.items() if identifier in keep}
+        if len(around) > 2 * self.side:
+            around = around[: self.side] + around[-self.side :]
+            self._peers = {peer.id: peer for peer in around}
+        self._around = around
+        self._ways = [clockwise(self.center, peer.id) for peer in around]
 
     def covers(self, key: int) -> bool:
         """Is the key within our range, so that its closest node is here or us?"""
         if self.overlaps:
             return True
-        first, last = self.left[-1].id, self.right[-1].id
-        return clockwise(first, key) <= clockwise(first, last)
+        way = clockwise(self.center, key)
+        return way <= self._ways[self.side - 1] or way >= self._ways[-self.side]
 
     def closest(self, key: int, avoid: NodeId | None = None) -> Peer | None:
         """The member closest to key, other than `avoid`; None where we are closer than all of them."""
+        if not self._around:
+            return None
+        # Only the members on either side of the key can be closest, or the next ones where one of these is to be avoided.
+        index = bisect_left(self._ways, clockwise(self.center, key))
         best, found = rank(key, self.center), None
-        for peer in self._peers.values():
-            if peer.id != avoid and rank(key, peer.id) < best:
-                best, found = rank(key, peer.id), peer
+        reach = 1 if avoid is None else 2
+        for step in range(-reach, reach):
+            peer = self._around[(index + step) % len(self._around)]
+            if peer.id != avoid and (near := rank(key, peer.id)) < best:
+                best, found = near, peer
         return found
 
     def alternating(self) -> list[Peer]:

@@ -32,11 +32,21 @@ class OverlayNode:
     def __init__(self, me: Peer, parameters: OverlayParameters, rng: Random) -> None:
         self.self_peer = me
         self._parameters = parameters
-        self.detector = Detector(me, parameters, rng)
-        self.pastry = Pastry(me, parameters, rng, self.detector.is_suspect, self.detector.is_dead, self.detector.recently_dead)
-        self.scribe = Scribe(me, parameters, rng, self.pastry.next_hop, lambda: self.pastry.active)
+        self.detector = detector = Detector(me, parameters, rng, self._acquaintances)
+        self.pastry = Pastry(
+            me, parameters, rng, detector.is_suspect, detector.is_dead, detector.recently_dead, detector.heard_at
+        )
+        self.scribe = Scribe(me, parameters, rng, self.pastry.next_hop, lambda: self.pastry.active, detector.is_suspect)
         self.replication = Replication(me, parameters, self.pastry.leaf_set.alternating)
         self._left = False
+        self._due: float | None = None
+        """What next_deadline() last said: whoever comes much later has slept."""
+        self._owed: Effects = []
+        """What a wake-up brought; given with the next event that is handled without an error."""
+        self._ring_moved = False
+        """Has the leaf set changed since the machines that depend on it were last told?"""
+        self._watching = (-1, -1)
+        """The revisions of the neighbours and relatives that the detector watches."""
         self._events: dict[type, Callable[..., Effects]] = {
             ev.MessageReceived: self._message,
             ev.PeerLost: self._peer_lost,
@@ -58,24 +68,44 @@ class OverlayNode:
             ev.Replicate: lambda e, now: self.replication.replicate(e.record, now),
             ev.Retrieve: lambda e, now: self.replication.retrieve(e.request, e.owner, e.tree, now),
         }
-        self._messages: dict[type, Callable[..., Effects]] = {
+        self._between: dict[type, Callable[..., Effects]] = {
+            fx.PeerDied: self._died,
+            fx.PeerCleared: self._cleared,
+            fx.LeafSetChanged: self._leaf_set_changed,
+            fx.Suspect: lambda e, now: self.detector.suspect(e.peer, e.reason, now),
+            fx.RouteBody: lambda e, now: self.pastry.originate(e.key, e.body, now),
+            fx.DeliverBody: self._deliver,
+        }
+        self._messages = self._message_handlers()
+
+    def _message_handlers(self) -> dict[type, Callable[..., Effects]]:
+        """Who handles which message of a control connection."""
+        return {
             m.Heartbeat: lambda p, x, now: [],
             m.NotUnderstood: lambda p, x, now: [fx.Notify("not_understood", {"peer": p, "tag": x.tag})],
             m.JoinReply: lambda p, x, now: self.pastry.join_reply(p, x, now),
             m.LeafProbe: lambda p, x, now: self.pastry.probe_received(p, x, now),
             m.LeafProbeReply: lambda p, x, now: self.pastry.probe_received(p, x, now),
             m.Ping: lambda p, x, now: [fx.Send(p, m.Pong())],
-            m.Pong: lambda p, x, now: self.pastry.pong_received(p),
+            m.Pong: lambda p, x, now: self.pastry.upkeep.pong_received(p, now),
+            m.Measured: lambda p, x, now: self.pastry.upkeep.measured(p, x.rtt_us),
+            m.RowRequest: lambda p, x, now: self.pastry.upkeep.row_request(p, x),
+            m.RowReply: lambda p, x, now: self.pastry.upkeep.row_reply(x, now),
+            m.RouteAck: lambda p, x, now: self.pastry.forwarding.acknowledged(p, x.sequence, now),
+            m.IndirectProbe: lambda p, x, now: self.detector.indirect_probe(p, x.suspect, now),
+            m.IndirectAnswer: lambda p, x, now: self.detector.indirect_answer(p, x, now),
+            m.Suspected: lambda p, x, now: self.detector.suspected(x.by, now),
             m.Goodbye: lambda p, x, now: self.detector.goodbye(p, now),
             m.Superseded: lambda p, x, now: self._superseded(x.by),
             m.Route: self._route,
             m.TreeJoin: lambda p, x, now: self.scribe.join_received(p, x, now),
             m.TreeWelcome: lambda p, x, now: self.scribe.welcome_received(p, x, now),
             m.TreeRefusal: lambda p, x, now: self.scribe.refusal_received(p, x, now),
+            m.TreeRedirect: lambda p, x, now: self.scribe.redirect_received(p, x, now),
             m.TreeLeave: lambda p, x, now: self.scribe.leave_received(p, x),
             m.Alive: lambda p, x, now: self.scribe.alive_received(p, x, now),
             m.TreePulse: lambda p, x, now: self.scribe.pulse_received(p, x, now),
-            m.Multicast: lambda p, x, now: self.scribe.multicast_received(p, x),
+            m.Multicast: lambda p, x, now: self.scribe.multicast_received(p, x, now),
             m.LookUpReply: lambda p, x, now: self.replication.look_up_answered(x, now),
             m.HoldingsQuery: lambda p, x, now: self.replication.query_received(p, x),
             m.HoldingsReply: lambda p, x, now: self.replication.reply_received(p, x),
@@ -91,54 +121,68 @@ class OverlayNode:
         """
         if self._left:
             return []
-        return self._settle(self._events[type(event)](event, now), now)
+        if self._due is not None and now - self._due > self._parameters.delay_max_s:
+            self._owed = self._settle(self._wake(now - self._due, now), now)
+        effects = self._settle(self._events[type(event)](event, now), now)
+        if self._owed:
+            effects, self._owed = self._owed + effects, []
+        return effects
 
     def next_deadline(self) -> float | None:
         """When a TimerFired is wanted, None for never."""
         machines = (self.detector, self.pastry, self.scribe, self.replication)
         due = [when for machine in machines if (when := machine.next_deadline()) is not None]
-        return min(due) if due and not self._left else None
+        self._due = min(due) if due and not self._left else None
+        return self._due
 
     def _settle(self, first: Effects, now: float) -> Effects:
         """Hand effects between machines on, in order, until only those for the outside are left."""
         out: Effects = []
         waiting = deque(first)
-        moved = False
-        while waiting or moved:
+        while waiting or self._ring_moved:
             if not waiting:
-                moved = False
-                waiting.extend(self._ring_moved(now))
+                self._ring_moved = False
+                more = [*self.pastry.forwarding.release(now), *self.scribe.ring_changed(now), *self.replication.leaf_set_changed(now)]
+                waiting.extend(more)
                 continue
             effect = waiting.popleft()
-            match effect:
-                case fx.PeerDied():
-                    moved = True
-                    waiting.extend(self.pastry.died(effect.peer, now))
-                    waiting.extend(self.scribe.died(effect.peer, effect.reason, effect.in_order, effect.silent_s, now))
-                    waiting.extend(self.replication.died(effect.peer, now))
-                case fx.PeerCleared():
-                    waiting.extend(self.pastry.meet(effect.peer, now))
-                    waiting.extend(self.pastry.release(now))
-                case fx.LeafSetChanged():
-                    moved = True
-                case fx.Suspect():
-                    waiting.extend(self.detector.suspect(effect.peer, effect.reason, now))
-                case fx.RouteBody():
-                    waiting.extend(self.pastry.originate(effect.key, effect.body, now))
-                case fx.DeliverBody():
-                    waiting.extend(self._deliver(effect, now))
-                case fx.Send() if effect.peer.id == self.self_peer.id:
-                    waiting.extend(self._to_self(effect.message, now))
-                case fx.Activated():
-                    out.append(effect)
-                    waiting.extend(self.scribe.activated(now))
-                case _:
-                    out.append(effect)
-        self.detector.watch([*self.pastry.neighbours(), *self.scribe.relatives()], now)
+            handler = self._between.get(type(effect))
+            if handler is not None:
+                waiting.extend(handler(effect, now))
+            elif type(effect) is not fx.Send:
+                out.append(effect)
+            elif effect.peer.id == self.self_peer.id:
+                # What a machine sends to the node's own id (the closest node to its own key asks itself) takes no wire.
+                waiting.extend(self._messages[type(effect.message)](self.self_peer, effect.message, now))
+            else:
+                if effect.peer.id == self.pastry.left_id and not isinstance(effect.message, m.Heartbeat):
+                    self.pastry.sent_left = True
+                out.append(effect)
+        watching = (self.pastry.revision, self.scribe.revision)
+        if watching != self._watching:
+            self._watching = watching
+            self.detector.watch([*self.pastry.watched(), *self.scribe.relatives()], now)
         return out
 
-    def _ring_moved(self, now: float) -> Effects:
-        return [*self.pastry.release(now), *self.scribe.ring_changed(now), *self.replication.leaf_set_changed(now)]
+    def _died(self, effect: fx.PeerDied, now: float) -> Effects:
+        self._ring_moved = True
+        return [
+            *self.pastry.died(effect.peer, now),
+            *self.scribe.died(effect.peer, effect.reason, effect.in_order, effect.silent_s, now),
+            *self.replication.died(effect.peer, now),
+        ]
+
+    def _cleared(self, effect: fx.PeerCleared, now: float) -> Effects:
+        effects = [*self.pastry.meet(effect.peer, now), *self.pastry.forwarding.release(now)]
+        return effects + self.pastry.found_again(effect.peer, now) if effect.found_again else effects
+
+    def _leaf_set_changed(self, effect: fx.LeafSetChanged, now: float) -> Effects:
+        self._ring_moved = True
+        return []
+
+    def _acquaintances(self) -> list[Peer]:
+        """Whom we may ask for help."""
+        return [*self.pastry.leaf_set, *self.pastry.table]
 
     # --- dispatch -----------------------------------------------------------------------------------------------------
 
@@ -155,11 +199,6 @@ class OverlayNode:
         if not isinstance(message, m.Goodbye):
             effects += self.pastry.meet(peer, now)
         return effects + handler(peer, message, now)
-
-    def _to_self(self, message: m.Message, now: float) -> Effects:
-        """What a machine sends to the node's own id (the closest node to its own key asks itself) takes no wire."""
-        handler = self._messages[type(message)]
-        return handler(self.self_peer, message, now)
 
     def _peer_lost(self, event: ev.PeerLost, now: float) -> Effects:
         peer = event.peer
@@ -191,7 +230,7 @@ class OverlayNode:
             known = self._known_life(joiner.id)
             if known is not None and known.incarnation < joiner.incarnation:
                 effects += [fx.Send(known, m.Superseded(joiner)), *self.detector.heard(joiner, now)[1]]
-        return effects + self.pastry.route(message, now)
+        return effects + self.pastry.forwarding.received(sender, message, now)
 
     def _known_life(self, identifier: NodeId) -> Peer | None:
         return self.pastry.leaf_set.get(identifier) or self.pastry.table.get(identifier)
@@ -199,7 +238,7 @@ class OverlayNode:
     def _deliver(self, effect: fx.DeliverBody, now: float) -> Effects:
         match effect.body:
             case m.JoinRequest():
-                return self.pastry.join_request(effect.body, effect.key)
+                return self.pastry.join_request(effect.body)
             case m.LookUp():
                 return self.replication.look_up_delivered(effect.body, now)
             case m.Datagram():
@@ -208,12 +247,15 @@ class OverlayNode:
 
     # --- time and leaving ---------------------------------------------------------------------------------------------
 
+    def _wake(self, late_s: float, now: float) -> Effects:
+        """Whatever comes first after a sleep, a message perhaps, finds a node that knows that it slept."""
+        self._due = None
+        self.scribe.forgive(now)
+        fact = fx.Notify("slept", {"late_s": round(late_s, 3)})
+        return [fact, *self.detector.forgive(now), *self.pastry.slept(now, late_s)]
+
     def _timer(self, now: float) -> Effects:
         effects: Effects = []
-        due = self.next_deadline()
-        if due is not None and now - due > self._parameters.delay_max_s:
-            self.scribe.forgive(now)
-            effects += [fx.Notify("slept", {"late_s": round(now - due, 3)}), *self.detector.forgive(now), *self.pastry.probe_everyone()]
         for machine in (self.detector, self.pastry, self.scribe, self.replication):
             effects += machine.on_timer(now)
         return effects

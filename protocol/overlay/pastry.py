@@ -1,20 +1,25 @@
-"""Pastry (Rowstron & Druschel 2001) with MSPastry's consistency (Castro, Costa, Rowstron, DSN 2004): who is in the ring, where a key lives.
+"""Pastry (Rowstron & Druschel 2001) with MSPastry's consistency (Castro, Costa, Rowstron, DSN 2004): who is in the ring.
 
-1. Routing (Pastry 2.3). Where the leaf set covers the key: the numerically closest of it and us. Else the table's entry. Else any node
-   that we know with no shorter a prefix and closer to the key; else any closer one.
-2. Join (Pastry 2.4). Through a seed, a JOIN is routed to the joiner's id; each hop adds its row; the closest node answers with its leaf
+Where a key lives, and the way there: forwarding.py. Who is in the routing table: table_upkeep.py. Here: the leaf set.
+
+1. Join (Pastry 2.4). Through a seed, a JOIN is routed to the joiner's id; each hop adds its row; the closest node answers with its leaf
    set. A JOIN never goes to an older life of the joiner.
-3. Consistency (MSPastry 3.1). A node is inactive, and delivers nothing, until every candidate of its leaf set has been probed and has
+2. Consistency (MSPastry 3.1). A node is inactive, and delivers nothing, until every candidate of its leaf set has been probed and has
    answered. Nobody inserts a node that it has not heard from; nobody believes a death that it has not verified: a death or a
    neighbour told by others is probed, never taken over.
-4. A message whose next hop is a suspect waits for the verdict, and is then delivered there or by the next closest.
-5. What was sent to a hop shortly before its death was noticed may be lost: it is routed again. Deliveries may so be doubled, never lost
-   silently.
-6. Repair (Pastry 2.5). Each verified death is told to the leaf set; the answers carry candidates for the gap.
-7. Exchange (Bamboo). Every few heartbeats one leaf-set member, each in turn, is told our leaf set and answers with its own: what any
-   rule above has missed (a life that began while we slept) comes right within one turn. One entry of the table, each in turn, is
-   pinged with it (MSPastry 3.2): nobody else would tell us that it hangs.
-8. A node with nobody left goes back to its seeds. Without seeds it is a ring of one, and keeps trying whom it remembers.
+3. Mutual neighbours. A key on our right is ours to deliver only while our right neighbour has named us as its left one, and likewise on the
+   left: so two nodes never deliver the same key, whatever each of them has missed. Whoever gets a new neighbour tells it; until it has
+   answered in kind, it is asked again with each heartbeat. A neighbour may name one between us that we hold dead: the way from us to
+   it may be all that is cut. What is closer to that one goes through the neighbour, what is closer to us is ours in either case.
+4. Heartbeats go to the left neighbour only, when nothing else was sent to it (MSPastry 4.1); each watches its right neighbour.
+5. Repair (Pastry 2.5, MSPastry 3.1). A verified death next to us is told to the whole leaf set, which verifies it; one farther off is
+   repaired by asking the farthest live node on its side. Who lacks members is also told who, of all that the asked one knows, is
+   nearest: the way back into the ring is as short as a route, even where a whole side died at once.
+6. Exchange (Bamboo, section 3.1). Now and then one member, each in turn, compares leaf sets with us: what the rules above have missed
+   comes right.
+7. A node with nobody left goes back to its seeds and to the peers that it remembers. Without seeds it is a ring of one, and keeps trying.
+8. Two rings become one. Who was believed dead and is heard again, and now and then a seed, is asked for our place in its ring: the
+   same JOIN brings the neighbours that we should have there.
 
     joining --JOIN answered, candidates probed--> active --nobody left, seeds given--> joining
 """
@@ -23,24 +28,30 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from math import inf
 from random import Random
 
-from protocol.identifiers import Address, NodeId, Peer, rank, shared_prefix
+from protocol.identifiers import RING, Address, NodeId, Peer, clockwise, rank
 from protocol.overlay.deadlines import Deadlines
-from protocol.overlay.effects import Activated, DeliverBody, DialSeed, Effect, LeafSetChanged, Notify, Send, Suspect
+from protocol.overlay.effects import Activated, Dial, DialSeed, Effect, LeafSetChanged, Notify, Send, Suspect
+from protocol.overlay.forwarding import Forwarding
 from protocol.overlay.leaf_set import LeafSet
+from protocol.overlay.proximity import Proximity
 from protocol.overlay.routing_table import RoutingTable
+from protocol.overlay.table_upkeep import TableUpkeep
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import Heartbeat, JoinReply, JoinRequest, LeafProbe, LeafProbeReply, Ping, Routable, Route
+from protocol.wire.messages import Heartbeat, JoinReply, JoinRequest, LeafProbe, LeafProbeReply, Routable, Route
 
 PROBES_MAX = 4
 CANDIDATES_PER_LEAF = 16
 """At most so many candidates for each place in the leaf set are under probe: what a peer lists costs a bounded number of probes."""
 
+View = tuple[Peer, Peer]
+"""Whom a neighbour has last named as its own right and left neighbour."""
+
 
 class Pastry:
-    """One node's view of the ring. `is_suspect` and `is_dead` are the failure detector's word."""
+    """One node's view of the ring. The functions are the failure detector's word on a peer."""
 
     def __init__(
         self,
@@ -49,46 +60,130 @@ class Pastry:
         rng: Random,
         is_suspect: Callable[[NodeId], bool],
         is_dead: Callable[[Peer], bool],
-        recently_dead: Callable[[], tuple[NodeId, ...]],
+        recently_dead: Callable[[float], tuple[NodeId, ...]],
+        heard_at: Callable[[NodeId], float],
     ) -> None:
         self._me = me
         self._parameters = parameters
         self._rng = rng
-        self._is_suspect = is_suspect
         self._is_dead = is_dead
         self._recently_dead = recently_dead
         self.leaf_set = LeafSet(me.id, parameters.side)
-        self.table = RoutingTable(me.id)
+        self.proximity = Proximity(parameters)
+        self.table = RoutingTable(me.id, self.proximity.rtt_s)
+        self.forwarding = Forwarding(
+            me, parameters, self.leaf_set, self.table, self.proximity, is_suspect, lambda: self.active, self._claim
+        )
+        self.upkeep = TableUpkeep(me, parameters, rng, self.leaf_set, self.table, self.proximity, is_dead, heard_at)
         self.active = False
+        self.revision = 0
+        """Grows when the neighbour that we watch changes."""
+        self.left_id: NodeId | None = None
+        """To whom heartbeats go."""
+        self.sent_left = False
+        """Was anything sent to it since the last heartbeat? Set by who sees every message go (node.py)."""
+        self._adjacent: tuple[Peer | None, Peer | None] = (None, None)
+        """Right and left neighbour, as last told."""
+        self._views: dict[Peer, View] = {}
+        """By life: what a neighbour named before it restarted, its next life need not know."""
         self._probing: dict[NodeId, Peer] = {}
         """Candidates of the leaf set that have been probed and have not answered."""
         self._attempts: dict[NodeId, int] = {}
-        self._pinged: dict[NodeId, Peer] = {}
-        """Candidates of the table, likewise."""
-        self._held: deque[Route] = deque()
-        self._sent: deque[tuple[float, NodeId, Route]] = deque(maxlen=parameters.held_messages_max)
-        """What was lately handed to which hop, in case it was dead already."""
+        self._was_full = False
         self._seeds: tuple[Address, ...] = ()
         self._hints: tuple[Address, ...] = ()
         self._untried: deque[Address] = deque()
         self._join_wait_s = parameters.retry_min_s
-        self._beats = 0
+        self._asked_at = -inf
+        """When we last asked for a place in a ring."""
+        self._turn = 0
         self._deadlines: Deadlines[tuple[str, NodeId]] = Deadlines()
 
     def next_deadline(self) -> float | None:
-        return self._deadlines.next()
+        due = (self._deadlines.next(), self.forwarding.next_deadline(), self.upkeep.next_deadline())
+        return min((when for when in due if when is not None), default=None)
 
-    def neighbours(self) -> list[Peer]:
-        """The nearest node on each side: those with whom heartbeats are exchanged."""
-        near = [side[0] for side in (self.leaf_set.left, self.leaf_set.right) if side]
-        return near if len(near) < 2 or near[0] != near[1] else near[:1]
+    def watched(self) -> tuple[Peer, ...]:
+        """Whose silence on the ring matters: the right neighbour, rule 4."""
+        return self.leaf_set.right[:1]
 
     def knows(self, peer: Peer) -> bool:
         """Does this peer matter to the ring as we see it?"""
-        return any(
-            found is not None and found.incarnation <= peer.incarnation
-            for found in (self.leaf_set.get(peer.id), self.table.get(peer.id), self._probing.get(peer.id), self._pinged.get(peer.id))
-        )
+        pinged = self.upkeep.pinged.get(peer.id)
+        found = (self.leaf_set.get(peer.id), self.table.get(peer.id), self._probing.get(peer.id), pinged[0] if pinged else None)
+        return any(known is not None and known.incarnation <= peer.incarnation for known in found)
+
+    # --- rule 3 -------------------------------------------------------------------------------------------------------
+
+    @property
+    def settled(self) -> bool:
+        """Active, and named by both neighbours: this node delivers whatever is closest to it."""
+        return self.active and self._named_by_right() and self._named_by_left()
+
+    def _named_by_right(self) -> bool:
+        if not self.leaf_set.right:
+            return True
+        view = self._views.get(self.leaf_set.right[0])
+        return view is not None and view[1].id == self._me.id
+
+    def _named_by_left(self) -> bool:
+        if not self.leaf_set.left:
+            return True
+        view = self._views.get(self.leaf_set.left[0])
+        return view is not None and view[0].id == self._me.id
+
+    def _claim(self, key: NodeId) -> tuple[bool, Peer | None]:
+        """Is the key, to which we know nobody closer, certainly ours to deliver? If not: through whom it may go all the same."""
+        mine, way = rank(key, self._me.id), clockwise(self._me.id, key)
+        if way == 0:
+            return True, None
+        if any(rank(key, identifier) < mine for identifier in self._probing):
+            return False, None
+        if not len(self.leaf_set):
+            return True, None
+        to_the_right = way <= RING // 2
+        neighbour = self.leaf_set.right[0] if to_the_right else self.leaf_set.left[0]
+        if (view := self._views.get(neighbour)) is None:
+            return False, None
+        named = view[1] if to_the_right else view[0]
+        if named.id == self._me.id:
+            return True, None
+        if not self._is_dead(named):
+            return False, None
+        ours = mine < rank(key, named.id)
+        return ours, None if ours else neighbour
+
+    def _note_view(self, sender: Peer, leaf_set: tuple[Peer, ...]) -> list[Effect]:
+        """Whom the sender names as its neighbours. One that stands between us, and that we believe dead, is dialled again."""
+        if self.leaf_set.get(sender.id) != sender:
+            return []
+        if not leaf_set:
+            self._views.pop(sender, None)  # it knows nobody (any more), us included
+            return []
+        right, left = leaf_set[0], leaf_set[-1]
+        self._views[sender] = right, left
+        effects: list[Effect] = []
+        for neighbour, other in ((self._adjacent[0], left), (self._adjacent[1], right)):
+            if neighbour is not None and neighbour.id == sender.id and other.id != self._me.id and self._is_dead(other):
+                effects.append(Dial(other))
+        return effects
+
+    def _moved(self, now: float) -> list[Effect]:
+        """The leaf set has changed: a new neighbour is told."""
+        right, left = self.leaf_set.right[:1], self.leaf_set.left[:1]
+        adjacent = (right[0] if right else None, left[0] if left else None)
+        self._was_full = self._was_full or not self.leaf_set.overlaps
+        effects: list[Effect] = [LeafSetChanged()]
+        self._views = {peer: view for peer, view in self._views.items() if self.leaf_set.get(peer.id) == peer}
+        if adjacent == self._adjacent:
+            return effects
+        new = {peer.id: peer for peer in adjacent if peer is not None and peer not in self._adjacent}
+        self._adjacent = adjacent
+        self.revision += 1
+        self.left_id = left[0].id if left else None
+        if self.active:
+            effects += [Send(peer, self._probe(now)) for peer in new.values()]
+        return effects
 
     # --- joining ------------------------------------------------------------------------------------------------------
 
@@ -96,7 +191,9 @@ class Pastry:
         """Enter the ring through the seeds, then through the hints; a ring of one where no seed was named and no hint answers."""
         self._seeds = tuple(address for address in seeds if address != self._me.address)
         self._hints = tuple(address for address in hints if address != self._me.address)
-        self._deadlines.set(("heartbeat", self._me.id), now + self._parameters.heartbeat_interval_s)
+        self._deadlines.set(("heartbeat", self._me.id), now + self._parameters.heartbeat_interval_s * self._rng.uniform(0.5, 1.0))
+        self._deadlines.set(("exchange", self._me.id), now + self._parameters.exchange_interval_s * self._rng.uniform(0.5, 1.0))
+        self._deadlines.set(("seed", self._me.id), now + self._parameters.row_interval_s * self._rng.uniform(0.5, 1.0))
         self._untried = deque((*self._seeds, *self._hints))
         return self._try_next_seed(now)
 
@@ -114,92 +211,118 @@ class Pastry:
         return [Notify("no_seed_reachable", {"tried": (*self._seeds, *self._hints), "again_in_s": round(wait_s, 2)})]
 
     def seed_answered(self, peer: Peer, now: float) -> list[Effect]:
-        if self.active or self._probing or peer.id == self._me.id:
+        """A seed lives: it routes our JOIN, also where we are in a ring already (rule 8)."""
+        if self._probing or peer.id == self._me.id:
             return []
-        self._deadlines.set(("join", self._me.id), now + self._parameters.join_timeout_s)
+        if not self.active:
+            self._deadlines.set(("join", self._me.id), now + self._parameters.join_timeout_s)
+        return self._ask_for_a_place(peer, now)
+
+    def _ask_for_a_place(self, peer: Peer, now: float) -> list[Effect]:
+        self._asked_at = now
         return [Send(peer, Route(self._me.id, JoinRequest(self._me)))]
+
+    def found_again(self, peer: Peer, now: float) -> list[Effect]:
+        """The same life that was believed dead is heard: there may be a whole ring with it (rule 8). Of many, one is asked."""
+        if not self.active or now < self._asked_at + self._parameters.delay_max_s:
+            return []
+        return self._ask_for_a_place(peer, now)
 
     def seed_failed(self, address: Address, reason: str, now: float) -> list[Effect]:
         if self.active:
             return []
         return [Notify("seed_failed", {"address": address, "reason": reason}), *self._try_next_seed(now)]
 
-    def join_request(self, request: JoinRequest, key: NodeId) -> list[Effect]:
+    def join_request(self, request: JoinRequest) -> list[Effect]:
         """We are the live node closest to the joiner."""
         joiner = request.joiner
-        return [Send(joiner, JoinReply(self._with_row(request.candidates, joiner.id), tuple(self.leaf_set)))]
+        return [Send(joiner, JoinReply(self.forwarding.with_row(request.candidates, joiner.id), tuple(self.leaf_set)))]
 
     def join_reply(self, sender: Peer, reply: JoinReply, now: float) -> list[Effect]:
-        if self.active:
+        if self.active and now > self._asked_at + self._parameters.look_up_timeout_s:
             return []
         effects: list[Effect] = []
-        for peer in (sender, *reply.leaf_set):
-            effects += self._consider_leaf(peer, now)
-        for peer in reply.candidates:
-            effects += self._consider_leaf(peer, now) or self._consider_entry(peer, now)
+        # The nearest first: what lies farther then is no candidate of the leaf set any more.
+        near = sorted((sender, *reply.leaf_set), key=lambda peer: rank(self._me.id, peer.id))
+        for peer in (*near, *reply.candidates):
+            effects += self._consider_leaf(peer, now) or self.upkeep.consider(peer, now)
         return effects + self._settle(now)
-
-    def _with_row(self, candidates: tuple[Peer, ...], joiner: NodeId) -> tuple[Peer, ...]:
-        """The candidates of the way so far, ourselves, and our row for the joiner; each once."""
-        mine = (self._me, *self.table.row(shared_prefix(self._me.id, joiner)))
-        seen = {peer.id: peer for peer in (*mine, *candidates) if peer.id != joiner}
-        return tuple(seen.values())[: 4 * self._parameters.leaf_set_size]
 
     # --- probing ------------------------------------------------------------------------------------------------------
 
-    def _probe(self) -> LeafProbe:
-        return LeafProbe(tuple(self.leaf_set), self._recently_dead())
+    def _lacking(self) -> bool:
+        return self._was_full and self.leaf_set.overlaps
+
+    def _probe(self, now: float) -> LeafProbe:
+        return LeafProbe(tuple(self.leaf_set), self._recently_dead(now), self._lacking())
 
     def _consider_leaf(self, peer: Peer, now: float) -> list[Effect]:
         """Probe a candidate of the leaf set, unless it is in, under probe, dead, or too far."""
         member = self.leaf_set.get(peer.id)
-        wanted = member.incarnation < peer.incarnation if member is not None else self.leaf_set.admits(peer.id)
+        wanted = member.incarnation < peer.incarnation if member is not None else self._wanted(peer.id)
         if not wanted or peer.id in self._probing or self._is_dead(peer):
             return []
         if len(self._probing) >= CANDIDATES_PER_LEAF * self._parameters.leaf_set_size:
             return []
         self._probing[peer.id] = peer
         self._deadlines.set(("probe", peer.id), now + self._parameters.probe_timeout_s)
-        return [Send(peer, self._probe())]
+        return [Send(peer, self._probe(now))]
 
-    def _consider_entry(self, peer: Peer, now: float) -> list[Effect]:
-        return self._ping(peer, now) if self.table.wants(peer.id) else []
-
-    def _ping(self, peer: Peer, now: float) -> list[Effect]:
-        """Is it alive? Silence makes a suspect."""
-        if peer.id in self._pinged or self._is_dead(peer) or len(self._pinged) >= self._parameters.held_messages_max:
-            return []
-        self._pinged[peer.id] = peer
-        self._deadlines.set(("ping", peer.id), now + self._parameters.probe_timeout_s)
-        return [Send(peer, Ping())]
+    def _wanted(self, identifier: NodeId) -> bool:
+        """Would it be among the L/2 nearest on either side of all members and candidates?"""
+        if not self.leaf_set.admits(identifier):
+            return False
+        if not self._probing:
+            return True
+        way, known = clockwise(self._me.id, identifier), {*self._probing, *(peer.id for peer in self.leaf_set)}
+        nearer = sum(clockwise(self._me.id, other) < way for other in known)
+        return min(nearer, len(known) - nearer) < self._parameters.side
 
     def meet(self, peer: Peer, now: float) -> list[Effect]:
         """A live peer was heard: it may be a neighbour that we lack (found again after a partition, say)."""
-        self.table.insert(peer)
-        if peer.id in self.leaf_set:
-            return [LeafSetChanged()] if self.leaf_set.insert(peer) else []
-        return self._consider_leaf(peer, now) if self.active else []
+        member = self.leaf_set.get(peer.id)
+        if member is not None:
+            if member.incarnation == peer.incarnation:
+                return []
+            self.table.insert(peer)
+            return self._moved(now) if self.leaf_set.insert(peer) else []
+        entry = self.table.get(peer.id)
+        if entry is None or entry.incarnation < peer.incarnation:
+            self.table.insert(peer)
+        return self._consider_leaf(peer, now) if self.active and self.leaf_set.admits(peer.id) else []
 
     def probe_received(self, sender: Peer, probe: LeafProbe | LeafProbeReply, now: float) -> list[Effect]:
         """MSPastry's LS-PROBE and its reply: insert the sender, verify what it says, answer."""
         effects: list[Effect] = []
         changed = self.leaf_set.insert(sender)
         self.table.insert(sender)
+        if changed:
+            effects += self._moved(now)
         for identifier in probe.failed:
             member = self.leaf_set.get(identifier) or self.table.get(identifier)
             if member is not None and identifier != sender.id:
                 effects.append(Suspect(member, f"{sender.id.short} believes it dead"))
         for peer in probe.leaf_set:
             effects += self._consider_leaf(peer, now)
+        effects += self._note_view(sender, probe.leaf_set)
         if isinstance(probe, LeafProbe):
-            effects.append(Send(sender, LeafProbeReply(tuple(self.leaf_set), self._recently_dead())))
-        elif self._probing.pop(sender.id, None) is not None:
-            self._attempts.pop(sender.id, None)
-            self._deadlines.drop(("probe", sender.id))
-        if changed:
-            effects.append(LeafSetChanged())
+            near = self._nearest_to(sender.id) if probe.lacking else ()
+            effects.append(Send(sender, LeafProbeReply(tuple(self.leaf_set), self._recently_dead(now), near)))
+        else:
+            for peer in probe.near[: 2 * self._parameters.leaf_set_size]:
+                effects += self._consider_leaf(peer, now)
+            if self._probing.pop(sender.id, None) is not None:
+                self._attempts.pop(sender.id, None)
+                self._deadlines.drop(("probe", sender.id))
         # A sender that knows nobody may itself be joining: it proves that it lives, not that the two of us are the ring.
         return effects + self._settle(now) if self.active or probe.leaf_set else effects
+
+    def _nearest_to(self, identifier: NodeId) -> tuple[Peer, ...]:
+        """Of all that we know, those nearest to this node on either side (rule 5)."""
+        known = {peer.id: peer for peer in (self._me, *self.leaf_set, *self.table) if peer.id != identifier}
+        around = sorted(known.values(), key=lambda peer: clockwise(identifier, peer.id))
+        near = {peer.id: peer for peer in (*around[: self._parameters.side], *around[-self._parameters.side :])}
+        return tuple(near.values())
 
     def _probe_again(self, identifier: NodeId, now: float) -> list[Effect]:
         """A candidate is silent: have it judged, and ask again; one that lives but never answers is no candidate."""
@@ -207,19 +330,15 @@ class Pastry:
         self._attempts[identifier] = self._attempts.get(identifier, 0) + 1
         if self._attempts[identifier] >= PROBES_MAX:
             del self._probing[identifier], self._attempts[identifier]
-            return [Notify("candidate_dropped", {"peer": candidate, "reason": "alive, but answers no probe"}), *self._settle(now)]
+            dropped = Notify("candidate_dropped", {"peer": candidate, "reason": "alive, but answers no probe"})
+            return [dropped, *self._ask_for_others(now), *self._settle(now)]
         self._deadlines.set(("probe", identifier), now + self._parameters.probe_timeout_s)
-        return [Send(candidate, self._probe()), Suspect(candidate, "silent when probed")]
-
-    def pong_received(self, sender: Peer) -> list[Effect]:
-        self._pinged.pop(sender.id, None)
-        self._deadlines.drop(("ping", sender.id))
-        return []
+        return [Send(candidate, self._probe(now)), Suspect(candidate, "silent when probed")]
 
     def _settle(self, now: float) -> list[Effect]:
         """Active once every candidate has answered. Once active: what was held while a candidate was in doubt goes on."""
         if self.active:
-            return self.release(now)
+            return self.forwarding.release(now)
         if self._probing or not len(self.leaf_set):
             return []
         return self._activate(now)
@@ -228,30 +347,27 @@ class Pastry:
         self.active = True
         self._join_wait_s = self._parameters.retry_min_s
         self._deadlines.drop(("join", self._me.id))
-        return [Activated(), LeafSetChanged(), *self.release(now)]
+        self._adjacent = (None, None)  # whoever they are, they have not been told since we are in the ring
+        self.upkeep.begin(now)
+        return [Activated(), *self._moved(now), *self.forwarding.release(now)]
 
     # --- deaths -------------------------------------------------------------------------------------------------------
 
     def died(self, peer: Peer, now: float) -> list[Effect]:
-        """A verified death: out of leaf set and table, told to the neighbours, whose answers fill the gap."""
+        """A verified death, or a leave: out of leaf set and table, and the gap is closed."""
         effects: list[Effect] = []
-        for waiting, kind in ((self._probing, "probe"), (self._pinged, "ping")):
-            if (found := waiting.get(peer.id)) is not None and found.incarnation <= peer.incarnation:
-                del waiting[peer.id]
-                self._attempts.pop(peer.id, None)
-                self._deadlines.drop((kind, peer.id))
-        entry = self.table.get(peer.id)
-        if entry is not None and entry.incarnation <= peer.incarnation:
-            self.table.remove(peer.id)
-        self._take_back(peer.id, now)
+        probed = self._probing.get(peer.id)
+        if probed is not None and probed.incarnation <= peer.incarnation:
+            del self._probing[peer.id]
+            self._attempts.pop(peer.id, None)
+            self._deadlines.drop(("probe", peer.id))
+            effects += self._ask_for_others(now)
+        effects += self.upkeep.died(peer, now)
         member = self.leaf_set.get(peer.id)
         if member is not None and member.incarnation <= peer.incarnation:
-            self.leaf_set.remove(peer.id)
-            effects.append(LeafSetChanged())
-            effects += self.probe_everyone()
-            for candidate in sorted(self.table, key=lambda other: rank(self._me.id, other.id))[: self._parameters.side]:
-                effects += self._consider_leaf(candidate, now)
-        if self.active and not len(self.leaf_set) and self._seeds:
+            effects += self._close_gap(member, now)
+        effects += self.forwarding.died(peer, now)
+        if self.active and not len(self.leaf_set) and (self._seeds or self._probing):
             self.active = False
             effects.append(Notify("ring_lost", {"reason": "no neighbour is left; back to the seeds"}))
             self._untried = deque((*self._seeds, *self._hints))
@@ -260,61 +376,30 @@ class Pastry:
             effects += self._settle(now)
         return effects
 
-    def _take_back(self, dead: NodeId, now: float) -> None:
-        """Hold again what the dead hop was given in the time that its death may have gone unnoticed."""
-        since = now - self._parameters.silence_max_s - 2 * self._parameters.probe_timeout_s
-        lost = [message for when, hop, message in self._sent if hop == dead and when >= since]
-        self._sent = deque((entry for entry in self._sent if entry[1] != dead and entry[0] >= since), self._sent.maxlen)
-        self._held.extend(lost[: self._parameters.held_messages_max - len(self._held)])
+    def _ask_for_others(self, now: float) -> list[Effect]:
+        """A candidate came to nothing, and may have kept out others: the farthest on either side may know them."""
+        farthest = {side[-1].id: side[-1] for side in (self.leaf_set.right, self.leaf_set.left) if side}
+        return [Send(peer, self._probe(now)) for peer in farthest.values()]
 
-    # --- routing ------------------------------------------------------------------------------------------------------
-
-    def next_hop(self, key: NodeId, avoid: NodeId | None = None) -> Peer | None:
-        """The next hop towards key, rule 1; None where no known node but us is closest."""
-        if self.leaf_set.covers(key):
-            return self.leaf_set.closest(key, avoid)
-        entry = self.table.towards(key)
-        if entry is not None and entry.id != avoid and not self._is_suspect(entry.id):
-            return entry
-        mine, prefix = rank(key, self._me.id), shared_prefix(self._me.id, key)
-        closer = [peer for peer in (*self.leaf_set, *self.table) if peer.id != avoid and rank(key, peer.id) < mine]
-        far = [peer for peer in closer if shared_prefix(peer.id, key) >= prefix and not self._is_suspect(peer.id)]
-        return min(far or closer, key=lambda peer: rank(key, peer.id), default=None)
-
-    def route(self, message: Route, now: float) -> list[Effect]:
-        """One step of a routed message: deliver, forward, or hold until we are active and the hop's verdict has fallen."""
-        body = message.body
-        avoid = body.joiner.id if isinstance(body, JoinRequest) else None
-        if message.hops > self._parameters.hops_max:
-            return [Notify("route_dropped", {"key": message.key, "reason": f"more than {self._parameters.hops_max} hops"})]
-        hop = self.next_hop(message.key, avoid)
-        if not self.active or (hop is not None and self._is_suspect(hop.id)) or (hop is None and self._unsure(message.key)):
-            if len(self._held) >= self._parameters.held_messages_max:
-                return [Notify("route_dropped", {"key": message.key, "reason": "too many messages are held"})]
-            self._held.append(message)
-            return []
-        if hop is None:
-            return [DeliverBody(message.key, body, message.hops)]
-        if isinstance(body, JoinRequest):
-            body = JoinRequest(body.joiner, self._with_row(body.candidates, body.joiner.id))
-        message = replace(message, body=body, hops=message.hops + 1)
-        self._sent.append((now, hop.id, message))
-        return [Send(hop, message)]
-
-    def _unsure(self, key: NodeId) -> bool:
-        """Is a candidate under probe closer to the key than we are? Then it is not yet ours to deliver."""
-        mine = rank(key, self._me.id)
-        return any(rank(key, identifier) < mine for identifier in self._probing)
-
-    def originate(self, key: NodeId, body: Routable, now: float) -> list[Effect]:
-        return self.route(Route(key, body), now)
-
-    def release(self, now: float) -> list[Effect]:
-        """Try again what was held: something about the ring has become known."""
-        effects: list[Effect] = []
-        held, self._held = self._held, deque()
-        for message in held:
-            effects += self.route(message, now)
+    def _close_gap(self, member: Peer, now: float) -> list[Effect]:
+        """Rule 5."""
+        next_to_us = member in self._adjacent
+        side = self.leaf_set.left if member in self.leaf_set.left else self.leaf_set.right
+        farthest = next((peer for peer in reversed(side) if peer.id != member.id), None)
+        self.leaf_set.remove(member.id)
+        self._views.pop(member, None)
+        before = self._adjacent
+        effects = self._moved(now)
+        for neighbour in self._adjacent:
+            if neighbour is not None and neighbour not in before:
+                self._views.pop(neighbour, None)  # it may have named us before it knew the one between us: it must do so now
+        if next_to_us:
+            effects += self.probe_everyone(now)
+        elif farthest is not None:
+            effects.append(Send(farthest, self._probe(now)))
+        if len(self.leaf_set) <= self._parameters.side:
+            for candidate in sorted(self.table, key=lambda other: rank(self._me.id, other.id))[: self._parameters.side]:
+                effects += self._consider_leaf(candidate, now)
         return effects
 
     # --- time ---------------------------------------------------------------------------------------------------------
@@ -322,42 +407,84 @@ class Pastry:
     def on_timer(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
         for kind, identifier in self._deadlines.due(now):
-            if kind == "heartbeat":
-                self._deadlines.set((kind, identifier), now + self._parameters.heartbeat_interval_s)
-                effects += self._beat(now)
-            elif kind == "join" and self._probing:
-                self._deadlines.set((kind, identifier), now + self._parameters.join_timeout_s)
-            elif kind == "join":
-                effects += self._try_next_seed(now)
-            elif kind == "probe":
-                effects += self._probe_again(identifier, now)
-            elif kind == "ping":
-                peer = self._pinged.pop(identifier)
-                effects.append(Suspect(peer, "silent when pinged"))
-        return effects
+            match kind:
+                case "heartbeat":
+                    self._deadlines.set((kind, identifier), now + self._parameters.heartbeat_interval_s)
+                    effects += self._beat(now)
+                case "exchange":
+                    self._deadlines.set((kind, identifier), now + self._parameters.exchange_interval_s * self._rng.uniform(0.75, 1.25))
+                    effects += self._exchange(now)
+                case "seed":
+                    self._deadlines.set((kind, identifier), now + self._seed_wait_s())
+                    effects += self._look_for_others()
+                case "join" if self._probing:
+                    self._deadlines.set((kind, identifier), now + self._parameters.join_timeout_s)
+                case "join":
+                    effects += self._try_next_seed(now)
+                case "probe":
+                    effects += self._probe_again(identifier, now)
+        return effects + self.forwarding.on_timer(now) + self.upkeep.on_timer(now)
 
     def _beat(self, now: float) -> list[Effect]:
-        """A heartbeat to the neighbours; and every few, an exchange with the next member and a ping to the next entry in turn."""
-        self._beats += 1
-        effects: list[Effect] = [Send(peer, Heartbeat()) for peer in self.neighbours()]
-        turn, rest = divmod(self._beats, self._parameters.heartbeat_misses)
-        if self.active and rest == 0 and len(self.leaf_set):
-            members, entries = list(self.leaf_set), list(self.table)
-            effects.append(Send(members[turn % len(members)], self._probe()))
-            if entries:
-                effects += self._ping(entries[turn % len(entries)], now)
+        """Rules 3 and 4."""
+        effects: list[Effect] = []
+        right, left = self.leaf_set.right[:1], self.leaf_set.left[:1]
+        if self.active:
+            if right and not self._named_by_right():
+                effects.append(Send(right[0], self._probe(now)))
+            if left and not self._named_by_left():
+                effects.append(Send(left[0], self._probe(now)))
+        if left and not self.sent_left:
+            effects.append(Send(left[0], Heartbeat()))
+        self.sent_left = False
         return effects
 
-    def probe_everyone(self) -> list[Effect]:
-        """Tell the whole leaf set, and hear from it: this node slept, or a neighbour died."""
-        return [Send(member, self._probe()) for member in self.leaf_set]
+    def _exchange(self, now: float) -> list[Effect]:
+        """Rule 6."""
+        members = tuple(self.leaf_set)
+        if not self.active or not members:
+            return []
+        self._turn += 1
+        return [Send(members[self._turn % len(members)], self._probe(now))]
+
+    def _seed_wait_s(self) -> float:
+        """Seldom, and the more so the larger the ring: a seed hears as much from a ring of thousands as from one of a hundred."""
+        alone = self.active and not len(self.leaf_set)
+        wait_s = self._parameters.retry_max_s if alone else self._parameters.row_interval_s * max(1.0, self.upkeep.nodes() / 64)
+        return wait_s * self._rng.uniform(0.75, 1.25)
+
+    def _look_for_others(self) -> list[Effect]:
+        """Rule 8: is there a ring around a seed, or a remembered peer where we are alone, that we are not in?"""
+        places = (*self._seeds, *self._hints) if not len(self.leaf_set) else self._seeds
+        if not self.active or not places:
+            return []
+        return [DialSeed(self._rng.choice(places))]
+
+    def slept(self, now: float, late_s: float) -> list[Effect]:
+        """This node slept: it asks everybody for what it missed, and where others may have given it up, delivers nothing meanwhile."""
+        if late_s > self._parameters.silence_max_s:
+            self._views.clear()
+        return self.probe_everyone(now)
+
+    def probe_everyone(self, now: float) -> list[Effect]:
+        """Tell the whole leaf set, and hear from it."""
+        probe = self._probe(now)
+        return [Send(member, probe) for member in self.leaf_set]
+
+    def originate(self, key: NodeId, body: Routable, now: float) -> list[Effect]:
+        return self.forwarding.route(Route(key, body), now)
+
+    def next_hop(self, key: NodeId) -> Peer | None:
+        """The next hop towards key, None where we are closest (a suspect may be named)."""
+        return self.forwarding.next_hop(key)[0]
 
     def check_invariants(self) -> None:
         assert self._me.id not in self.leaf_set, "a node is its own neighbour"
         assert self.table.get(self._me.id) is None, "a node is in its own table"
         assert all(("probe", identifier) in self._deadlines for identifier in self._probing), "a probe without a deadline"
-        assert all(("ping", identifier) in self._deadlines for identifier in self._pinged), "a ping without a deadline"
-        assert len(self._held) <= self._parameters.held_messages_max, "too many messages are held"
+        assert self._views.keys() <= set(self.leaf_set), "a view of a stranger"
         assert self.active or ("join", self._me.id) in self._deadlines or self._probing or not self._seeds, (
             "joining, and nothing will happen"
         )
+        self.forwarding.check_invariants()
+        self.upkeep.check_invariants()

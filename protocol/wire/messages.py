@@ -166,7 +166,7 @@ class Superseded:
 
 @dataclass(frozen=True, slots=True)
 class TreeJoin:
-    """To the next hop towards the treeId, which becomes a forwarder and joins in turn (Scribe 3.2).
+    """To the next hop towards the treeId, which becomes a forwarder and joins in turn (Scribe III-A).
 
     seen: the last multicast that the child has had, as (root's incarnation, sequence).
     """
@@ -224,11 +224,15 @@ class Alive:
 
 @dataclass(frozen=True, slots=True)
 class TreePulse:
-    """Parent's answer to Alive. resync: my view differs from your digest, send the whole list."""
+    """Parent's answer to Alive, and at once when the path changes. resync: my view differs from your digest, send the whole list.
+
+    lost: the top of this path finds no way to the root, perhaps because that leads through us.
+    """
 
     tree: TreeId
     path: tuple[NodeId, ...]
     resync: bool = False
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ class Progress:
 class SubtreeDigest:
     """Sums over the members of a subtree: root traffic grows with its fan-out, not with N.
 
-    check: XOR over members of id x (2 incarnation + 1) mod 2**128 (overlay/tree.py); a parent whose own view gives another value asks
+    check: XOR over members of id x (2 incarnation + 1) mod 2**128 (overlay/roster.py); a parent whose own view gives another value asks
     for the whole list.
     """
 

@@ -77,7 +77,7 @@ def test_show_config_prints_settings_that_load_again(capsys: pytest.CaptureFixtu
     [
         (["serve", "--set", "tree.main.round=3"], "error: --set: tree.main.round is no setting; the nearest is tree.main.rounds\n"),
         (["serve", "--listen", "x"], 'error: --listen: listen is "x", but should be HOST:PORT, such as "127.0.0.1:7700"\n'),
-        (["serve", "--set", "overlay.preset=wan"], "error: tree.main.round_deadline_s (30.0) must exceed the 36 s"),
+        (["serve", "--set", "overlay.preset=wan"], "error: tree.main.round_deadline_s (30.0) must exceed the 47 s"),
         (["stop", "--at", "x"], 'error: --at is "x", but should be HOST:PORT'),
         (["status", "--format", "xml"], "error: Invalid value for '--format'"),
     ],

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from random import Random
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from protocol.identifiers import BITS, Address, NodeId, Peer
 from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
+from protocol.overlay.detector import Detector
 from protocol.overlay.node import OverlayNode
 from protocol.parameters import OverlayParameters
 from protocol.wire import messages as m
@@ -42,6 +43,46 @@ def sent(effects: Iterable[object], kind: type[Kind]) -> list[tuple[Peer, Kind]]
 
 def facts(effects: Iterable[object]) -> list[str]:
     return [effect.fact for effect in of(fx.Notify, effects)]
+
+
+def detector(parameters: OverlayParameters = P, seed: int = 1, friends: Iterable[Peer] = ()) -> Detector:
+    """A failure detector; `friends` may be asked to help."""
+    return Detector(ME, parameters, Random(seed), lambda: friends)
+
+
+def watching(*peers: Peer, now: float = 0.0, friends: Iterable[Peer] = ()) -> Detector:
+    """All of `peers` heard and watched."""
+    found = detector(friends=friends)
+    for one in peers:
+        found.heard(one, now)
+    found.watch(peers, now)
+    return found
+
+
+def run_timers(judge: Detector, until: float) -> list[tuple[float, fx.Effect]]:
+    """Fire each timer at its time."""
+    seen: list[tuple[float, fx.Effect]] = []
+    while (when := judge.next_deadline()) is not None and when <= until:
+        seen += [(when, effect) for effect in judge.on_timer(when)]
+        judge.check_invariants()
+        ahead = judge.next_deadline()
+        assert ahead is None or ahead > when, "the timer would ring for ever"
+    return seen
+
+
+def deaths(seen: Iterable[tuple[float, object]]) -> list[tuple[float, fx.PeerDied]]:
+    return [(when, effect) for when, effect in seen if isinstance(effect, fx.PeerDied)]
+
+
+FRIENDS = tuple(peer(leading) for leading in (0x11, 0x22, 0x33, 0x44, 0x55))
+ASKED_AT = 1.0 + P.delay_max_s
+
+
+def on_trial(suspect: Peer) -> tuple[Detector, list[Peer]]:
+    """It was reset at 1.0, is dialled, and gives no answer; after delay_max_s some FRIENDS are asked. The detector, and whom it asked."""
+    judge = watching(suspect, friends=FRIENDS)
+    judge.suspect(suspect, "reset", 1.0)
+    return judge, [to for to, _ in sent((effect for _, effect in run_timers(judge, ASKED_AT)), m.IndirectProbe)]
 
 
 def record(owner: Peer, version: int, tree: NodeId | None = None, record_bytes: int = 1000) -> m.RecordSummary:
@@ -137,6 +178,13 @@ class Pool:
         theta = self.summary() if self.rng.random() < 0.5 else None
         return m.RoundOpen("train", self.small(), 1, "exact", self.peer(), theta, None)
 
+    def verdict(self) -> Literal["answered", "refused", "silent"]:
+        return self.rng.choice(("answered", "refused", "silent"))
+
+    def order(self) -> tuple[int, int]:
+        """Of a multicast; mostly of a root that counts."""
+        return (self.number(), self.number()) if self.rng.random() < 0.3 else (1, self.small())
+
     def holding(self) -> m.Holding:
         return m.Holding(self.peer(), self.summary())
 
@@ -154,16 +202,25 @@ class Pool:
             m.Heartbeat,
             lambda: m.NotUnderstood(self.number()),
             lambda: m.JoinReply(many, few),
-            lambda: m.LeafProbe(many, self.several(self.identifier)),
-            lambda: m.LeafProbeReply(many, self.several(self.identifier)),
+            lambda: m.LeafProbe(many, self.several(self.identifier), self.rng.random() < 0.3),
+            lambda: m.LeafProbeReply(many, self.several(self.identifier), few),
             m.Ping,
             m.Pong,
+            lambda: m.Measured(self.number()),
+            lambda: m.RowRequest(self.number()),
+            lambda: m.RowReply(self.number(), many),
+            lambda: m.IndirectProbe(self.peer()),
+            lambda: m.IndirectAnswer(self.peer(), self.verdict()),
+            lambda: m.Suspected(self.peer()),
             m.Goodbye,
             lambda: m.Superseded(self.peer()),
-            lambda: m.Route(self.identifier(), self.routable(), self.number()),
-            lambda: m.TreeJoin(self.tree(), (self.number(), self.number())),
+            lambda: m.Route(self.identifier(), self.routable(), self.number(), self.number()),
+            lambda: m.Route(self.identifier(), self.routable(), self.small(), 1 + self.small()),
+            lambda: m.RouteAck(self.number()),
+            lambda: m.TreeJoin(self.tree(), self.order()),
             lambda: m.TreeWelcome(self.tree(), self.several(self.identifier, self.rng.choice([3, 80]))),
             lambda: m.TreeRefusal(self.tree(), "no"),
+            lambda: m.TreeRedirect(self.tree(), self.peer()),
             lambda: m.TreeLeave(self.tree()),
             lambda: m.Alive(
                 self.tree(),
@@ -172,9 +229,11 @@ class Pool:
                 self.several(self.member),
                 self.several(self.departed),
                 self.rng.random() < 0.3,
+                self.rng.random() < 0.2,
+                self.order(),
             ),
-            lambda: m.TreePulse(self.tree(), self.several(self.identifier), self.rng.random() < 0.3),
-            lambda: m.Multicast(self.tree(), (self.number(), self.number()), self.body()),
+            lambda: m.TreePulse(self.tree(), self.several(self.identifier), self.rng.random() < 0.3, self.rng.random() < 0.2),
+            lambda: m.Multicast(self.tree(), self.order(), self.body(), self.order(), self.rng.random() < 0.2),
             lambda: m.LookUpReply(self.small(), self.several(self.holding, 30)),
             lambda: m.HoldingsQuery(self.number(), self.identifier(), self.tree()),
             lambda: m.HoldingsReply(self.small(), self.summary() if self.rng.random() < 0.7 else None),
@@ -187,8 +246,8 @@ class Pool:
         """How the effect may end, as a healthy network and honest peers would have it."""
         match effect:
             case fx.Dial():
-                refused = self.rng.random() < 0.3
-                return ev.DialEnded(effect.peer, None if refused else effect.peer, refused)
+                silent = self.rng.random() < 0.4
+                return ev.DialEnded(effect.peer, None if silent else effect.peer, silent and self.rng.random() < 0.7, "no")
             case fx.DialSeed():
                 return ev.SeedAnswered(effect.address, self.other())
             case fx.Push():
@@ -203,14 +262,21 @@ class Pool:
     def _reply(self, message: m.Message) -> m.Message | None:
         match message:
             case m.LeafProbe():
-                return m.LeafProbeReply(self.several(self.peer), self.several(self.identifier, 2))
+                near = self.several(self.peer) if message.lacking else ()
+                return m.LeafProbeReply(self.several(self.peer), self.several(self.identifier, 2), near)
+            case m.Route() if self.rng.random() < 0.5:
+                return m.RouteAck(message.sequence)
+            case m.IndirectProbe():
+                return m.IndirectAnswer(message.suspect, self.verdict())
+            case m.RowRequest():
+                return m.RowReply(message.row, self.several(self.peer, 8))
             case m.Route(body=m.JoinRequest()):
                 return m.JoinReply(self.several(self.peer), self.several(self.peer))
             case m.Route(body=m.LookUp() as wanted):
                 own = m.RecordSummary(wanted.owner, wanted.tree, self.small(), 1, 0, 0, True, self.number(), bytes(32))
                 return m.LookUpReply(wanted.request, self.several(lambda: m.Holding(self.peer(), own), 30))
             case m.Ping():
-                return m.Pong()
+                return m.Pong() if self.rng.random() < 0.7 else m.Measured(self.rng.randrange(10**6))
             case m.TreeJoin():
                 return m.TreeWelcome(message.tree, self.several(self.identifier, 2))
             case m.TreeWelcome() | m.TreePulse():

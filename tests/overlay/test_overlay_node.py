@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -175,12 +176,13 @@ def test_a_goodbye_said_twice_is_a_goodbye() -> None:
     said(node, A, m.Goodbye())
     assert A.id not in node.pastry.leaf_set
     assert A not in node.detector.lives()
-    assert node.detector.recently_dead() == ()
+    assert node.detector.recently_dead(1.0) == ()
 
 
 def test_a_node_that_slept_says_so_probes_everyone_and_kills_nobody() -> None:
     """SIGSTOP for a minute: every deadline is long over, and nobody but us was at fault."""
     node = node_with(A, B)
+    node.next_deadline()
     effects = node.handle(ev.TimerFired(), 60.0)
     assert facts(effects) == ["slept"]
     assert {to for to, _ in sent(effects, m.LeafProbe)} == {A, B}
@@ -188,14 +190,84 @@ def test_a_node_that_slept_says_so_probes_everyone_and_kills_nobody() -> None:
     assert {other.id for other in node.pastry.leaf_set} == {A.id, B.id}
 
 
+def timers_until(node: OverlayNode, kind: type) -> tuple[float, list[fx.Effect]]:
+    """Fire each timer at its time, until such an effect follows; when, and what followed."""
+    while True:
+        now = node.next_deadline()
+        if of(kind, effects := node.handle(ev.TimerFired(), now)):
+            return now, effects
+
+
+def test_a_hop_that_does_not_acknowledge_is_dialled_and_what_waits_for_it_goes_on_when_it_says_hello() -> None:
+    """Forwarding's rules 2 and 3 and the detector's 4 together."""
+    node = node_with(A, B)
+    assert [to for to, _ in sent(node.handle(ev.RouteMessage(A.id, b"x"), 0.1), m.Route)] == [A]
+    now, effects = timers_until(node, fx.Dial)
+    assert now == pytest.approx(0.1 + P.delay_max_s)
+    assert of(fx.Dial, effects) == [fx.Dial(A)]
+    assert [to for to, _ in sent(answer_dials(node, effects, now + 0.01), m.Route)] == [A]
+
+
+def test_each_message_of_a_hop_is_acknowledged_and_delivered() -> None:
+    effects = said(node_with(A, B), A, m.Route(ME.id, m.Datagram(b"y"), 2, 5))
+    assert sent(effects, m.RouteAck) == [(A, m.RouteAck(5))]
+    assert of(fx.Delivered, effects) == [fx.Delivered(ME.id, b"y", 2)]
+
+
+def test_a_suspect_that_a_helper_finds_refutes_by_dialling_the_doubter() -> None:
+    """Three nodes: ME doubts A and asks B; B gets A's hello, tells A who doubts it; A dials ME, and is heard."""
+    doubter, helper, suspect = node_with(A, B), OverlayNode(B, P, Random(2)), OverlayNode(A, P, Random(3))
+    doubter.handle(ev.PeerLost(A, "reset"), 0.1)
+    now, effects = 0.0, []
+    while not sent(effects, m.IndirectProbe):
+        now, effects = timers_until(doubter, fx.Send)
+    assert now == pytest.approx(0.1 + P.delay_max_s)
+    [(whom, question)] = sent(effects, m.IndirectProbe)
+    assert (whom, question) == (B, m.IndirectProbe(A))
+    [dial] = of(fx.Dial, helper.handle(ev.MessageReceived(ME, question), 0.40))
+    effects = helper.handle(ev.DialEnded(dial.peer, dial.peer), 0.41)
+    assert sent(effects, m.IndirectAnswer) == [(ME, m.IndirectAnswer(A, "answered"))]
+    [(told, word)] = sent(effects, m.Suspected)
+    assert told == A
+    [refutes] = of(fx.Dial, suspect.handle(ev.MessageReceived(B, word), 0.42))
+    assert refutes.peer == ME
+    assert (ME, m.Heartbeat()) in sent(suspect.handle(ev.DialEnded(ME, ME), 0.43), m.Heartbeat)
+    assert "peer_cleared" in facts(said(doubter, A, m.Heartbeat(), 0.44))
+
+
+def test_a_heartbeat_does_not_stand_for_the_next_one() -> None:
+    """Our left neighbour hears us in each interval, in a ring where nobody says anything else."""
+    node, beats, now = node_with(A, B), [], 0.0
+    for neighbour in (A, B):
+        said(node, neighbour, m.LeafProbeReply((ME,)), 0.0)
+    while now < 10 * P.heartbeat_interval_s:
+        now = node.next_deadline()
+        for neighbour in (A, B):
+            said(node, neighbour, m.Heartbeat(), now)
+        beats += [now for to, _ in sent(node.handle(ev.TimerFired(), now), object) if to == B]
+    assert max(after - before for before, after in pairwise(beats)) <= P.heartbeat_interval_s + 1e-9
+
+
 def test_a_timer_that_rings_too_early_does_nothing() -> None:
     node = node_with(A)
     assert node.handle(ev.TimerFired(), 0.01) == []
 
 
-@pytest.mark.parametrize("message", [m.Pong(), m.JoinReply((A,), (B,)), m.TreeWelcome(TREE, ()), m.TreePulse(TREE, ()),
-                                     m.LookUpReply(9, (m.Holding(ME, record(A, 1)),)), m.HoldingsReply(9, record(A, 1)),
-                                     m.TreeLeave(TREE), m.TreeRefusal(TREE, "no")], ids=lambda message: type(message).__name__)  # fmt: skip
+UNASKED = [
+    m.Pong(),
+    m.RouteAck(1),
+    m.IndirectAnswer(B, "refused"),
+    m.JoinReply((A,), (B,)),
+    m.TreeWelcome(TREE, ()),
+    m.TreePulse(TREE, ()),
+    m.LookUpReply(9, (m.Holding(ME, record(A, 1)),)),
+    m.HoldingsReply(9, record(A, 1)),
+    m.TreeLeave(TREE),
+    m.TreeRefusal(TREE, "no"),
+]
+
+
+@pytest.mark.parametrize("message", UNASKED, ids=lambda message: type(message).__name__)
 def test_an_answer_to_what_nobody_asked_starts_nothing(message: m.Message) -> None:
     effects = said(node_with(A, B), A, message)
     assert not of(fx.Fetch, effects) + of(fx.Dial, effects)
@@ -251,7 +323,7 @@ def step(node: OverlayNode, event: ev.Event, now: float, open_ends: deque[fx.Eff
 def bounded(node: OverlayNode) -> None:
     assert len(node.pastry.leaf_set) <= P.leaf_set_size
     assert len(node.detector.lives()) <= P.remembered_lives_max
-    assert len(node.detector.recently_dead()) <= P.remembered_dead_max
+    assert len(node.detector.recently_dead(0.0)) <= 16
     assert len(node.scribe.trees) <= P.trees_max
 
 

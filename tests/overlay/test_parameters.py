@@ -15,11 +15,16 @@ def test_deadlines_nest(name: str) -> None:
     p.validate()
     assert p.heartbeat_misses * p.heartbeat_interval_s < p.silence_max_s
     assert p.probe_timeout_s <= p.silence_max_s, "a trial ends before silence would begin another"
-    assert p.probe_timeout_s < p.trial_max_s, "a trial outlasts the dials in it"
+    assert p.probe_timeout_s < p.trial_max_s, "a trial outlasts our own dial"
+    assert p.delay_max_s + p.probe_timeout_s < p.trial_max_s, "and those of the helpers, who are asked after delay_max_s"
+    assert p.trial_max_s < p.hold_max_s, "what waits for a verdict is there when it comes"
+    assert p.hold_max_s <= p.silence_max_s + 2 * p.trial_max_s, "and not for ever"
+    assert p.silence_max_s < p.table_probe_max_s, "T_rt has a range to tune itself in"
+    assert p.heartbeat_interval_s < p.exchange_interval_s < p.row_interval_s <= p.table_probe_max_s
     assert p.trial_max_s + p.gather_timeout_s < p.look_up_timeout_s, "a look-up may be held for one trial"
     assert p.silence_max_s + p.trial_max_s < p.orphan_max_s, "an orphan notices its parent's death in time"
     assert p.silence_max_s + p.trial_max_s < p.hold_max_s, "what is held for a hung neighbour outlasts its trial"
-    assert p.ack_timeout_min_s < p.delay_max_s
+    assert p.ack_timeout_min_s < p.delay_max_s < p.probe_timeout_s, "the timeout of a hop has a range, too"
     assert p.transfer_timeout_s(0) >= p.probe_timeout_s
     assert p.transfer_timeout_s(p.record_bytes_max) > p.transfer_timeout_s(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise, permutations
 from random import Random
 
@@ -10,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.errors import RemoteProtocolError
-from protocol.identifiers import NodeId
-from protocol.overlay.tree import COUNT_MAX, Branch, Tree, check_alive, check_of
+from protocol.identifiers import NodeId, Peer
+from protocol.overlay.roster import Roster, check_of
+from protocol.overlay.tree import COUNT_MAX, PART_MAX, SUBTREE_MAX, Branch, Tree, check_alive
+from protocol.parameters import OverlayParameters
+from protocol.wire.codec import encode
 from protocol.wire.messages import Alive
 from protocol.wire.values import Departed, MemberInfo, Progress, SubtreeDigest
 from tests.overlay.scene import ME, member, node_id, peer
@@ -21,7 +25,7 @@ LEFT, RIGHT = peer(0x20), peer(0x30)
 
 
 def tree_with(*children: object) -> Tree:
-    tree = Tree(TREE, ME)
+    tree = Tree(TREE, ME, 32)
     for child in children:
         tree.children[child.id] = Branch(child, heard=0.0)
     return tree
@@ -68,7 +72,7 @@ def test_the_members_are_the_union_of_what_the_branches_list_each_by_its_latest_
             told = pass_up(tree, root)
     told = pass_up(tree, root)
     assert told == lives(tree), "who was told only of changes knows the same members"
-    assert check_of(root.members) == check_of(tree.members)
+    assert root.members.check == tree.members.check
 
 
 def pass_up(tree: Tree, root: Tree) -> dict[NodeId, int]:
@@ -143,7 +147,7 @@ def test_a_full_list_replaces_what_was_known() -> None:
 
 
 def test_with_a_branch_its_members_are_orphaned_and_the_child_itself_has_the_cause() -> None:
-    """Scribe 3.3: who died is one; those below it must be heard again through another parent."""
+    """Scribe III-B: who died is one; those below it must be heard again through another parent."""
     tree = tree_with(LEFT, RIGHT)
     tree.update_branch(tree.children[LEFT.id], alive(member(LEFT), member(peer(1)), member(peer(2))))
     tree.update_branch(tree.children[RIGHT.id], alive(member(peer(2))))
@@ -175,23 +179,24 @@ def test_the_check_tells_apart_two_members_that_have_both_restarted() -> None:
     for mask in range(16):
         members = [member(peer(1, 1 + (mask >> index & 1))) for index in range(4)]
         named = {i: MemberInfo(type(m.peer)(i, "h", 1, m.peer.incarnation), "a", "b", 1) for i, m in zip(ids, members, strict=True)}
-        seen.add(check_of(named))
+        seen.add(check_of(named.values()))
     assert len(seen) == 16
 
 
 @pytest.mark.parametrize("incarnation", [-1, -(2**63), 2**64 - 1])
 def test_the_check_of_whatever_a_peer_may_list_is_an_id(incarnation: int) -> None:
-    assert isinstance(check_of({peer(1).id: member(peer(1, incarnation))}), NodeId)
+    assert isinstance(check_of([member(peer(1, incarnation))]), NodeId)
 
 
 def test_a_branch_agrees_when_its_digest_is_that_of_its_members() -> None:
     branch = Branch(LEFT, 0.0)
     assert branch.agrees()
-    branch.members = {peer(1).id: member(peer(1)), peer(2).id: member(peer(2))}
-    branch.digest = SubtreeDigest(members=2, check=check_of(branch.members))
+    for leading in (1, 2):
+        branch.members[peer(leading).id] = member(peer(leading))
+    branch.digest = SubtreeDigest(members=2, check=branch.members.check)
     assert branch.agrees()
     for other in ({peer(1).id: member(peer(1))}, {**branch.members, peer(2).id: member(peer(2, 2))}):
-        branch.digest = SubtreeDigest(members=len(other), check=check_of(other))
+        branch.digest = SubtreeDigest(members=len(other), check=check_of(other.values()))
         assert not branch.agrees()
 
 
@@ -208,7 +213,7 @@ def test_a_branch_agrees_when_its_digest_is_that_of_its_members() -> None:
 def test_a_child_that_says_what_our_own_parent_would_refuse_is_refused(message: Alive) -> None:
     """P7: sums that overflow the wire, texts that overflow the frame: passed on, they would look like our own fault."""
     with pytest.raises(RemoteProtocolError):
-        check_alive(message)
+        check_alive(Branch(LEFT, 0.0), message)
 
 
 def test_the_revision_grows_with_each_change_and_only_then() -> None:
@@ -220,3 +225,91 @@ def test_the_revision_grows_with_each_change_and_only_then() -> None:
     assert all(after > before for before, after in pairwise(revisions))
     tree.update_branch(branch, alive(gone=(gone(1),)))
     assert tree.revision == revisions[-1]
+
+
+# --- long lists -------------------------------------------------------------------------------------------------------
+
+
+def crowd(count: int, name: str = "agent") -> list[MemberInfo]:
+    rng = Random(count)
+    return [member(Peer(NodeId(rng.getrandbits(128)), "10.0.0.1", 1, 1), name) for _ in range(count)]
+
+
+def listing(members: list[MemberInfo]) -> Tree:
+    """A tree that has just heard of all these from its one child."""
+    tree = tree_with(LEFT)
+    tree.update_branch(tree.children[LEFT.id], alive(*members))
+    return tree
+
+
+@pytest.mark.parametrize(("count", "name"), [(10_000, "agent-1234567890"), (600, "\U0001f600" * 1000)], ids=["many", "long names"])
+def test_a_list_of_any_length_goes_up_in_parts_that_fit_a_frame(count: int, name: str) -> None:
+    below, above = listing(crowd(count, name)), tree_with(ME)
+    for full in (False, True):
+        below.tell_all = full
+        parts = below.reports()
+        assert max(len(encode(part)) for part in parts) < OverlayParameters().control_frame_bytes_max // 2
+        assert [part.more for part in parts] == [True] * (len(parts) - 1) + [False]
+        for part in parts:
+            above.update_branch(above.children[ME.id], part)
+        assert above.children[ME.id].agrees()
+        assert len(above.members) == count
+        above.check_invariants()
+    assert len(below.reports()) == 1, "all is told"
+
+
+def test_who_went_is_told_in_parts_too() -> None:
+    below, above = listing(crowd(1200)), tree_with(ME)
+    for part in below.reports():
+        above.update_branch(above.children[ME.id], part)
+    below.remove_branch(LEFT.id, "died", "connection reset")
+    parts = below.reports()
+    assert len(parts) == 3
+    for part in parts:
+        above.update_branch(above.children[ME.id], part)
+    assert not above.members
+    assert above.children[ME.id].agrees()
+
+
+def test_a_whole_list_counts_when_its_last_part_is_there_and_is_forgotten_when_it_breaks_off() -> None:
+    above = tree_with(LEFT)
+    branch = above.children[LEFT.id]
+    above.update_branch(branch, alive(member(peer(1))))
+    above.update_branch(branch, replace(alive(member(peer(2)), full=True), more=True))
+    assert lives(above) == {peer(1).id: 1}
+    above.update_branch(branch, alive())
+    above.update_branch(branch, alive(member(peer(3)), full=True))
+    assert lives(above) == {peer(3).id: 1}, "peer 2 was in a list that broke off"
+
+
+def test_who_died_is_told_as_dead_though_the_whole_list_lacks_it_too() -> None:
+    tree = tree_with(LEFT)
+    tree.update_branch(tree.children[LEFT.id], alive(member(peer(1))))
+    tree.take_changes()
+    tree.update_branch(tree.children[LEFT.id], alive(gone=(gone(1, cause="left"),), full=True))
+    assert [found.cause for found in tree.take_changes()[1]] == ["left"]
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["in parts of one list", "one by one"])
+def test_a_child_that_lists_members_without_end_is_refused(full: bool) -> None:
+    """P7: `more` and `more` and `more`."""
+    tree = tree_with(LEFT)
+    branch = tree.children[LEFT.id]
+    members = crowd(SUBTREE_MAX + 2 * PART_MAX)
+    parts = [replace(alive(*members[at : at + PART_MAX], full=full), more=full) for at in range(0, len(members), PART_MAX)]
+    for part in parts[:-2]:
+        check_alive(branch, part)
+        tree.update_branch(branch, part)
+    with pytest.raises(RemoteProtocolError, match="members below one child"):
+        check_alive(branch, parts[-2])
+
+
+def test_the_fingerprint_runs_along() -> None:
+    roster, members = Roster(), crowd(5)
+    for found in members:
+        roster[found.peer.id] = found
+    roster[members[0].peer.id] = later = replace(members[0], peer=replace(members[0].peer, incarnation=2))
+    del roster[members[1].peer.id]
+    assert roster.pop(members[2].peer.id) == members[2]
+    assert roster.pop(members[2].peer.id, None) is None
+    assert roster.check == check_of([later, *members[3:]]) == check_of(roster.values())

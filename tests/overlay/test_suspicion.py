@@ -1,0 +1,333 @@
+"""The failure detector, rules 6 to 10: refutation, local health, lives, the dead, sleep (SWIM 4.2; Lifeguard IV-A).
+
+And what it keeps of the doubtful: errands for others, the dead that are dialled again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocol.identifiers import NodeId, Peer
+from protocol.overlay import effects as fx
+from protocol.overlay.detector import Detector
+from protocol.overlay.suspicion import RECENT_MAX, DeadOnes, Errands
+from protocol.wire.messages import Heartbeat, IndirectAnswer, IndirectProbe, Superseded, Suspected
+from tests.overlay.scene import FRIENDS, ME, P, deaths, detector, facts, of, on_trial, peer, run_timers, sent, watching
+
+A, B, C = peer(0x90), peer(0x70), peer(0xA0)
+
+
+def bury(judge: Detector, other: Peer, now: float) -> None:
+    judge.suspect(other, "reset", now)
+    assert of(fx.PeerDied, judge.dial_ended(other, None, True, "refused", now))
+
+
+# --- rules 6 to 8, and 10 ---------------------------------------------------------------------------------------------
+
+
+def test_rule_6_the_helper_tells_the_suspect_who_doubts_it() -> None:
+    helper = detector()
+    helper.indirect_probe(B, A, 1.0)
+    assert sent(helper.dial_ended(A, A, False, "", 1.1), Suspected) == [(A, Suspected(B))]
+
+
+def test_rule_6_who_is_doubted_dials_the_doubter_and_is_heard_by_it() -> None:
+    """A's hello and heartbeat, on a connection of its own making, end the trial at the doubter."""
+    doubted, doubter = detector(), watching(ME)
+    assert doubted.suspected(A, 1.0) == [fx.Dial(A)]
+    assert doubted.suspected(A, 1.0) == [], "it is dialled already"
+    assert sent(doubted.dial_ended(A, A, False, "", 1.1), Heartbeat) == [(A, Heartbeat())]
+    assert sent(doubted.dial_ended(A, A, False, "", 1.2), Heartbeat) == [], "once"
+    doubter.suspect(B, "silent", 1.0)
+    assert of(fx.PeerCleared, doubter.heard(B, 1.1)[1]) == [fx.PeerCleared(B)]
+
+
+def test_rule_6_doubters_are_dialled_within_a_bound_and_not_for_ever() -> None:
+    """P7: nobody can make us dial the world by naming it."""
+    doubted = detector()
+    many = [peer(leading) for leading in range(1, 60)]
+    dials = [effect for doubter in many for effect in doubted.suspected(doubter, 1.0)]
+    assert len(dials) == P.helpers**2
+    assert doubted.suspected(ME, 1.0) == []
+    assert not run_timers(doubted, 1.0 + 2 * P.probe_timeout_s)
+    assert doubted.suspected(many[-1], 3.0) == [fx.Dial(many[-1])]
+
+
+def test_rule_6_asked_to_probe_ourselves_we_answer_the_asker_itself() -> None:
+    me = detector()
+    assert me.indirect_probe(A, ME, 1.0) == [fx.Send(A, Heartbeat())]
+    assert me.indirect_probe(A, replace(ME, incarnation=7), 1.0) == [], "that life we are not"
+
+
+def test_rule_7_helpers_that_are_silent_at_the_end_make_us_doubt_ourselves() -> None:
+    """Not even a nack: it may be our own link. The suspect is dead all the same, at the end of its time."""
+    judge, asked = on_trial(A)
+    seen = run_timers(judge, 1.0 + P.trial_max_s)
+    assert f"no word from {len(asked)} helpers" in deaths(seen)[0][1].reason
+    assert judge.health == 1
+
+
+def test_rule_7_a_suspect_that_answers_others_but_not_our_dial_says_something_of_us() -> None:
+    judge, asked = on_trial(A)
+    judge.dial_ended(A, None, False, "no hello", 1.3)
+    judge.indirect_answer(asked[0], IndirectAnswer(A, "answered"), 1.4)
+    assert judge.health == 1
+
+
+def test_rule_7_each_point_adds_silence_and_trial_to_themselves_once_more() -> None:
+    for health in range(P.local_health_max + 1):
+        judge = detector()
+        for _ in range(health):
+            judge.forgive(0.0)
+        assert judge.health == health
+        judge.heard(A, 0.0)
+        judge.watch([A], 0.0)
+        judge._deadlines.drop(("health", ME.id))
+        seen = run_timers(judge, 60.0)
+        assert next(when for when, effect in seen if effect == fx.Dial(A)) == pytest.approx((1 + health) * P.silence_max_s)
+        [(when, _)] = deaths(seen)
+        assert when == pytest.approx((1 + health) * (P.silence_max_s + P.trial_max_s))
+
+
+def test_rule_7_health_is_bounded_and_mends_with_time() -> None:
+    judge = detector()
+    for _ in range(10):
+        judge.forgive(0.0)
+    assert judge.health == P.local_health_max
+    for point in range(P.local_health_max):
+        assert judge.health == P.local_health_max - point
+        run_timers(judge, 2 * P.silence_max_s * (point + 1))
+    assert judge.health == 0
+    assert judge.next_deadline() is None
+
+
+def test_rule_8_the_higher_incarnation_wins_at_once() -> None:
+    judge = watching(A)
+    welcome, effects = judge.heard(replace(A, incarnation=2), 1.0)
+    assert welcome
+    [gone] = of(fx.PeerDied, effects)
+    assert gone.peer == A
+    assert "restarted as incarnation 2" in gone.reason
+    assert judge.is_dead(A)
+    assert not judge.is_dead(replace(A, incarnation=2))
+    assert judge.recently_dead(1.0) == (), "its id lives"
+
+
+def test_rule_8_a_lower_one_that_speaks_is_told_so_and_ignored() -> None:
+    later = replace(A, incarnation=2)
+    judge = watching(later)
+    assert judge.heard(A, 1.0) == (False, [fx.Send(A, Superseded(later))])
+    assert judge.suspect(A, "reset", 1.1) == [], "nor is its death news"
+
+
+def test_rule_8_a_restart_found_by_the_trial_is_the_death_of_the_earlier_life() -> None:
+    """Killed and restarted at the same address before our dial: the hello names the next incarnation."""
+    judge = watching(A, friends=FRIENDS)
+    judge.suspect(A, "reset", 1.0)
+    effects = judge.dial_ended(A, replace(A, incarnation=2), False, "", 1.1)
+    assert [effect.peer for effect in of(fx.PeerDied, effects)] == [A]
+    assert not judge.is_suspect(A.id)
+    assert judge.next_deadline() is None, "nothing of the trial is left"
+
+
+def test_rule_8_a_suspect_known_only_by_hearsay_dies_when_a_later_life_is_heard() -> None:
+    """A candidate told by others restarts while it is on trial: whoever waits for the verdict gets one."""
+    judge = detector()
+    judge.suspect(A, "silent when probed", 1.0)
+    _, effects = judge.heard(replace(A, incarnation=2), 1.1)
+    assert [effect.peer for effect in of(fx.PeerDied, effects)] == [A]
+    assert not judge.is_suspect(A.id)
+
+
+@pytest.mark.parametrize("refused", [True, False], ids=["refused", "silent"])
+def test_rule_8_a_later_life_that_nobody_finds_kills_nobody(refused: bool) -> None:
+    """P7: a peer that invents a later life of our neighbour, at an address where nobody listens, must not bury the real one."""
+    judge = watching(A)
+    invented = replace(A, incarnation=99, port=1)
+    assert of(fx.Dial, judge.suspect(invented, "silent when probed", 1.0)) == [fx.Dial(invented)]
+    effects = judge.dial_ended(invented, None, refused, "no", 1.1)
+    assert not of(fx.PeerDied, effects)
+    assert of(fx.PeerCleared, effects) == [fx.PeerCleared(A)]
+    assert not judge.is_dead(A)
+    assert A in judge.lives()
+
+
+def test_rule_8_what_is_found_where_another_life_should_be_says_nothing_of_this_one() -> None:
+    """A is on trial; asked to probe an invented later life of it, we are refused at that address. A may yet answer at its own."""
+    judge = watching(A)
+    judge.suspect(A, "reset", 1.0)
+    invented = replace(A, incarnation=99, port=1)
+    judge.indirect_probe(B, invented, 1.01)
+    assert sent(judge.dial_ended(invented, None, True, "refused", 1.02), IndirectAnswer) == [(B, IndirectAnswer(invented, "refused"))]
+    assert judge.is_suspect(A.id)
+    assert of(fx.PeerCleared, judge.dial_ended(A, A, False, "", 1.03))
+
+
+def test_rule_8_an_earlier_life_that_answers_does_not_stand_for_the_later_one() -> None:
+    """The later life was heard, and broke off; at its address a paused earlier process wakes up."""
+    later = replace(A, incarnation=2)
+    judge = watching(later)
+    judge.suspect(later, "reset", 1.0)
+    effects = judge.dial_ended(later, A, False, "", 1.1)
+    assert [effect.peer for effect in of(fx.PeerDied, effects)] == [later]
+    assert sent(effects, Superseded) == [(A, Superseded(later))]
+
+
+def test_rule_8_an_earlier_life_that_answers_elsewhere_does_not_end_the_trial_of_the_later() -> None:
+    """It came back at another port; the paused process at the old one answers somebody's errand. The later life is still being dialled."""
+    later = replace(A, incarnation=2, port=7)
+    judge = watching(later)
+    judge.suspect(later, "silent", 1.0)
+    judge.indirect_probe(B, A, 1.0)
+    effects = judge.dial_ended(A, A, False, "", 1.1)
+    assert not of(fx.PeerDied, effects)
+    assert sent(effects, Superseded) == [(A, Superseded(later))]
+    assert of(fx.PeerCleared, judge.dial_ended(later, later, False, "", 1.2))
+
+
+def test_rule_10_a_node_that_slept_forgives_and_dials_anew() -> None:
+    """Lifeguard: a node that is itself slow first doubts itself. Everyone was silent because we did not listen."""
+    judge = watching(A, B)
+    judge.suspect(A, "reset", 0.1)
+    woke = 100.0
+    assert judge.forgive(woke) == [fx.Dial(A)]
+    assert judge.health == 1
+    assert not of(fx.PeerDied, judge.on_timer(woke)), "the old trial's deadline is over, but it was our fault"
+    assert not judge.is_suspect(B.id)
+    judge.heard(B, woke + 0.1)
+    assert [gone.peer for _, gone in deaths(run_timers(judge, woke + 2 * P.trial_max_s))] == [A], "asleep no more: judged"
+
+
+def test_rule_10_the_word_of_helpers_asked_before_the_sleep_counts_no_more() -> None:
+    judge, asked = on_trial(A)
+    judge.forgive(100.0)
+    for helper in asked:
+        assert judge.indirect_answer(helper, IndirectAnswer(A, "silent"), 100.1) == []
+    assert len(sent(judge.dial_ended(A, None, False, "no hello", 100.2), IndirectProbe)) == P.helpers, "others are asked anew"
+    assert judge.is_suspect(A.id)
+
+
+# --- rule 9 -----------------------------------------------------------------------------------------------------------
+
+
+def test_rule_9_one_dead_is_dialled_again_with_doubling_waits_and_jitter_for_ever() -> None:
+    judge = watching(A)
+    bury(judge, A, 0.0)
+    times = [0.0] + [when for when, effect in run_timers(judge, 60.0) if effect == fx.Dial(A)]
+    waits = [after - before for before, after in pairwise(times)]
+    for attempt, wait in enumerate(waits):
+        nominal = min(min(P.silence_max_s, P.retry_max_s) * 2**attempt, P.retry_max_s)
+        assert 0.75 * nominal <= wait <= 1.25 * nominal + 1e-9
+    assert len({round(wait, 6) for wait in waits[-5:]}) == 5, "jitter: a crowd that died together does not come back together"
+    assert len(waits) >= 60 / (1.25 * P.retry_max_s), "it never gives up: partitions heal however long they lasted"
+
+
+@pytest.mark.parametrize("dead", [1, 10, 50])
+def test_rule_9_all_the_dead_together_cost_one_dial_in_retry_max_s_in_the_long_run(dead: int) -> None:
+    """A partition of half the ring: its healing is looked for at a price that does not grow with it."""
+    judge = detector(replace(P, remembered_dead_max=64))
+    for leading in range(1, dead + 1):
+        bury(judge, peer(leading), 0.0)
+    warm = 4 * P.retry_max_s * dead
+    run_timers(judge, warm)
+    dials = of(fx.Dial, [effect for _, effect in run_timers(judge, warm + 100 * P.retry_max_s)])
+    assert 70 <= len(dials) <= 140
+    if dead > 1:
+        assert len({dial.peer for dial in dials}) == dead, "and every one of them gets its turn"
+
+
+@pytest.mark.parametrize("incarnation", [1, 2], ids=["the same life", "restarted meanwhile"])
+def test_rule_9_one_that_is_found_again_is_met_again(incarnation: int) -> None:
+    """A healed partition, or a manager that restarted and remembers nobody: it is we who must bring it back into the ring."""
+    judge = watching(A)
+    bury(judge, A, 0.0)
+    back = replace(A, incarnation=incarnation)
+    effects = judge.dial_ended(A, back, False, "", 8.0)
+    assert facts(effects) == ["peer_back"]
+    assert of(fx.PeerCleared, effects) == [fx.PeerCleared(back, found_again=incarnation == 1)]
+    assert judge.recently_dead(8.0) == ()
+    assert not run_timers(judge, 60.0), "and it is dialled no more"
+
+
+def test_rule_9_no_more_dead_are_remembered_than_the_limit() -> None:
+    judge = detector(replace(P, remembered_dead_max=3))
+    for leading in (1, 2, 3, 4, 5):
+        bury(judge, peer(leading), 0.0)
+    assert judge.recently_dead(0.0) == tuple(peer(leading).id for leading in (5, 4, 3)), "latest first"
+    dialled = {effect.peer for _, effect in run_timers(judge, 30.0) if isinstance(effect, fx.Dial)}
+    assert dialled == {peer(leading) for leading in (3, 4, 5)}
+
+
+def test_rule_9_one_that_left_in_order_is_not_remembered() -> None:
+    judge = watching(A)
+    [gone] = of(fx.PeerDied, judge.goodbye(A, 1.0))
+    assert (gone.peer, gone.in_order) == (A, True)
+    assert judge.recently_dead(1.0) == ()
+    assert judge.lives() == []
+    assert not run_timers(judge, 60.0)
+
+
+LEADS = st.integers(1, 20)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["add", "add", "forget", "wait"]), LEADS, st.floats(0, 3)), max_size=60), st.integers(1, 8))
+@settings(deadline=None, max_examples=150)
+def test_the_dead_agree_with_a_plain_list(steps: list[tuple[str, int, float]], most: int) -> None:
+    parameters = replace(P, remembered_dead_max=most)
+    dead, model, now = DeadOnes(parameters, Random(1)), dict[NodeId, tuple[Peer, float]](), 0.0
+    for what, leading, later_s in steps:
+        now += later_s
+        other = peer(leading)
+        if what == "add":
+            model.pop(other.id, None)
+            model[other.id] = other, now
+            forgotten, wait_s = dead.add(other, now)
+            expected = list(model)[: max(0, len(model) - most)]
+            assert forgotten == expected, "the longest dead go"
+            for identifier in expected:
+                del model[identifier]
+            assert 0 < wait_s <= 1.25 * P.retry_max_s
+        elif what == "forget":
+            dead.forget(other.id)
+            model.pop(other.id, None)
+        elif other.id in model:
+            assert dead.next_wait_s(other.id) <= 1.25 * P.retry_max_s * most
+        assert set(dead.ids()) == set(model)
+        assert dead.get(other.id) == model.get(other.id, (None, 0))[0]
+        lately = [identifier for identifier, (_, died_at) in reversed(model.items()) if died_at >= now - 2]
+        assert dead.since(now - 2) == tuple(lately[:RECENT_MAX])
+
+
+# --- errands ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_errand_is_run_once_for_all_who_ask() -> None:
+    errands = Errands(2)
+    assert errands.take(B, A)
+    assert not errands.take(C, A)
+    assert not errands.take(ME, A), "two askers are as many as are answered"
+    assert errands.done(A) == [B, C]
+    assert errands.done(A) == []
+    assert errands.take(B, A)
+
+
+def test_no_more_errands_than_the_limit_at_a_time() -> None:
+    errands = Errands(2)
+    assert [errands.take(ME, other) for other in (A, B, C)] == [True, True, False]
+    errands.drop(A.id)
+    assert errands.take(ME, C)
+
+
+def test_an_errand_for_a_later_life_takes_the_place_of_the_earlier_ones() -> None:
+    """What the dial of the earlier life comes to is then nobody's answer."""
+    errands, later = Errands(4), replace(A, incarnation=2)
+    assert errands.take(B, A)
+    assert errands.take(C, later)
+    assert errands.done(A) == []
+    assert errands.done(later) == [C]
