@@ -22,7 +22,7 @@ from protocol.overlay.effects import Activated, Effect, Notify
 from protocol.overlay.events import Started
 from protocol.overlay.node import OverlayNode
 from protocol.parameters import PRESETS, OverlayParameters
-from protocol.wire.messages import Datagram, Ping, Pong, Route
+from protocol.wire.messages import Datagram, Heartbeat, Ping, Pong, Route
 
 Start = Callable[..., Any]
 
@@ -44,6 +44,28 @@ async def test_the_least_recently_used_connection_makes_room(start: Start) -> No
     assert (await hub.connections.dial_fresh(hub.peer, others[2].peer)).found
     assert set(hub.connections.peers(hub.peer)) == {others[0].peer, others[2].peer}
     assert not hub.node.losses
+
+
+async def test_who_is_heard_at_every_beat_is_never_parted_with(start: Start) -> None:
+    """Ring neighbours and tree relatives: however many strangers come by between two heartbeats, each leaves before them."""
+    hub = await start("hub", connections_max=4)
+    neighbour, parent = await start("neighbour"), await start("parent")
+    strangers = [await start(f"stranger-{i}") for i in range(8)]
+    hub.connections.send(hub.peer, neighbour.peer, Heartbeat())
+    parent.connections.send(parent.peer, hub.peer, Heartbeat())
+    await neighbour.node.until(lambda: len(neighbour.node.messages) == 1)
+    await hub.node.until(lambda: len(hub.node.messages) == 1)
+    kept = set(hub.connections._links)
+    for beat in range(4):
+        for stranger in strangers[2 * beat : 2 * beat + 2]:
+            assert (await stranger.connections.dial_fresh(stranger.peer, hub.peer)).found
+            await hub.node.until(lambda stranger=stranger: stranger.peer in hub.connections.peers(hub.peer))  # type: ignore[misc]
+        await asyncio.sleep(0.002)
+        hub.connections.send(hub.peer, neighbour.peer, Heartbeat())  # we are heard, or we hear: both count
+        parent.connections.send(parent.peer, hub.peer, Heartbeat())
+        await hub.node.until(lambda beat=beat: len(hub.node.messages) == beat + 2)  # type: ignore[misc]
+    assert kept < set(hub.connections._lane_of)
+    assert {peer.id for peer in hub.connections.peers(hub.peer)} == {each.peer.id for each in (neighbour, parent, *strangers[-2:])}
 
 
 async def test_all_nodes_of_a_process_share_the_connections(start: Start) -> None:
@@ -174,9 +196,8 @@ async def real(start: Start) -> AsyncIterator[Start]:
 
 
 async def test_a_ring_whose_nodes_hold_few_connections_is_quiet(real: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixteen nodes, eight connections each: neighbours stay connected by their heartbeats, the others are dialled when they are needed,
-    and nobody is suspected for having too many."""
-    parameters = OverlayParameters(leaf_set_size=4, fan_out_max=2)
+    """Sixteen nodes, eight connections each: all are parted with again and again, and nobody is lost or suspected for it."""
+    parameters = OverlayParameters(leaf_set_size=4, fan_out_max=2, heartbeat_interval_s=0.4, delay_max_s=1.0)
     nodes: list[RealNode] = []
     for i in range(16):
         made = await real(f"node-{i}", parameters=parameters, connections_max=8)
@@ -186,13 +207,12 @@ async def test_a_ring_whose_nodes_hold_few_connections_is_quiet(real: Start, mon
         await made.enter(*(each.process.peer.address for each in nodes[:1]))
         nodes.append(made)
     before = sum(len(node.dials) for node in nodes)
-    await asyncio.sleep(3.0)  # long enough for fifteen heartbeats, and one turn of the exchange with the leaf set
+    await asyncio.sleep(3.0)  # long enough for some turns of the exchange with leaf set and table
     for node in nodes:
-        assert set(node.node.pastry.neighbours()) <= set(node.process.connections.peers(node.process.peer)), "neighbours are the last to go"
         facts = [effect for effect in node.effects if isinstance(effect, Notify) and effect.fact.startswith("peer_")]
         assert not facts
     again = sum(len(node.dials) for node in nodes) - before
-    assert again <= 16 * 6, f"{again} dials in three quiet seconds: connections push each other out"
+    assert 0 < again <= 16 * 6, f"{again} dials in three quiet seconds: too many, and connections push each other out"
 
 
 # --- slow readers -----------------------------------------------------------------------------------------------------

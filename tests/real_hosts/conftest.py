@@ -1,0 +1,26 @@
+"""The network that the tests run on: four hosts, skipped where they cannot be made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.real_hosts.network import Network
+
+HOSTS = 4
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    """Four hosts that reach each other."""
+    from tests.real_hosts.network import Network, Unable  # where pyroute2 is missing this skips, which a conftest may not on its own
+
+    try:
+        made = Network(HOSTS)
+    except Unable as error:
+        pytest.skip(str(error))
+    yield made
+    made.close()
