@@ -193,7 +193,7 @@ def test_a_joiner_takes_row_i_from_the_ith_node_on_its_way() -> None:
     assert isinstance(onward.body, m.JoinRequest)
     assert {candidate.id for candidate in onward.body.candidates} == row_0 | {node.me.id}
 
-    second = Fed("2e", "30", "1f", "20", digits="2f", parameters=SMALL)
+    second = Fed("30", "31", "2d", "2c", digits="2f", parameters=SMALL)
     second.learn("21", 0.01)
     second.learn("238", 0.01)
     ((hop, later),) = sent(second.hear("80", onward), m.Route)
