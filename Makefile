@@ -5,12 +5,14 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DATA   ?= synthetic
 SEED   ?= 1
+NODES  ?= 1000
+FAULTS ?= drawn
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench clean
+.PHONY: help setup demo test lint types bench bench-overlay simulate clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,6 +36,12 @@ types: $(STAMP)  ## mypy, strict, over the three packages
 
 bench: $(STAMP)  ## time and memory of a recovery, beside the floor measured in the same run
 	@$(BIN)/python scripts/bench_recovery.py
+
+bench-overlay: $(STAMP)  ## joins, look-ups and multicast of 100 real nodes, then 10 % of them killed, the root among them
+	@$(BIN)/python scripts/bench_overlay.py
+
+simulate: $(STAMP)  ## the overlay in virtual time, under faults drawn from a seed (SEED=1 NODES=1000 FAULTS=drawn)
+	@$(BIN)/python scripts/simulate.py --seed '$(SEED)' --nodes '$(NODES)' --faults '$(FAULTS)'
 
 clean:  ## remove .venv, runs and caches
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -27,6 +27,7 @@ from fmrec_agent.trainer import Trainer
 from fmrec_agent.worker import Worker
 from protocol.aio.connections import Connections
 from protocol.aio.driver import Driver
+from protocol.aio.peer_book import PeerBook
 from protocol.aio.process import UserError, check_identity, listen_port
 from protocol.aio.store import RecordStore
 from protocol.identifiers import Address, Peer, agent_id, tree_id
@@ -40,6 +41,8 @@ log = logging.getLogger("fmrec.agent")
 
 SWITCH_INTERVAL_S = 0.001
 """How long the training thread may keep the interpreter to itself: heartbeats wait no longer than this."""
+PEERS_TRIED = 8
+"""Of those that the last life knew, neighbours first, when no seed answers; then the seeds' turn comes again."""
 LOUD_FACTS = {"ring_lost", "slept"}
 """What the overlay notices and a user of one agent wants to know; the rest is for log_level debug, and the manager's log."""
 
@@ -68,6 +71,7 @@ class AgentDaemon:
         check_identity()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.parameters = self.settings.overlay.parameters()
+        self.book = PeerBook(self._directory("peers.json"))
         self.store = RecordStore(self._directory("records"), self.settings.record_store_bytes_max, log.warning)
         await self.store.load()
         self.trainer = trainer = Trainer(self.settings.checkpoint_every)
@@ -104,7 +108,7 @@ class AgentDaemon:
     async def _work(self) -> None:
         for record in self.store.held():
             self.driver.dispatch(RecordHeld(record))
-        self.driver.dispatch(Started(self.settings.seeds()))
+        self.driver.dispatch(Started(self.settings.seeds(), self.book.read()[:PEERS_TRIED]))
         await self._active.wait()
         await self._restore()
         member = MemberInfo(self.me, self.name, self.role, os.getpid())
@@ -130,9 +134,11 @@ class AgentDaemon:
         log.info("%s: goes on from version %d, round %d, iteration %d", self.name, record.version, record.round, record.iteration)
 
     async def _report(self) -> None:
-        """Progress goes up with the alive messages."""
+        """Progress goes up with the alive messages; and the peers are kept on disk."""
         while True:
             self._tell_progress()
+            neighbours = [peer.address for peer in self.node.pastry.leaf_set]
+            self.book.write(neighbours, (peer.address for peer in self.node.detector.lives()), self.me.address)
             await asyncio.sleep(self.parameters.heartbeat_interval_s / 2)
 
     def _tell_progress(self) -> None:

@@ -12,21 +12,18 @@ import logging
 import os
 import sys
 import time
-from pathlib import Path
-from random import Random
 from typing import Any
 
 from fmrec_manager.display import Display
 from fmrec_manager.settings import ManagerSettings
 from fmrec_manager.tree_host import TreeHost
 from protocol.aio.connections import Connections
+from protocol.aio.peer_book import PeerBook
 from protocol.aio.process import check_identity, listen_port, run, set_up_logging
-from protocol.identifiers import Address
 
 log = logging.getLogger("fmrec.manager")
 
 DISPLAY_PERIOD_S = 0.25
-PEERS_KEPT = 32
 PEERS_TRIED = 4
 """After a restart, before the manager begins a ring of its own: then the agents, who dial their dead again, find it."""
 
@@ -43,7 +40,7 @@ class ManagerDaemon:
 
     def __init__(self, settings: ManagerSettings) -> None:
         self._settings = settings
-        self._peers_written: list[Address] = []
+        self._book = PeerBook(settings.state_dir / "peers.json" if settings.state_dir is not None else None)
         self._began = time.time()
         self._hosts: dict[str, TreeHost] = {}
         self._address = settings.address
@@ -55,7 +52,7 @@ class ManagerDaemon:
         connections = Connections(self._settings.cluster, parameters)
         connections.status_document = lambda: json.dumps(self.document())
         connections.stop = stop.set
-        hints = self._read_peers()
+        hints = self._book.read()[:PEERS_TRIED]
         for name, tree in self._settings.tree.items():
             self._hosts[name] = TreeHost(name, tree, self._settings, parameters, connections, self._address)
             await self._hosts[name].load()
@@ -87,41 +84,14 @@ class ManagerDaemon:
         with Display(sys.stdout) as display:
             while not stop.is_set():
                 display.update(self.document())
-                self._write_peers()
+                self._remember()
                 await asyncio.sleep(DISPLAY_PERIOD_S)
 
-    # --- remembered peers ---------------------------------------------------------------------------------------------
-
-    def _peers_file(self) -> Path | None:
-        return self._settings.state_dir / "peers.json" if self._settings.state_dir is not None else None
-
-    def _read_peers(self) -> tuple[Address, ...]:
-        """Whom the last life knew; a file that cannot be read is said and passed over."""
-        path = self._peers_file()
-        if path is None or not path.exists():
-            return ()
-        try:
-            found = json.loads(path.read_text())
-            known = [Address(str(host), int(port)) for host, port in found]
-            return tuple(Random().sample(known, min(len(known), PEERS_TRIED)))
-        except (OSError, ValueError, TypeError) as error:
-            log.warning("%s is passed over (%s): the ring is found through --join or by the agents' own dials", path, error)
-            return ()
-
-    def _write_peers(self) -> None:
-        path = self._peers_file()
-        peers = sorted({peer.address for host in self._hosts.values() for peer in host.node.detector.lives()})[:PEERS_KEPT]
-        peers = [address for address in peers if address != self._address]
-        if path is None or not peers or peers == self._peers_written:
-            return
-        self._peers_written = peers
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(".new")
-            beside.write_text(json.dumps(peers))
-            beside.replace(path)
-        except OSError as error:
-            log.warning("%s cannot be written (%s): after a restart the ring is found through the agents' own dials", path, error)
+    def _remember(self) -> None:
+        """The neighbours of every tree's node first."""
+        nodes = [host.node for host in self._hosts.values()]
+        neighbours = dict.fromkeys(peer.address for node in nodes for peer in node.pastry.leaf_set)
+        self._book.write(tuple(neighbours), (peer.address for node in nodes for peer in node.detector.lives()), self._address)
 
     # --- status -------------------------------------------------------------------------------------------------------
 

@@ -59,6 +59,9 @@ class OverlayParameters:
     """Longest path from the root of a tree that is believed."""
     send_queue_max: int = 1024
     """Messages waiting for one connection; more are dropped with a notice."""
+    connections_max: int = 512
+    """Control connections of one process, for all its nodes; beyond, the one that was silent longest is closed. More spare re-dialling
+    and cost a file descriptor each."""
 
     @property
     def side(self) -> int:
@@ -149,6 +152,8 @@ class OverlayParameters:
             raise ValueError(f"raw_loss_target is a share of messages, below 1, not {self.raw_loss_target}")
         if self.fan_out_max < 2:
             raise ValueError(f"fan_out_max ({self.fan_out_max}) must be at least 2: a tree whose nodes have one child is a chain")
+        if self.connections_max < (relations := self.leaf_set_size + self.fan_out_max + 1):
+            raise ValueError(f"connections_max ({self.connections_max}) must hold a leaf set, a parent and its children ({relations})")
         if self.retry_min_s > self.retry_max_s:
             raise ValueError(f"retry_min_s ({self.retry_min_s}) cannot exceed retry_max_s ({self.retry_max_s})")
 

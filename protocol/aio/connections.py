@@ -3,10 +3,13 @@
 1. A connection belongs to the local node that its hello asked for, and to one life (id, incarnation) of the peer that its
    hello named. That peer is the one that messages are said to come from.
 2. send() dials where there is no connection. The node is told that a peer is lost when the last control connection with that
-   life has ended, or when none could be made; never when it was we who ended it.
-3. Control connections are capped; beyond the cap the one that was silent longest is closed. A dial that finds no file
-   descriptor left closes some and tries once more.
-4. Bulk and status connections are no part of the pool: each serves one exchange.
+   life has ended, or when none could be made; never when it was we who ended it, nor when the peer said that it parts.
+3. Control connections are capped, for all nodes of the process together; beyond the cap, the one that was silent longest is
+   parted with. The peer is told so (Refusal "busy"): a close alone would make it suspect us, for a killed process closes too.
+   Heartbeats keep ring neighbours and tree relatives among the last to go.
+4. Descriptors may run out before the cap is reached. A connection that takes one of the last makes another go; a dial that
+   finds none left closes some and tries once more.
+5. Bulk and status connections are no part of the pool: each serves one exchange.
 """
 
 from __future__ import annotations
@@ -17,13 +20,15 @@ import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
+from heapq import nsmallest
 from typing import Any, Protocol
 
 from protocol.aio.bulk import Bulk
 from protocol.aio.dialling import DialFailed, dial
 from protocol.aio.lane import Lane, LaneKey
 from protocol.aio.link import Inlet, Link, LinkClosed
-from protocol.errors import RemoteProtocolError
+from protocol.aio.sockets import descriptors_left, find_half_open, lengthen_queue
+from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.identifiers import Address, NodeId, Peer
 from protocol.parameters import OverlayParameters
 from protocol.wire.codec import encode
@@ -33,12 +38,19 @@ from protocol.wire.session import Session
 
 logger = logging.getLogger(__name__)
 
-CONNECTIONS_MAX = 512
-"""Control connections of one process. More spare re-dialling and cost a file descriptor each."""
 HALF_OPEN_MAX = 256
 """Inbound connections that have not said hello; beyond, new ones are dropped at once."""
 EVICTED_AT_ONCE = 8
-"""Control connections closed when file descriptors have run out."""
+"""Peers parted with when file descriptors have run out."""
+DESCRIPTORS_KEPT = 24
+"""The last file descriptors of the process: a connection that takes one of them makes another go. They are for our own dials, for
+the disk, and for the many that may be accepted in one turn of the loop."""
+ACCEPT_QUEUE = 1024
+"""Connections that the kernel keeps until we accept them."""
+ACCEPTED_AT_ONCE = 8
+"""In one turn of asyncio's loop, so that we hear of them before the last descriptors are gone; asyncio 3.11 also repeats a failed accept
+as often as that. uvloop, which makes no difference here, takes all that wait."""
+PARTING = Refusal("busy", "too many connections: this one was silent longest")
 
 
 class LocalNode(Protocol):
@@ -68,13 +80,12 @@ class Connections:
     stop request; each is None where the process does not offer it.
     """
 
-    def __init__(self, cluster: str, parameters: OverlayParameters, connections_max: int = CONNECTIONS_MAX) -> None:
+    def __init__(self, cluster: str, parameters: OverlayParameters) -> None:
         self.cluster = cluster
         self.parameters = parameters
         self.status_document: Callable[[], str] | None = None
         self.stop: Callable[[], None] | None = None
         self.bulk = Bulk(self._dial_bulk, parameters)
-        self._connections_max = connections_max
         self._nodes: dict[NodeId, tuple[Peer, LocalNode]] = {}  # the first is the default
         self._lanes: dict[LaneKey, Lane] = {}
         self._lane_of: dict[Link, Lane] = {}
@@ -83,6 +94,7 @@ class Connections:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._inlet = Inlet()
+        self._scarce = False  # descriptors are, and it was said
         self._closed = False
 
     # --- local nodes --------------------------------------------------------------------------------------------------
@@ -92,7 +104,8 @@ class Connections:
         if not 0 <= port < 1 << 16:
             raise ValueError("ports are 0 to 65535")  # uvloop would take the lower 16 bits
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._accepted, host, port, backlog=1024)
+        self._server = await loop.create_server(self._accepted, host, port, backlog=ACCEPTED_AT_ONCE)
+        lengthen_queue(self._server.sockets[0], ACCEPT_QUEUE)
         bound = self._server.sockets[0].getsockname()
         return Address(bound[0], bound[1])
 
@@ -111,8 +124,13 @@ class Connections:
 
     def send(self, local: Peer, remote: Peer, message: Message) -> None:
         """Towards this life of `remote`, dialling first where there is no connection. No promise; where none can be made,
-        the local node is told that the peer is lost. LocalProtocolError for a message that has no wire form."""
-        data = frame(encode(message))
+        the local node is told that the peer is lost. LocalProtocolError, nothing sent, for a message that has no wire form or
+        is longer than a control frame may be."""
+        payload = encode(message)
+        if len(payload) > self.parameters.control_frame_bytes_max:
+            limit = self.parameters.control_frame_bytes_max
+            raise LocalProtocolError(f"{type(message).__name__} has {len(payload)} bytes where a control frame has at most {limit}")
+        data = frame(payload)
         if self._closed:
             return
         lane = self._lane(local, remote)
@@ -183,7 +201,7 @@ class Connections:
         return lane
 
     async def _dial_lane(self, lane: Lane) -> None:
-        reason = ""
+        reason, link = "", None
         try:
             link = await self._dial(lane.local, lane.remote.address, lane.remote.id, "control")
             if link.peer.incarnation != lane.remote.incarnation:
@@ -192,13 +210,20 @@ class Connections:
             reason = str(error)
         lane.dialling = None
         if not lane.links:
-            self._lose(lane, reason or "the connection ended at once")
+            self._end(lane, reason or "the connection ended at once", parted=link is not None and not reason and link.parted)
 
-    def _lose(self, lane: Lane, reason: str) -> None:
-        """The last of the lane is gone, and not by our will."""
+    def _end(self, lane: Lane, reason: str, *, parted: bool) -> None:
+        """The last of the lane is gone, and not by our will: the peer is lost, unless it has said that it parts. What was sent since
+        goes on a new connection."""
         if self._lanes.get(lane.key) is not lane:
             return
+        if parted and lane.waiting:
+            lane.dialling = self._spawn(self._dial_lane(lane))
+            return
         del self._lanes[lane.key]
+        if parted:
+            logger.debug("%s has parted: %s", lane.remote, reason)
+            return
         found = self._nodes.get(lane.local.id)
         if found is not None and not self._closed:
             found[1].lost(lane.remote, reason)
@@ -208,12 +233,17 @@ class Connections:
         del self._lanes[lane.key]
         lane.shut(reason)
 
-    def _evict(self, count: int) -> None:
-        """Closes the control connections that were silent longest."""
-        quiet = sorted((lane for lane in self._lanes.values() if lane.links), key=lambda lane: lane.used_at)
-        for lane in quiet[:count]:
-            logger.info("%s: closed, the least recently used of %d connections", lane.remote, len(self._lane_of))
-            self._shut(lane, "too many connections")
+    def _evict(self, count: int) -> list[Link]:
+        """Parts with the control connections that were silent longest, and returns them."""
+        links = nsmallest(count, self._lane_of, key=lambda link: link.used_at)
+        for link in links:
+            logger.debug("%s: parted with, the least recently used of %d connections", link, len(self._lane_of))
+            lane = self._lane_of.pop(link)
+            lane.detach(link)
+            if not lane.links and lane.dialling is None and self._lanes.get(lane.key) is lane:
+                del self._lanes[lane.key]
+            link.part(PARTING)
+        return links
 
     # --- dials --------------------------------------------------------------------------------------------------------
 
@@ -245,9 +275,10 @@ class Connections:
         except DialFailed as error:
             if not error.exhausted:
                 raise
-        logger.warning("no file descriptor is left: raise the limit (ulimit -n) or have fewer agents in one process")
-        self._evict(EVICTED_AT_ONCE)
-        await asyncio.sleep(0)  # transports close their sockets in the loop's next turn
+        self._say_scarce()
+        if links := self._evict(EVICTED_AT_ONCE):
+            closing = [asyncio.ensure_future(link.closed()) for link in links]
+            await asyncio.wait(closing, return_when=asyncio.FIRST_COMPLETED)
         return await dial(make, address, timeout_s)
 
     # --- links --------------------------------------------------------------------------------------------------------
@@ -268,8 +299,20 @@ class Connections:
         """Part of LinkOwner, as the next two: nobody but a Link calls them."""
         self._links.add(link)
         self._half_open += link.inbound
+        assert link.transport is not None
+        sock = link.transport.get_extra_info("socket")
+        find_half_open(sock, self.parameters)
         if self._closed or self._half_open > HALF_OPEN_MAX:
             link.abort("closing" if self._closed else "too many connections that have not said hello")
+        elif descriptors_left(sock) < DESCRIPTORS_KEPT:
+            self._say_scarce()
+            if not self._evict(1) and link.inbound:
+                link.abort("no file descriptor is left for it")
+
+    def _say_scarce(self) -> None:
+        if not self._scarce:
+            self._scarce = True
+            logger.warning("file descriptors run out: raise the limit (ulimit -n), lower overlay.connections_max or have fewer agents here")
 
     def link_greeted(self, link: Link) -> None:
         self._half_open -= link.inbound
@@ -290,10 +333,10 @@ class Connections:
             return
         lane.detach(link)
         if not lane.links and lane.dialling is None:
-            self._lose(lane, reason)
+            self._end(lane, reason, parted=link.parted)
 
     def _attach(self, link: Link) -> None:
-        if len(self._lane_of) >= self._connections_max:
+        if len(self._lane_of) >= self.parameters.connections_max:
             self._evict(1)
         lane = self._lane_of[link] = self._lane(link.local, link.peer)
         lane.attach(link, first=not link.inbound)

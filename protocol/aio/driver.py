@@ -5,8 +5,9 @@
 2. After the last event in line, one timer is armed for next_deadline().
 3. An effect for the network starts a task, whose end is dispatched as the event that the effect's docstring names. An effect
    for the application is handed to it, at its place among the others.
-4. RemoteProtocolError from the node while it reads a message: that peer is dropped (P7). Any other exception, from the node or
-   from the application, is a mistake in FMRec: nothing more is handled, and `failed` raises it.
+4. RemoteProtocolError from the node while it reads a message: that peer is dropped (P7). A message that cannot be sent (longer
+   than a frame may be, say) is dropped, logged, and told to the application as the fact `unsendable`. Any other exception, from
+   the node or from the application, is a mistake in FMRec: nothing more is handled, and `failed` raises it.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from typing import Any, Protocol
 from protocol.aio.bulk import BulkError, Purpose, PushOutcome
 from protocol.aio.connections import Connections
 from protocol.aio.store import RecordStore
-from protocol.errors import RemoteProtocolError
+from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.identifiers import Address, NodeId, Peer, TreeId
 from protocol.knowledge import Data
-from protocol.overlay.effects import CancelTransfer, Dial, DialSeed, Discard, Disconnect, Effect, Fetch, Push, Send
+from protocol.overlay.effects import CancelTransfer, Dial, DialSeed, Discard, Disconnect, Effect, Fetch, Notify, Push, Send
 from protocol.overlay.events import (
     DialEnded,
     Event,
@@ -85,6 +86,7 @@ class Driver:
         self._armed_for: float | None = None  # the deadline that the timer stands for, in loop time
         self._tasks: set[asyncio.Task[None]] = set()
         self._transfers: dict[int, asyncio.Task[None]] = {}
+        self._unsendable: set[str] = set()  # kinds of messages that once could not be sent
         self._closed = False
 
     # --- for the daemon -----------------------------------------------------------------------------------------------
@@ -194,7 +196,7 @@ class Driver:
         local = self.node.self_peer
         match effect:
             case Send(peer, message):
-                self._connections.send(local, peer, message)
+                self._send(peer, message)
             case Dial(peer):
                 self._spawn(self._dial(peer))
             case DialSeed(address):
@@ -212,6 +214,16 @@ class Driver:
                 self.store.discard(record)
             case _:
                 self._application(effect)
+
+    def _send(self, peer: Peer, message: Message) -> None:
+        try:
+            self._connections.send(self.node.self_peer, peer, message)
+        except LocalProtocolError as error:
+            kind = type(message).__name__
+            # Once a kind at a level that is seen: what cannot be sent is often tried again.
+            logger.log(logging.DEBUG if kind in self._unsendable else logging.ERROR, "%s to %s is dropped: %s", kind, peer, error)
+            self._unsendable.add(kind)
+            self._application(Notify("unsendable", {"peer": peer, "message": kind, "reason": str(error)}))
 
     def _arm(self) -> None:
         when = None if self._closed else self.node.next_deadline()

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 LINKS_MAX = 4
 """Connections kept with one life of a peer; beyond, the oldest that is not in use is closed."""
+QUEUE_BYTES_MAX = 4 * 1024 * 1024
+"""Of messages that wait for one peer, beside the limit on their number: a peer that reads nothing costs no more than this."""
 
 LaneKey = tuple[NodeId, NodeId, int]
 
@@ -32,6 +34,7 @@ class Lane:
         self.dialling: asyncio.Task[None] | None = None
         self.dropped = 0  # messages, since the lane was made
         self._queue: deque[bytes] = deque()
+        self._queue_bytes = 0
         self._queue_max = send_queue_max
         self._full = False  # said already
 
@@ -40,9 +43,9 @@ class Lane:
         return self.local.id, self.remote.id, self.remote.incarnation
 
     @property
-    def used_at(self) -> float:
-        """Loop time of the last byte in either direction."""
-        return max((link.used_at for link in self.links), default=0.0)
+    def waiting(self) -> int:
+        """Messages that are kept."""
+        return len(self._queue)
 
     @property
     def _current(self) -> Link | None:
@@ -54,13 +57,14 @@ class Lane:
         link = self._current
         if not self._queue and link is not None and not link.paused:
             link.send_frame(data)
-        elif len(self._queue) < self._queue_max:
+        elif len(self._queue) < self._queue_max and self._queue_bytes + len(data) <= QUEUE_BYTES_MAX:
             self._queue.append(data)
+            self._queue_bytes += len(data)
         else:
             self.dropped += 1
             if not self._full:
                 self._full = True
-                logger.warning("%s reads too slowly: messages to it are dropped while %d wait", self.remote, self._queue_max)
+                logger.warning("%s reads too slowly: messages to it are dropped while %d wait", self.remote, len(self._queue))
 
     def attach(self, link: Link, *, first: bool) -> None:
         """Takes the link in; what has waited leaves. The oldest link beyond LINKS_MAX is closed."""
@@ -74,13 +78,14 @@ class Lane:
         self._flush()
 
     def detach(self, link: Link) -> None:
-        """The link has ended; the next one, if any, goes on."""
+        """The link has ended, or is about to; the next one, if any, goes on."""
         self.links.remove(link)
         self._flush()
 
     def shut(self, reason: str) -> None:
         """Closes everything and forgets what waits."""
         self._queue.clear()
+        self._queue_bytes = 0
         if self.dialling is not None:
             self.dialling.cancel()
         for link in list(self.links):
@@ -89,6 +94,8 @@ class Lane:
     def _flush(self) -> None:
         link = self._current
         while self._queue and link is not None and not link.paused:
-            link.send_frame(self._queue.popleft())
+            data = self._queue.popleft()
+            self._queue_bytes -= len(data)
+            link.send_frame(data)
         if not self._queue:
             self._full = False

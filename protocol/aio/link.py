@@ -86,6 +86,7 @@ class Link(asyncio.BufferedProtocol):
         self._writer: asyncio.Future[None] | None = None  # who awaits room
         self._target: memoryview | None = None  # where raw bytes go, as far as it is not filled
         self._reading_paused = False
+        self._parting = False
         self._reason = ""
 
     # --- what users of a link call ------------------------------------------------------------------------------------
@@ -104,7 +105,8 @@ class Link(asyncio.BufferedProtocol):
 
     @property
     def closing(self) -> bool:
-        return self._transport is None or self._transport.is_closing()
+        """Also where it was cut, which the transport does not know of."""
+        return self._transport is None or self._closed.done() or self._transport.is_closing()
 
     @property
     def transport(self) -> asyncio.Transport | None:
@@ -131,7 +133,7 @@ class Link(asyncio.BufferedProtocol):
 
     def send_frame(self, data: bytes) -> None:
         """One message that was encoded and framed already."""
-        if self._transport is not None and not self._transport.is_closing():
+        if self._transport is not None and not self.closing:
             self.used_at = self._loop.time()
             self._transport.write(data)
 
@@ -160,7 +162,7 @@ class Link(asyncio.BufferedProtocol):
             while self.paused and not self._closed.done():
                 self._writer = self._loop.create_future()
                 await self._writer
-            if self._transport is None or self._transport.is_closing():
+            if self._transport is None or self.closing:
                 raise LinkClosed(self._reason or "closed")
             self._transport.write(data[start : start + CHUNK_BYTES])
 
@@ -168,6 +170,14 @@ class Link(asyncio.BufferedProtocol):
         """Says why, then closes."""
         self.send(refusal)
         self.close(refusal.reason)
+
+    def part(self, last_word: Refusal) -> None:
+        """Asks the other side to end the link. What it has under way still arrives, which a close from here would destroy; it has
+        as long as a hello may take."""
+        self._parting = True
+        self._reason = self._reason or last_word.reason
+        self.send(last_word)
+        self._set_timer(lambda: self.abort(last_word.reason))
 
     def close(self, reason: str) -> None:
         """Ends the link when what was written has left; after as long as a hello may take, at once."""
@@ -182,6 +192,12 @@ class Link(asyncio.BufferedProtocol):
         self._reason = self._reason or reason
         if self._transport is not None:
             self._transport.abort()
+
+    @property
+    def parted(self) -> bool:
+        """We asked for the end of this link, or the other side did because it has too many: no sign of anybody's death."""
+        refusal = self.session.refusal
+        return self._parting or (self.session.hello is not None and refusal is not None and refusal.code == "busy")
 
     def cut(self, reason: str) -> None:
         """The transport is gone and will not say so. Nothing where it was never made, or has said so."""
@@ -267,7 +283,7 @@ class Link(asyncio.BufferedProtocol):
         try:
             return self.session.next_message()
         except RemoteProtocolError as error:
-            logger.warning("%s: dropped: %s", self, error)
+            logger.log(logging.DEBUG if self.parted else logging.WARNING, "%s: dropped: %s", self, error)
             self._flush()
             self.close(str(error))
             raise

@@ -36,7 +36,10 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Last on a connection that is not accepted. `code` is for programs, `reason` for people."""
+    """Last on a connection that is not accepted, or not kept. `code` is for programs, `reason` for people.
+
+    busy, on a control connection that was in use: the sender has too many; it lives, and may be dialled again.
+    """
 
     code: Literal["version", "cluster", "receiver", "superseded", "busy", "malformed"]
     reason: str

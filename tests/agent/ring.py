@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -28,11 +25,11 @@ from protocol.overlay.node import OverlayNode
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Phase, RecoveryMode, RoundOpen
 from protocol.wire.values import MemberInfo, RecordSummary
+from scripts.local_cluster import free_ports
 from tests.agent.counting import Counting
 
 TREE = tree_id("main", "counting")
 PARAMETERS = OverlayParameters()
-_ports = itertools.count(12_000 + os.getpid() * 31 % 7_000)
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
@@ -45,15 +42,7 @@ async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> Non
 
 def free_port() -> int:
     """One below 32768 that nobody listens on."""
-    while True:
-        port = next(_ports)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+    return free_ports(1)
 
 
 @dataclass

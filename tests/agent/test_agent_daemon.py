@@ -131,6 +131,23 @@ async def test_a_later_life_resumes_from_its_disk_and_has_a_higher_incarnation(r
     await later.ended()
 
 
+async def test_with_its_seed_gone_a_later_life_joins_through_a_remembered_peer(ring: Ring, tmp_path: Path) -> None:
+    manager = await ring.manager()
+    seed = await ring.agent("seed")
+    life = Life(manager, state_dir=tmp_path, join=(str(seed.me.address),))
+    await until(lambda: manager.joined() == {"a"})
+    book = tmp_path / "a" / "peers.json"
+    await until(book.exists)
+    life.stop.set()
+    await life.ended()
+    await ring.kill(seed)
+    later = Life(manager, state_dir=tmp_path, join=(str(seed.me.address),))
+    await until(lambda: later.peers)
+    await until(lambda: later.peers[0] in {info.peer for e in manager.effects if isinstance(e, MembersChanged) for info in e.joined})
+    later.stop.set()
+    assert await later.ended() == 0
+
+
 async def test_where_the_disk_cannot_be_written_it_lives_in_memory_and_says_so(
     ring: Ring, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

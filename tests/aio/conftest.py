@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 import uvloop
@@ -16,8 +15,7 @@ from protocol.aio.connections import Connections
 from protocol.identifiers import Address, NodeId, Peer, agent_id
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Message
-
-_candidates = itertools.count(20_000 + os.getpid() * 37 % 8_000)
+from scripts.local_cluster import free_ports
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -29,19 +27,7 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 @pytest.fixture
 def free_port() -> Callable[[], int]:
     """A port below 32768 (above are ephemeral: an outgoing connection may take one at any moment) that nobody listens on."""
-
-    def find() -> int:
-        while True:
-            port = next(_candidates)
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind(("127.0.0.1", port))
-                except OSError:
-                    continue
-                return port
-
-    return find
+    return partial(free_ports, 1)
 
 
 @pytest.fixture
@@ -109,7 +95,7 @@ async def start(free_port: Callable[[], int]) -> AsyncIterator[Callable[..., obj
         identifier: NodeId | None = None,
         connections_max: int = 512,
     ) -> Process:
-        connections = Connections(cluster, parameters or OverlayParameters(), connections_max)
+        connections = Connections(cluster, replace(parameters or OverlayParameters(), connections_max=connections_max))
         while True:
             try:
                 address = await connections.listen("127.0.0.1", free_port())

@@ -13,6 +13,7 @@ import pytest
 
 from protocol import WIRE_VERSION
 from protocol.aio import dialling
+from protocol.errors import LocalProtocolError
 from protocol.identifiers import Address, Peer, agent_id
 from protocol.parameters import OverlayParameters
 from protocol.wire.codec import encode
@@ -239,18 +240,6 @@ async def test_a_slow_reader_costs_a_bounded_queue(start: Start, caplog: pytest.
     await b.node.until(lambda: len(b.node.messages) == 1 + sent - 1)
 
 
-async def test_the_least_recently_used_connection_makes_room(start: Start) -> None:
-    hub = await start("hub", connections_max=2)
-    others = [await start(name) for name in "xyz"]
-    for other in others[:2]:
-        assert (await hub.connections.dial_fresh(hub.peer, other.peer)).found
-        await asyncio.sleep(0.002)  # uvloop's clock has milliseconds; the order of use must show
-    hub.connections.send(hub.peer, others[0].peer, Ping())
-    assert (await hub.connections.dial_fresh(hub.peer, others[2].peer)).found
-    assert set(hub.connections.peers(hub.peer)) == {others[0].peer, others[2].peer}
-    assert not hub.node.losses
-
-
 async def test_running_out_of_descriptors_is_survived(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """DESIGN 5: some connections are closed and the dial is tried again."""
     a, b, c = await start("a"), await start("b"), await start("c")
@@ -295,6 +284,16 @@ async def test_closing_does_not_wait_for_a_peer_that_hangs(start: Start) -> None
     async with asyncio.timeout(2):
         await a.connections.close()
     assert not a.node.losses
+
+
+async def test_a_message_longer_than_a_frame_is_refused_before_it_is_sent(start: Start) -> None:
+    """The other side would drop us for it."""
+    a, b = await start("a", parameters=OverlayParameters(control_frame_bytes_max=1000)), await start("b")
+    with pytest.raises(LocalProtocolError, match="where a control frame has at most 1000"):
+        a.connections.send(a.peer, b.peer, big())
+    assert not a.connections._lanes
+    a.connections.send(a.peer, b.peer, Ping())
+    await b.node.until(lambda: len(b.node.messages) == 1)
 
 
 async def test_an_unknown_message_is_answered_and_the_connection_stays(start: Start) -> None:

@@ -16,7 +16,7 @@ from protocol.errors import RemoteProtocolError
 from protocol.identifiers import Address, Peer, agent_id, tree_id
 from protocol.overlay import effects, events
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import Ping, Pong
+from protocol.wire.messages import Datagram, Ping, Pong, Route
 from protocol.wire.values import RecordSummary
 
 Start = Callable[..., Any]
@@ -245,6 +245,28 @@ async def test_a_peer_that_errs_is_dropped_and_nothing_else(host: Any) -> None:
     assert "a ping out of turn" in (await a.node.until(events.PeerLost)).reason
     assert (await b.node.until(events.PeerLost)).peer == a.peer
     assert not b.driver.failed.done()
+
+
+async def test_what_cannot_be_sent_is_dropped_and_the_rest_goes_on(host: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A message too long for a frame, or with a number that has no wire form, is one lost message, and said to be."""
+    b = await host("b")
+    key = agent_id("c", "key")
+    sends: list[Any] = [
+        Route(key, Datagram(bytes(OverlayParameters().control_frame_bytes_max))),
+        Route(key, Datagram(b""), hops=2**70),
+        Ping(),
+    ]
+    wanted = [*(effects.Send(b.peer, message) for message in sends), effects.Dial(b.peer)]
+    a = await host("a", lambda event: wanted if isinstance(event, events.Started | events.Leave) else [])
+    a.driver.dispatch(events.Started())
+    assert (await a.node.until(events.DialEnded)).found == b.peer
+    assert (await b.node.until(events.MessageReceived)).message == Ping()
+    facts = [effect.details for effect in a.daemon.effects if effect.fact == "unsendable"]
+    assert [(fact["peer"], fact["message"]) for fact in facts] == [(b.peer, "Route")] * 2
+    assert "a control frame has at most" in facts[0]["reason"]
+    a.driver.dispatch(events.Leave())
+    assert caplog.text.count("is dropped") == 1, "once a kind"
+    assert not a.driver.failed.done()
 
 
 @pytest.mark.parametrize("where", ["node", "application", "upload"])
