@@ -1,4 +1,8 @@
-"""SWIM (Das, Gupta & Motivala, DSN 2002), Lifeguard (Dadgar, Phillips & Currey, DSN-W 2018), Bamboo (Rhea et al., USENIX 2004), rule by rule."""
+"""Failure detection and recovery, rule by rule.
+
+SWIM (Das, Gupta & Motivala, DSN 2002), Lifeguard (Dadgar, Phillips & Currey, DSN-W 2018), Bamboo (Rhea et al., USENIX 2004). Each docstring
+restates a sentence of the paper and names its section.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""MSPastry (Castro, Costa & Rowstron, Performance and dependability of structured peer-to-peer overlays, DSN 2004), rule by rule."""
+"""MSPastry (Castro, Costa & Rowstron, Performance and dependability of structured peer-to-peer overlays, DSN 2004), rule by rule.
+
+Each docstring restates a sentence of the paper and names its section.
+"""
 
 from __future__ import annotations
 
@@ -136,7 +139,7 @@ def test_each_hop_acknowledges_a_message() -> None:
 
 @pytest.mark.parametrize(("rtt_s", "timeout_s"), [(0.1, 0.3), (0.04, 0.12), (0.001, P.ack_timeout_min_s)])
 def test_the_timeout_of_an_acknowledgement_follows_the_round_trip(rtt_s: float, timeout_s: float) -> None:
-    """The retransmission timer is set as in TCP from round trips, smoothed + 4 deviations, and more aggressively: srtt + 4 srtt / 2 (3.2)."""
+    """The retransmission timer follows round trips as in TCP, with a shorter minimum: srtt + 4 deviations, at first 3 srtt (3.2)."""
     node = node_among()
     node.learn("2f", rtt_s)
     node.route("21")
@@ -155,7 +158,7 @@ def test_the_timeout_doubles_for_a_hop_that_has_just_missed_one() -> None:
     sent_at = node.now
     node.route("22")
     seen = node.until(0.6, hearing=AROUND)
-    assert next(when for when, effect in seen if isinstance(effect, fx.Dial)) - sent_at == pytest.approx(0.24)
+    assert next(when for when, effect in seen if effect == fx.Dial(peer("2f"))) - sent_at == pytest.approx(0.24)
 
 
 def test_on_a_miss_the_message_goes_around_the_hop_which_is_probed_and_not_dead() -> None:
@@ -234,20 +237,26 @@ def test_a_table_entry_that_was_heard_within_t_rt_is_not_probed() -> None:
     silent, heard = node_among(), node_among()
     for node in (silent, heard):
         node.learn("21", 0.01)
-    assert "21" in told([effect for _, effect in silent.until(3.0, hearing=AROUND)], m.Ping)
-    assert "21" not in told([effect for _, effect in heard.until(3.0, hearing=[*AROUND, "21"])], m.Ping)
+    long_s = 1.5 * P.table_probe_max_s
+    assert "21" in told([effect for _, effect in silent.until(long_s, hearing=AROUND)], m.Ping)
+    assert "21" not in told([effect for _, effect in heard.until(long_s, hearing=[*AROUND, "21"])], m.Ping)
 
 
-@pytest.mark.parametrize(("session_s", "nodes"), [(60 * 15, 1_000), (60 * 60, 10_000), (60 * 138, 10_000)])
+@pytest.mark.parametrize(("session_s", "nodes"), [(60, 1_000), (5 * 60, 10_000), (15 * 60, 100_000)])
 def test_t_rt_is_the_longest_period_that_keeps_raw_loss_at_its_target(session_s: float, nodes: int) -> None:
     """L_r = 1 - (1 - P_f(T_ls + (r + 1) T_o)) (1 - P_f(T_rt + (r + 1) T_o)) ** (h - 1), solved for T_rt; h = 15/16 log16 N (4.1)."""
     rate, hops = 1 / session_s, 15 / 16 * log(nodes, 16)
     period_s = probe_period_s(rate, nodes, P)
     table, leaf = unnoticed(period_s + P.trial_max_s, rate), unnoticed(P.silence_max_s + P.trial_max_s, rate)
     loss = 1 - (1 - leaf) * (1 - table) ** (hops - 1)
-    assert loss <= P.raw_loss_target + 1e-9
-    if period_s < P.table_probe_max_s:
-        assert loss == pytest.approx(P.raw_loss_target)
+    assert P.silence_max_s < period_s < P.table_probe_max_s
+    assert loss == pytest.approx(P.raw_loss_target)
+
+
+def test_t_rt_has_limits() -> None:
+    """T_rt is never below T_ls + T_o, and we bound it above: even in a ring without deaths an entry is heard of now and then (4.1)."""
+    assert probe_period_s(1.0, 10_000, P) == P.silence_max_s
+    assert probe_period_s(1e-9, 10_000, P) == P.table_probe_max_s
 
 
 def test_t_rt_is_longer_in_a_quiet_ring_and_shorter_where_nodes_die() -> None:
