@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from protocol.identifiers import NodeId, Peer, rank, shared_prefix
@@ -26,6 +26,8 @@ from protocol.wire.messages import JoinRequest, Route, RouteAck
 
 HOPS_TRIED_MAX = 4
 """A message that so many hops have not acknowledged waits for a verdict on one of them."""
+SENT_MAX = 4096
+"""Acknowledgements awaited; beyond, the oldest message is on its own."""
 EXPIRY = 0
 """The deadline of the message that has been held for longest; hops' sequence numbers are above it."""
 
@@ -50,7 +52,10 @@ class _Held:
 
 
 class Forwarding:
-    """`ready`: are we in the ring at all? `claim`: is a key, to which we know nobody closer, certainly ours; else, who may take it on."""
+    """`inactive`: who is joining itself (Pastry's rule 2), kept by its owner. `ready`: are we in the ring at all?
+
+    `claim`: is a key, to which we know nobody closer, certainly ours; else, who may take it on.
+    """
 
     def __init__(
         self,
@@ -59,6 +64,7 @@ class Forwarding:
         leaf_set: LeafSet,
         table: RoutingTable,
         proximity: Proximity,
+        inactive: Collection[NodeId],
         is_suspect: Callable[[NodeId], bool],
         ready: Callable[[], bool],
         claim: Callable[[NodeId], tuple[bool, Peer | None]],
@@ -68,6 +74,7 @@ class Forwarding:
         self._leaf_set = leaf_set
         self._table = table
         self._proximity = proximity
+        self._inactive = inactive
         self._is_suspect = is_suspect
         self._ready = ready
         self._claim = claim
@@ -81,19 +88,19 @@ class Forwarding:
 
     # --- rule 1 -------------------------------------------------------------------------------------------------------
 
-    def next_hop(self, key: NodeId, avoid: NodeId | None = None, tried: tuple[NodeId, ...] = ()) -> tuple[Peer | None, bool]:
+    def next_hop(self, key: NodeId, avoid: Collection[NodeId] = (), tried: tuple[NodeId, ...] = ()) -> tuple[Peer | None, bool]:
         """The next hop towards key, and whether it may be used now; None where no known node but us is closest.
 
-        avoid: a node that shall not be a hop; tried: hops that have just missed an acknowledgement.
+        avoid: nodes that shall not be hops; tried: hops that have just missed an acknowledgement.
         """
         if self._leaf_set.covers(key):
             hop = self._leaf_set.closest(key, avoid)
             return hop, hop is None or not (hop.id in tried or self._is_suspect(hop.id))
         entry = self._table.towards(key)
-        if entry is not None and entry.id != avoid and entry.id not in tried and not self._is_suspect(entry.id):
+        if entry is not None and entry.id not in avoid and entry.id not in tried and not self._is_suspect(entry.id):
             return entry, True
         mine, prefix = rank(key, self._me.id), shared_prefix(self._me.id, key)
-        closer = [peer for peer in (*self._leaf_set, *self._table) if peer.id != avoid and rank(key, peer.id) < mine]
+        closer = [peer for peer in (*self._leaf_set, *self._table) if peer.id not in avoid and rank(key, peer.id) < mine]
         well = [peer for peer in closer if peer.id not in tried and not self._is_suspect(peer.id)]
         far = [peer for peer in well if shared_prefix(peer.id, key) >= prefix]
         hop = min(far or well or closer, key=lambda peer: rank(key, peer.id), default=None)
@@ -113,7 +120,7 @@ class Forwarding:
         body, began = message.body, now if began is None else began
         if message.hops > self._parameters.hops_max:
             return [Notify("route_dropped", {"key": message.key, "reason": f"more than {self._parameters.hops_max} hops"})]
-        hop, usable = self.next_hop(message.key, body.joiner.id if isinstance(body, JoinRequest) else None, tried)
+        hop, usable = self.next_hop(message.key, {body.joiner.id, *self._inactive} if isinstance(body, JoinRequest) else (), tried)
         if hop is None and not isinstance(body, JoinRequest):
             ours, hop = self._claim(message.key)
             usable = ours or (hop is not None and hop.id not in tried and not self._is_suspect(hop.id))
@@ -125,6 +132,9 @@ class Forwarding:
             body = JoinRequest(body.joiner, self.with_row(body.candidates, body.joiner.id))
         self._sequence += 1
         onward = Route(message.key, body, message.hops + 1, self._sequence)
+        if len(self._sent) >= SENT_MAX:
+            self._deadlines.drop(oldest := next(iter(self._sent)))
+            del self._sent[oldest]
         self._sent[self._sequence] = _Sent(hop, message, now, began, tried)
         self._deadlines.set(self._sequence, now + self._proximity.ack_timeout_s(hop.id))
         return [Send(hop, onward)]

@@ -7,7 +7,7 @@ it holds L/2 nodes; with fewer than L nodes known, each may be on both sides.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from protocol.identifiers import NodeId, Peer, clockwise, rank
 
@@ -93,17 +93,17 @@ class LeafSet:
         way = clockwise(self.center, key)
         return way <= self._ways[self.side - 1] or way >= self._ways[-self.side]
 
-    def closest(self, key: int, avoid: NodeId | None = None) -> Peer | None:
-        """The member closest to key, other than `avoid`; None where we are closer than all of them."""
+    def closest(self, key: int, avoid: Collection[NodeId] = ()) -> Peer | None:
+        """The member closest to key, none of `avoid`; None where we are closer than all of them."""
         if not self._around:
             return None
-        # Only the members on either side of the key can be closest, or the next ones where one of these is to be avoided.
-        index = bisect_left(self._ways, clockwise(self.center, key))
         best, found = rank(key, self.center), None
-        reach = 1 if avoid is None else 2
-        for step in range(-reach, reach):
-            peer = self._around[(index + step) % len(self._around)]
-            if peer.id != avoid and (near := rank(key, peer.id)) < best:
+        around = self._around
+        if not avoid:  # only the members on either side of the key can be closest
+            index = bisect_left(self._ways, clockwise(self.center, key))
+            around = [around[index - 1], around[index % len(around)]]
+        for peer in around:
+            if peer.id not in avoid and (near := rank(key, peer.id)) < best:
                 best, found = near, peer
         return found
 

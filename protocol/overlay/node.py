@@ -230,6 +230,8 @@ class OverlayNode:
             known = self._known_life(joiner.id)
             if known is not None and known.incarnation < joiner.incarnation:
                 effects += [fx.Send(known, m.Superseded(joiner)), *self.detector.heard(joiner, now)[1]]
+            if not self.pastry.active:
+                effects.append(fx.Send(joiner, self.pastry.probe(now)))  # it is not alone in waiting
         return effects + self.pastry.forwarding.received(sender, message, now)
 
     def _known_life(self, identifier: NodeId) -> Peer | None:

@@ -1,12 +1,14 @@
 """Pastry (Rowstron & Druschel 2001) with MSPastry's consistency (Castro, Costa, Rowstron, DSN 2004): who is in the ring.
 
-Where a key lives, and the way there: forwarding.py. Who is in the routing table: table_upkeep.py. Here: the leaf set.
+The first way into it: joining.py. Where a key lives, and the way there: forwarding.py. Who is in the routing table: table_upkeep.py.
+Here: the leaf set.
 
 1. Join (Pastry 2.4). Through a seed, a JOIN is routed to the joiner's id; each hop adds its row; the closest node answers with its leaf
    set. A JOIN never goes to an older life of the joiner.
-2. Consistency (MSPastry 3.1). A node is inactive, and delivers nothing, until every candidate of its leaf set has been probed and has
-   answered. Nobody inserts a node that it has not heard from; nobody believes a death that it has not verified: a death or a
-   neighbour told by others is probed, never taken over.
+2. Consistency (MSPastry 3.1). A node is inactive, and delivers nothing, until an active node has told it its place, and every candidate
+   of its leaf set has been probed and has answered. An inactive node says so, and is no hop for another's JOIN. Nobody inserts a node
+   that it has not heard from; nobody believes a death that it has not verified: a death or a neighbour told by others is probed, never
+   taken over.
 3. Mutual neighbours. A key on our right is ours to deliver only while our right neighbour has named us as its left one, and likewise on the
    left: so two nodes never deliver the same key, whatever each of them has missed. Whoever gets a new neighbour tells it; until it has
    answered in kind, it is asked again with each heartbeat. A neighbour may name one between us that we hold dead: the way from us to
@@ -26,15 +28,14 @@ Where a key lives, and the way there: forwarding.py. Who is in the routing table
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
-from math import inf
 from random import Random
 
 from protocol.identifiers import RING, Address, NodeId, Peer, clockwise, rank
 from protocol.overlay.deadlines import Deadlines
-from protocol.overlay.effects import Activated, Dial, DialSeed, Effect, LeafSetChanged, Notify, Send, Suspect
+from protocol.overlay.effects import Activated, Dial, Effect, LeafSetChanged, Notify, Send, Suspect
 from protocol.overlay.forwarding import Forwarding
+from protocol.overlay.joining import Joining
 from protocol.overlay.leaf_set import LeafSet
 from protocol.overlay.proximity import Proximity
 from protocol.overlay.routing_table import RoutingTable
@@ -71,10 +72,13 @@ class Pastry:
         self.leaf_set = LeafSet(me.id, parameters.side)
         self.proximity = Proximity(parameters)
         self.table = RoutingTable(me.id, self.proximity.rtt_s)
+        self._inactive: set[NodeId] = set()
+        """Who has said that it is joining itself: it places nobody."""
         self.forwarding = Forwarding(
-            me, parameters, self.leaf_set, self.table, self.proximity, is_suspect, lambda: self.active, self._claim
+            me, parameters, self.leaf_set, self.table, self.proximity, self._inactive, is_suspect, lambda: self.active, self._claim
         )
         self.upkeep = TableUpkeep(me, parameters, rng, self.leaf_set, self.table, self.proximity, is_dead, heard_at)
+        self.joining = Joining(me, parameters, rng, self._activate, self._may_found)
         self.active = False
         self.revision = 0
         """Grows when the neighbour that we watch changes."""
@@ -90,17 +94,12 @@ class Pastry:
         """Candidates of the leaf set that have been probed and have not answered."""
         self._attempts: dict[NodeId, int] = {}
         self._was_full = False
-        self._seeds: tuple[Address, ...] = ()
-        self._hints: tuple[Address, ...] = ()
-        self._untried: deque[Address] = deque()
-        self._join_wait_s = parameters.retry_min_s
-        self._asked_at = -inf
-        """When we last asked for a place in a ring."""
         self._turn = 0
         self._deadlines: Deadlines[tuple[str, NodeId]] = Deadlines()
 
     def next_deadline(self) -> float | None:
-        due = (self._deadlines.next(), self.forwarding.next_deadline(), self.upkeep.next_deadline())
+        parts = (self.joining, self.forwarding, self.upkeep)
+        due = (self._deadlines.next(), *(part.next_deadline() for part in parts))
         return min((when for when in due if when is not None), default=None)
 
     def watched(self) -> tuple[Peer, ...]:
@@ -182,56 +181,33 @@ class Pastry:
         self.revision += 1
         self.left_id = left[0].id if left else None
         if self.active:
-            effects += [Send(peer, self._probe(now)) for peer in new.values()]
+            effects += [Send(peer, self.probe(now)) for peer in new.values()]
         return effects
 
     # --- joining ------------------------------------------------------------------------------------------------------
 
     def start(self, seeds: Iterable[Address], hints: Iterable[Address], now: float) -> list[Effect]:
         """Enter the ring through the seeds, then through the hints; a ring of one where no seed was named and no hint answers."""
-        self._seeds = tuple(address for address in seeds if address != self._me.address)
-        self._hints = tuple(address for address in hints if address != self._me.address)
         self._deadlines.set(("heartbeat", self._me.id), now + self._parameters.heartbeat_interval_s * self._rng.uniform(0.5, 1.0))
         self._deadlines.set(("exchange", self._me.id), now + self._parameters.exchange_interval_s * self._rng.uniform(0.5, 1.0))
-        self._deadlines.set(("seed", self._me.id), now + self._parameters.row_interval_s * self._rng.uniform(0.5, 1.0))
-        self._untried = deque((*self._seeds, *self._hints))
-        return self._try_next_seed(now)
-
-    def _try_next_seed(self, now: float) -> list[Effect]:
-        if self._untried:
-            self._deadlines.set(("join", self._me.id), now + self._parameters.join_timeout_s)
-            return [DialSeed(self._untried.popleft())]
-        if not self._seeds:
-            self._deadlines.drop(("join", self._me.id))
-            return self._activate(now)
-        wait_s = self._join_wait_s * self._rng.uniform(0.75, 1.25)
-        self._join_wait_s = min(2 * self._join_wait_s, self._parameters.retry_max_s)
-        self._untried = deque((*self._seeds, *self._hints))
-        self._deadlines.set(("join", self._me.id), now + wait_s)
-        return [Notify("no_seed_reachable", {"tried": (*self._seeds, *self._hints), "again_in_s": round(wait_s, 2)})]
+        return self.joining.start(seeds, hints, now)
 
     def seed_answered(self, peer: Peer, now: float) -> list[Effect]:
         """A seed lives: it routes our JOIN, also where we are in a ring already (rule 8)."""
-        if self._probing or peer.id == self._me.id:
-            return []
-        if not self.active:
-            self._deadlines.set(("join", self._me.id), now + self._parameters.join_timeout_s)
-        return self._ask_for_a_place(peer, now)
+        return [] if peer.id == self._me.id else self.joining.answered(peer, now)
 
-    def _ask_for_a_place(self, peer: Peer, now: float) -> list[Effect]:
-        self._asked_at = now
-        return [Send(peer, Route(self._me.id, JoinRequest(self._me)))]
+    def seed_failed(self, address: Address, reason: str, now: float) -> list[Effect]:
+        return [] if self.active else self.joining.failed(address, reason, now)
 
     def found_again(self, peer: Peer, now: float) -> list[Effect]:
         """The same life that was believed dead is heard: there may be a whole ring with it (rule 8). Of many, one is asked."""
-        if not self.active or now < self._asked_at + self._parameters.delay_max_s:
+        if not self.active or self.joining.asked_within(self._parameters.delay_max_s, now):
             return []
-        return self._ask_for_a_place(peer, now)
+        return self.joining.ask(peer, now)
 
-    def seed_failed(self, address: Address, reason: str, now: float) -> list[Effect]:
-        if self.active:
-            return []
-        return [Notify("seed_failed", {"address": address, "reason": reason}), *self._try_next_seed(now)]
+    def _may_found(self) -> bool:
+        """Inactive nodes only were heard, and ours is the smallest id of all."""
+        return bool(self._inactive) and all(peer.id in self._inactive and peer.id > self._me.id for peer in self.leaf_set)
 
     def join_request(self, request: JoinRequest) -> list[Effect]:
         """We are the live node closest to the joiner."""
@@ -239,8 +215,9 @@ class Pastry:
         return [Send(joiner, JoinReply(self.forwarding.with_row(request.candidates, joiner.id), tuple(self.leaf_set)))]
 
     def join_reply(self, sender: Peer, reply: JoinReply, now: float) -> list[Effect]:
-        if self.active and now > self._asked_at + self._parameters.look_up_timeout_s:
+        if self.active and not self.joining.asked_within(self._parameters.look_up_timeout_s, now):
             return []
+        self.joining.placed = True
         effects: list[Effect] = []
         # The nearest first: what lies farther then is no candidate of the leaf set any more.
         near = sorted((sender, *reply.leaf_set), key=lambda peer: rank(self._me.id, peer.id))
@@ -253,8 +230,9 @@ class Pastry:
     def _lacking(self) -> bool:
         return self._was_full and self.leaf_set.overlaps
 
-    def _probe(self, now: float) -> LeafProbe:
-        return LeafProbe(tuple(self.leaf_set), self._recently_dead(now), self._lacking())
+    def probe(self, now: float) -> LeafProbe:
+        """What we know of our neighbourhood."""
+        return LeafProbe(tuple(self.leaf_set), self._recently_dead(now), self._lacking(), self.active)
 
     def _consider_leaf(self, peer: Peer, now: float) -> list[Effect]:
         """Probe a candidate of the leaf set, unless it is in, under probe, dead, or too far."""
@@ -266,7 +244,7 @@ class Pastry:
             return []
         self._probing[peer.id] = peer
         self._deadlines.set(("probe", peer.id), now + self._parameters.probe_timeout_s)
-        return [Send(peer, self._probe(now))]
+        return [Send(peer, self.probe(now))]
 
     def _wanted(self, identifier: NodeId) -> bool:
         """Would it be among the L/2 nearest on either side of all members and candidates?"""
@@ -294,6 +272,7 @@ class Pastry:
     def probe_received(self, sender: Peer, probe: LeafProbe | LeafProbeReply, now: float) -> list[Effect]:
         """MSPastry's LS-PROBE and its reply: insert the sender, verify what it says, answer."""
         effects: list[Effect] = []
+        (self._inactive.discard if probe.active else self._inactive.add)(sender.id)
         changed = self.leaf_set.insert(sender)
         self.table.insert(sender)
         if changed:
@@ -307,15 +286,14 @@ class Pastry:
         effects += self._note_view(sender, probe.leaf_set)
         if isinstance(probe, LeafProbe):
             near = self._nearest_to(sender.id) if probe.lacking else ()
-            effects.append(Send(sender, LeafProbeReply(tuple(self.leaf_set), self._recently_dead(now), near)))
+            effects.append(Send(sender, LeafProbeReply(tuple(self.leaf_set), self._recently_dead(now), near, self.active)))
         else:
             for peer in probe.near[: 2 * self._parameters.leaf_set_size]:
                 effects += self._consider_leaf(peer, now)
             if self._probing.pop(sender.id, None) is not None:
                 self._attempts.pop(sender.id, None)
                 self._deadlines.drop(("probe", sender.id))
-        # A sender that knows nobody may itself be joining: it proves that it lives, not that the two of us are the ring.
-        return effects + self._settle(now) if self.active or probe.leaf_set else effects
+        return effects + self._settle(now)
 
     def _nearest_to(self, identifier: NodeId) -> tuple[Peer, ...]:
         """Of all that we know, those nearest to this node on either side (rule 5)."""
@@ -333,20 +311,19 @@ class Pastry:
             dropped = Notify("candidate_dropped", {"peer": candidate, "reason": "alive, but answers no probe"})
             return [dropped, *self._ask_for_others(now), *self._settle(now)]
         self._deadlines.set(("probe", identifier), now + self._parameters.probe_timeout_s)
-        return [Send(candidate, self._probe(now)), Suspect(candidate, "silent when probed")]
+        return [Send(candidate, self.probe(now)), Suspect(candidate, "silent when probed")]
 
     def _settle(self, now: float) -> list[Effect]:
-        """Active once every candidate has answered. Once active: what was held while a candidate was in doubt goes on."""
+        """Active once we know our place, and every candidate has answered. Once active: what was held for one in doubt goes on."""
         if self.active:
             return self.forwarding.release(now)
-        if self._probing or not len(self.leaf_set):
+        if self._probing or not len(self.leaf_set) or not self.joining.placed:
             return []
         return self._activate(now)
 
     def _activate(self, now: float) -> list[Effect]:
         self.active = True
-        self._join_wait_s = self._parameters.retry_min_s
-        self._deadlines.drop(("join", self._me.id))
+        self.joining.done()
         self._adjacent = (None, None)  # whoever they are, they have not been told since we are in the ring
         self.upkeep.begin(now)
         return [Activated(), *self._moved(now), *self.forwarding.release(now)]
@@ -367,11 +344,11 @@ class Pastry:
         if member is not None and member.incarnation <= peer.incarnation:
             effects += self._close_gap(member, now)
         effects += self.forwarding.died(peer, now)
-        if self.active and not len(self.leaf_set) and (self._seeds or self._probing):
+        self._inactive.discard(peer.id)
+        if self.active and not len(self.leaf_set) and self.joining.has_seeds:
             self.active = False
             effects.append(Notify("ring_lost", {"reason": "no neighbour is left; back to the seeds"}))
-            self._untried = deque((*self._seeds, *self._hints))
-            effects += self._try_next_seed(now)
+            effects += self.joining.begin(now)
         elif not self.active:
             effects += self._settle(now)
         return effects
@@ -379,7 +356,7 @@ class Pastry:
     def _ask_for_others(self, now: float) -> list[Effect]:
         """A candidate came to nothing, and may have kept out others: the farthest on either side may know them."""
         farthest = {side[-1].id: side[-1] for side in (self.leaf_set.right, self.leaf_set.left) if side}
-        return [Send(peer, self._probe(now)) for peer in farthest.values()]
+        return [Send(peer, self.probe(now)) for peer in farthest.values()]
 
     def _close_gap(self, member: Peer, now: float) -> list[Effect]:
         """Rule 5."""
@@ -396,7 +373,7 @@ class Pastry:
         if next_to_us:
             effects += self.probe_everyone(now)
         elif farthest is not None:
-            effects.append(Send(farthest, self._probe(now)))
+            effects.append(Send(farthest, self.probe(now)))
         if len(self.leaf_set) <= self._parameters.side:
             for candidate in sorted(self.table, key=lambda other: rank(self._me.id, other.id))[: self._parameters.side]:
                 effects += self._consider_leaf(candidate, now)
@@ -414,15 +391,9 @@ class Pastry:
                 case "exchange":
                     self._deadlines.set((kind, identifier), now + self._parameters.exchange_interval_s * self._rng.uniform(0.75, 1.25))
                     effects += self._exchange(now)
-                case "seed":
-                    self._deadlines.set((kind, identifier), now + self._seed_wait_s())
-                    effects += self._look_for_others()
-                case "join" if self._probing:
-                    self._deadlines.set((kind, identifier), now + self._parameters.join_timeout_s)
-                case "join":
-                    effects += self._try_next_seed(now)
                 case "probe":
                     effects += self._probe_again(identifier, now)
+        effects += self.joining.on_timer(now, self.active, bool(self._probing), self.upkeep.nodes())
         return effects + self.forwarding.on_timer(now) + self.upkeep.on_timer(now)
 
     def _beat(self, now: float) -> list[Effect]:
@@ -431,9 +402,9 @@ class Pastry:
         right, left = self.leaf_set.right[:1], self.leaf_set.left[:1]
         if self.active:
             if right and not self._named_by_right():
-                effects.append(Send(right[0], self._probe(now)))
+                effects.append(Send(right[0], self.probe(now)))
             if left and not self._named_by_left():
-                effects.append(Send(left[0], self._probe(now)))
+                effects.append(Send(left[0], self.probe(now)))
         if left and not self.sent_left:
             effects.append(Send(left[0], Heartbeat()))
         self.sent_left = False
@@ -445,20 +416,7 @@ class Pastry:
         if not self.active or not members:
             return []
         self._turn += 1
-        return [Send(members[self._turn % len(members)], self._probe(now))]
-
-    def _seed_wait_s(self) -> float:
-        """Seldom, and the more so the larger the ring: a seed hears as much from a ring of thousands as from one of a hundred."""
-        alone = self.active and not len(self.leaf_set)
-        wait_s = self._parameters.retry_max_s if alone else self._parameters.row_interval_s * max(1.0, self.upkeep.nodes() / 64)
-        return wait_s * self._rng.uniform(0.75, 1.25)
-
-    def _look_for_others(self) -> list[Effect]:
-        """Rule 8: is there a ring around a seed, or a remembered peer where we are alone, that we are not in?"""
-        places = (*self._seeds, *self._hints) if not len(self.leaf_set) else self._seeds
-        if not self.active or not places:
-            return []
-        return [DialSeed(self._rng.choice(places))]
+        return [Send(members[self._turn % len(members)], self.probe(now))]
 
     def slept(self, now: float, late_s: float) -> list[Effect]:
         """This node slept: it asks everybody for what it missed, and where others may have given it up, delivers nothing meanwhile."""
@@ -468,7 +426,7 @@ class Pastry:
 
     def probe_everyone(self, now: float) -> list[Effect]:
         """Tell the whole leaf set, and hear from it."""
-        probe = self._probe(now)
+        probe = self.probe(now)
         return [Send(member, probe) for member in self.leaf_set]
 
     def originate(self, key: NodeId, body: Routable, now: float) -> list[Effect]:
@@ -483,8 +441,6 @@ class Pastry:
         assert self.table.get(self._me.id) is None, "a node is in its own table"
         assert all(("probe", identifier) in self._deadlines for identifier in self._probing), "a probe without a deadline"
         assert self._views.keys() <= set(self.leaf_set), "a view of a stranger"
-        assert self.active or ("join", self._me.id) in self._deadlines or self._probing or not self._seeds, (
-            "joining, and nothing will happen"
-        )
+        assert self.active or self.joining.under_way or not self.joining.has_seeds, "joining, and nothing will happen"
         self.forwarding.check_invariants()
         self.upkeep.check_invariants()

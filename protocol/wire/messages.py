@@ -81,11 +81,13 @@ class LeafProbe:
     """MSPastry's LS-PROBE: our leaf set and whom we believe failed. The receiver verifies both for itself.
 
     lacking: the sender's leaf set is short; the reply shall also say who, of all that the receiver knows, is nearest to it.
+    active: the sender is in the ring; else it is joining, and delivers and places nobody.
     """
 
     leaf_set: tuple[Peer, ...]
     failed: tuple[NodeId, ...] = ()
     lacking: bool = False
+    active: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ class LeafProbeReply:
     leaf_set: tuple[Peer, ...]
     failed: tuple[NodeId, ...] = ()
     near: tuple[Peer, ...] = ()
+    active: bool = True
 
 
 @dataclass(frozen=True, slots=True)

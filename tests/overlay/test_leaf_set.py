@@ -105,7 +105,7 @@ def test_a_joiner_is_not_its_own_next_hop() -> None:
     leaf_set.insert(at(NodeId(200)))
     leaf_set.insert(at(NodeId(190)))
     assert leaf_set.closest(NodeId(200)) == at(NodeId(200))
-    assert leaf_set.closest(NodeId(200), avoid=NodeId(200)) == at(NodeId(190))
+    assert leaf_set.closest(NodeId(200), avoid={NodeId(200)}) == at(NodeId(190))
 
 
 def test_an_earlier_life_replaces_nothing() -> None:

@@ -114,16 +114,33 @@ def test_rule_2_an_inactive_node_delivers_nothing_and_passes_nothing_on() -> Non
 
 
 def test_rule_2_a_probe_from_a_node_that_is_joining_too_activates_nobody() -> None:
-    """Both restarted; the other was told of our earlier life and probes it. It knows nobody yet: we two are not the ring."""
+    """Both restarted; the other was told of our earlier life and probes it. Whom it names may all be joining, as we are: our place, an
+    active node has to tell us."""
     ring = Ring()
     ring.pastry.start((SEED,), (), 0.0)
-    ring.pastry.probe_received(A, LeafProbe(()), 0.1)
+    ring.pastry.probe_received(A, LeafProbe((), active=False), 0.1)
     assert not ring.pastry.active
     assert ring.pastry.forwarding.route(Route(ME.id, Datagram(b"x")), 0.2) == []
-    ring.pastry.probe_received(A, LeafProbe((ME, B)), 0.3)
-    assert not ring.pastry.active, "B is to answer first"
+    ring.pastry.probe_received(A, LeafProbe((ME, B), active=False), 0.3)
     ring.pastry.probe_received(B, LeafProbeReply((ME, A)), 0.4)
+    assert not ring.pastry.active, "nobody has told it its place"
+    ring.pastry.join_reply(B, JoinReply((), (A, C)), 0.5)
+    assert not ring.pastry.active, "C is to answer first"
+    ring.pastry.probe_received(C, LeafProbeReply((ME, A)), 0.6)
     assert ring.pastry.active
+
+
+def test_rule_2_a_join_passes_by_who_is_joining() -> None:
+    """It would wait there for a node that may be waiting for it."""
+    ring = among(A, B)
+    ring.settle()
+    ring.pastry.probe_received(C, LeafProbe((), active=False), 0.1)
+    joiner = Peer(NodeId(C.id + 1), "h", 1, 1)
+    effects = ring.pastry.forwarding.route(Route(joiner.id, JoinRequest(joiner)), 0.2)
+    assert [to for to, _ in sent(effects, Route)] == [A]
+    ring.pastry.probe_received(C, LeafProbe((ME,)), 0.3)
+    effects = ring.pastry.forwarding.route(Route(joiner.id, JoinRequest(joiner)), 0.4)
+    assert [to for to, _ in sent(effects, Route)] == [C]
 
 
 def test_rule_2_neighbours_told_by_others_are_probed_never_taken_over() -> None:
@@ -357,6 +374,7 @@ def test_rule_8_now_and_then_a_seed_is_asked_whether_there_is_a_ring_without_us(
     ring = Ring()
     ring.pastry.start((SEED, OTHER_SEED), (), 0.0)
     ring.join(A)
+    ring.pastry.join_reply(A, JoinReply((), ()), 0.0)
     seen = ring.until(20 * P.row_interval_s)
     dials = [when for when, effect in seen if isinstance(effect, fx.DialSeed)]
     assert {effect.address for _, effect in seen if isinstance(effect, fx.DialSeed)} == {SEED, OTHER_SEED}
@@ -371,6 +389,7 @@ def test_rule_8_the_larger_the_ring_the_seldomer_a_seed_is_asked() -> None:
     close = [Peer(NodeId(ME.id + step * (RING // 6400)), "h", 1, 1) for step in range(-6, 7) if step]
     for other in close:
         ring.join(other)
+    ring.pastry.join_reply(close[0], JoinReply((), ()), 0.0)
     assert ring.pastry.upkeep.nodes() == pytest.approx(6400)
     dials = [effect for _, effect in ring.until(20 * P.row_interval_s) if isinstance(effect, fx.DialSeed)]
     assert len(dials) <= 1

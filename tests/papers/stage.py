@@ -62,6 +62,7 @@ class Fed:
     def join(self, *members: str) -> None:
         for member in members:
             self.hear(member, m.LeafProbe((self.me,)))
+            self.hear(member, m.LeafProbeReply((self.me,)))
 
     def learn(self, digits: str, rtt_s: float) -> None:
         """A table entry that has measured the way to us."""

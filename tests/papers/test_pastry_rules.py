@@ -52,7 +52,7 @@ def route_many(network: Network, count: int) -> list[tuple[NodeId, fx.Delivered]
 
 
 def test_the_leaf_set_is_the_half_l_nodes_with_the_closest_larger_and_the_half_l_with_the_closest_smaller_ids(crowd: Network) -> None:
-    """The leaf set L is the set of nodes with the |L|/2 numerically closest larger nodeIds, and the |L|/2 with the closest smaller ones (2.1)."""
+    """The leaf set is the |L|/2 nodes with numerically closest larger nodeIds, and the |L|/2 with closest smaller ones (2.1)."""
     around = sorted(process.peer.id for process in crowd.processes.values())
     for process in crowd.processes.values():
         index = around.index(process.peer.id)
@@ -117,7 +117,7 @@ def test_else_it_goes_to_a_node_that_shares_one_more_digit_with_the_key() -> Non
 
 
 def test_in_the_rare_case_it_goes_to_a_node_with_no_shorter_a_prefix_that_is_closer_to_the_key() -> None:
-    """Where no such node is known, it goes to one that shares at least as long a prefix with the key and is numerically closer to it (2.2)."""
+    """Where no such node is known, it goes to one that shares at least as long a prefix with the key and is closer to it (2.2)."""
     node = Fed(*RIGHT, *LEFT, parameters=SMALL)
     node.learn("10", 0.01)
     node.learn("30", 0.01)
@@ -193,7 +193,7 @@ def test_a_joiner_takes_row_i_from_the_ith_node_on_its_way() -> None:
     assert isinstance(onward.body, m.JoinRequest)
     assert {candidate.id for candidate in onward.body.candidates} == row_0 | {node.me.id}
 
-    second = Fed("2e", "30", "1f", "20", digits="2f", parameters=SMALL)
+    second = Fed("30", "31", "2d", "2c", digits="2f", parameters=SMALL)
     second.learn("21", 0.01)
     second.learn("238", 0.01)
     ((hop, later),) = sent(second.hear("80", onward), m.Route)
@@ -239,7 +239,7 @@ def test_a_failed_leaf_is_replaced_by_asking_the_live_node_with_the_largest_inde
 
 
 def test_a_replacement_is_first_verified_to_be_alive() -> None:
-    """Among the nodes of that leaf set it chooses an appropriate one, verifies that it is alive by contacting it, and then takes it in (2.4)."""
+    """Of the nodes in that leaf set it chooses an appropriate one, verifies that it is alive by contacting it, and takes it in (2.4)."""
     node = Fed(*RIGHT, *LEFT, parameters=SMALL)
     node.kill("84")
     effects = node.hear("88", m.LeafProbeReply((peer("8a"), peer("80"))))

@@ -1,0 +1,69 @@
+"""Joining: whom a node asks, and when it founds a ring of its own (rules of joining.py)."""
+
+from __future__ import annotations
+
+import itertools
+
+from protocol.identifiers import Address, Peer
+from protocol.overlay import effects as fx
+from protocol.wire.messages import LeafProbe, LeafProbeReply
+from tests.overlay.ring import Ring
+from tests.overlay.scene import ME, P, of, peer
+
+SEED, OTHER = Address("seed", 1), Address("seed", 2)
+SMALLER, LARGER = peer(0x10), peer(0xF0)
+
+
+def joining(*inactive: Peer) -> Ring:
+    """Seeds that are themselves joining, and have said so."""
+    ring = Ring()
+    ring.pastry.start((SEED, OTHER), (), 0.0)
+    for other in inactive:
+        ring.pastry.probe_received(other, LeafProbe((), active=False), 0.0)
+        ring.pastry.probe_received(other, LeafProbeReply((ME,), active=False), 0.0)
+    return ring
+
+
+def test_rule_2_the_smallest_of_those_that_wait_for_each_other_founds_the_ring() -> None:
+    """A power cut: every process starts anew, each with the others as its seeds."""
+    ring = joining(LARGER)
+    seen = ring.until(20.0)
+    founded = [when for when, effect in seen if isinstance(effect, fx.Activated)]
+    assert len(founded) == 1
+    dials = [effect.address for when, effect in seen if isinstance(effect, fx.DialSeed) and when <= founded[0]]
+    assert dials.count(SEED) + 1 >= 2, "every seed was tried twice (the first dial was at the start)"
+    assert dials.count(OTHER) >= 2
+
+
+def test_rule_2_whoever_has_heard_a_smaller_id_leaves_it_to_that_one() -> None:
+    ring = joining(SMALLER, LARGER)
+    ring.until(60.0)
+    assert not ring.pastry.active
+
+
+def test_rule_2_an_active_node_that_was_heard_is_waited_for() -> None:
+    """There is a ring: it is a matter of time."""
+    ring = joining(LARGER)
+    ring.pastry.probe_received(peer(0xA0), LeafProbe((ME,)), 0.1)
+    ring.until(60.0)
+    assert not ring.pastry.active
+
+
+def test_rule_2_who_has_heard_nobody_founds_nothing() -> None:
+    """It may be the one that is cut off."""
+    ring = joining()
+    effects = ring.until(60.0)
+    assert not ring.pastry.active
+    waits = [when for when, effect in effects if isinstance(effect, fx.Notify) and effect.fact == "no_seed_reachable"]
+    assert len(waits) > 5
+    gaps = [later - earlier for earlier, later in itertools.pairwise(waits)]
+    assert max(gaps) < 1.25 * P.retry_max_s + 2 * P.join_timeout_s + 0.01, "rule 1: the waits are bounded"
+    assert max(gaps) > gaps[0], "and grow"
+
+
+def test_rule_1_seeds_before_remembered_peers() -> None:
+    ring = Ring()
+    hint = Address("hint", 3)
+    first = ring.pastry.start((SEED,), (hint,), 0.0)
+    assert of(fx.DialSeed, first) == [fx.DialSeed(SEED)]
+    assert of(fx.DialSeed, ring.pastry.seed_failed(SEED, "refused", 0.1)) == [fx.DialSeed(hint)]
