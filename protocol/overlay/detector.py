@@ -7,11 +7,14 @@ verdict needs evidence: a host that refuses a fresh dial, or silence that severa
 2. Direct evidence. A connection that broke makes a suspect at once: a killed process is known within milliseconds.
 3. Silence of a watched peer (right ring neighbour, tree relatives) beyond `silence_max_s` makes a suspect: a hang.
 4. The suspect is dialled. Refused: the process is gone, dead. A hello clears it.
-5. Indirect probes (SWIM 4.1). Without an answer within `delay_max_s`, `helpers` others are asked to dial it. One that gets a hello
-   clears it; when our dial and all of theirs have ended in silence, it is dead, at the latest after `trial_max_s`. Who answers
-   others time and again, and never us, is dead to us: we cannot route through it.
+5. Indirect probes (SWIM 3.1). Without an answer within `delay_max_s`, or at once where its heartbeats have stopped, `helpers` others are
+   asked to dial it: those nearest to it on the ring, who will want to know themselves, and whose ids say nothing of where they are. One
+   that gets a hello clears it; when our dial and all of theirs have ended in silence, it is dead, at the latest after `trial_max_s`.
+   Who answers others time and again, and never us, is dead to us: we cannot route through it.
+   A helper that gets no answer from a peer of its own has a suspect of its own; its dial counts, and so does that of others shortly
+   before: a hang is known to all of its neighbours in the time of one trial.
 6. Refutation (SWIM 4.2; Lifeguard's buddy system). The helper tells the suspect who doubts it, and the suspect dials the doubter.
-7. Local health (Lifeguard, section IV-A). A node whose own timer comes late, whose helpers are silent too, or whose suspect answers
+7. Local health (Lifeguard, section IV-A). A node whose own timer comes late, which hears nobody at all, or whose suspect answers
    others, is itself the slow one: it adds its timeouts to themselves once more, up to `local_health_max` times, and recovers with time.
 8. The higher incarnation of an id wins at once: the lower one is dead ("restarted as ..."); a lower one that speaks is told so.
    A later life that others tell of, and that nobody finds, kills nobody: the life that was heard stands.
@@ -26,10 +29,11 @@ verdict needs evidence: a host that refuses a fresh dial, or silence that severa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from heapq import nsmallest
 from math import inf
 from random import Random
 
-from protocol.identifiers import NodeId, Peer
+from protocol.identifiers import NodeId, Peer, rank
 from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import Dial, Disconnect, Effect, Notify, PeerCleared, PeerDied, Send
 from protocol.overlay.suspicion import DeadOnes, Errands, Suspicion
@@ -53,6 +57,8 @@ class Detector:
         self._lives: dict[NodeId, Peer] = {}
         """The latest life of every peer heard and not known to be dead, longest unheard first."""
         self._heard: dict[NodeId, float] = {}
+        self._anyone_at = -inf
+        """When anybody was last heard."""
         self._watched: dict[NodeId, Peer] = {}
         self._suspects: dict[NodeId, Suspicion] = {}
         self._vouched: dict[NodeId, int] = {}
@@ -60,6 +66,8 @@ class Detector:
         self._refuting: set[NodeId] = set()
         """Who doubts us and is being dialled."""
         self._errands = Errands(parameters.held_messages_max)
+        self._unanswered: dict[NodeId, tuple[Peer, float]] = {}
+        """Who lately gave no answer to a dial of ours, and when."""
         self._dead = DeadOnes(parameters, rng)
         self._deadlines: Deadlines[tuple[str, NodeId]] = Deadlines()
 
@@ -97,7 +105,7 @@ class Detector:
         if known is not None and known.incarnation == peer.incarnation and identifier not in self._suspects:
             del self._lives[identifier]
             self._lives[identifier] = peer
-            self._heard[identifier] = now
+            self._heard[identifier] = self._anyone_at = now
             if self._vouched:
                 self._vouched.pop(identifier, None)
             return True, []
@@ -114,7 +122,7 @@ class Detector:
             effects += [Notify("peer_back", {"peer": peer}), PeerCleared(peer, found_again=dead.incarnation == peer.incarnation)]
         self._lives.pop(identifier, None)
         self._lives[identifier] = peer
-        self._heard[identifier] = now
+        self._heard[identifier] = self._anyone_at = now
         self._vouched.pop(identifier, None)
         self._forget_lives()
         on_trial = self._suspects.get(identifier)
@@ -144,13 +152,19 @@ class Detector:
 
     # --- suspecting ---------------------------------------------------------------------------------------------------
 
-    def suspect(self, peer: Peer, reason: str, now: float) -> list[Effect]:
-        """Something was missed from this peer: put it on trial, unless it is or is known to be dead."""
+    def suspect(self, peer: Peer, reason: str, now: float, *, silent: bool = False, dialled: bool = True) -> list[Effect]:
+        """Something was missed from this peer: put it on trial, unless it is or is known to be dead.
+
+        silent: its heartbeats have stopped, others are asked at once; dialled: False where the end of a dial is what is about to count.
+        """
         if peer.id == self._me.id or peer.id in self._suspects or self.is_dead(peer):
             return []
         self._suspects[peer.id] = Suspicion(peer, reason)
         self._begin_trial(peer.id, now)
-        return [Notify("peer_suspected", {"peer": peer, "reason": reason}), Dial(peer)]
+        said = Notify("peer_suspected", {"peer": peer, "reason": reason})
+        if not dialled:
+            return [said]
+        return [said, Dial(peer), *(self._ask(self._suspects[peer.id], now) if silent else [])]
 
     def _begin_trial(self, identifier: NodeId, now: float) -> None:
         self._deadlines.set(("ask", identifier), now + self._parameters.delay_max_s)
@@ -158,7 +172,11 @@ class Detector:
 
     def dial_ended(self, peer: Peer, found: Peer | None, refused: bool, reason: str, now: float) -> list[Effect]:
         """A fresh dial ended: evidence on a suspect, an errand done, or news of one remembered as dead."""
-        effects = self._errand_ends(peer, found, refused)
+        if found is None and not refused:
+            self._unanswered[peer.id] = peer, now
+            if len(self._unanswered) > self._parameters.remembered_dead_max:
+                del self._unanswered[next(iter(self._unanswered))]
+        effects = self._errand_ends(peer, found, refused, now)
         if found is not None and found.id == peer.id:
             return effects + self._found(peer, found, now)
         self._refuting.discard(peer.id)
@@ -196,10 +214,11 @@ class Detector:
 
     def _ask(self, suspicion: Suspicion, now: float) -> list[Effect]:
         """Others shall try, and tell the suspect."""
+        suspect = suspicion.peer.id
         suspicion.was_asked = True
-        self._deadlines.drop(("ask", suspicion.peer.id))
-        others = {peer.id: peer for peer in self._acquaintances() if peer.id != suspicion.peer.id and peer.id not in self._suspects}
-        chosen = self._rng.sample(list(others.values()), min(self._parameters.helpers, len(others)))
+        self._deadlines.drop(("ask", suspect))
+        others = {peer.id: peer for peer in self._acquaintances() if peer.id != suspect and peer.id not in self._suspects}
+        chosen = nsmallest(self._parameters.helpers, others.values(), key=lambda peer: rank(suspect, peer.id))
         suspicion.asked = {peer.id for peer in chosen}
         return [*(Send(peer, IndirectProbe(suspicion.peer)) for peer in chosen), *self._judge(suspicion, now)]
 
@@ -240,12 +259,15 @@ class Detector:
         live = self._lives.get(suspect.id)
         if live == suspect and self.heard_at(suspect.id) > now - self._parameters.delay_max_s:
             return [Send(asker, IndirectAnswer(suspect, "answered")), Send(suspect, Suspected(asker))]
+        silent = self._unanswered.get(suspect.id)
+        if silent is not None and silent[0] == suspect and silent[1] > now - self._parameters.probe_timeout_s:
+            return [Send(asker, IndirectAnswer(suspect, "silent"))]
         if not self._errands.take(asker, suspect):
             return []
         self._deadlines.set(("errand", suspect.id), now + 2 * self._parameters.probe_timeout_s)
         return [Dial(suspect)]
 
-    def _errand_ends(self, suspect: Peer, found: Peer | None, refused: bool) -> list[Effect]:
+    def _errand_ends(self, suspect: Peer, found: Peer | None, refused: bool, now: float) -> list[Effect]:
         askers = self._errands.done(suspect)
         if not askers:
             return []
@@ -254,7 +276,10 @@ class Detector:
             answers: list[Effect] = [Send(asker, IndirectAnswer(suspect, "answered")) for asker in askers]
             return answers + [Send(suspect, Suspected(asker)) for asker in askers]
         verdict = IndirectAnswer(suspect, "refused" if refused or found is not None else "silent")
-        return [Send(asker, verdict) for asker in askers]
+        effects: list[Effect] = [Send(asker, verdict) for asker in askers]
+        if verdict.verdict == "silent" and any(peer == suspect for peer in self._acquaintances()):
+            effects += self.suspect(suspect, f"{askers[0].id.short} gets no answer from it", now, dialled=False)
+        return effects
 
     def suspected(self, by: Peer, now: float) -> list[Effect]:
         """We are told that `by` doubts us: let it hear us, on a connection of our own making."""
@@ -294,7 +319,11 @@ class Detector:
                 self._deadlines.drop(("redial", identifier))
             self._deadlines.set(("redial", peer.id), now + wait_s)
         fact = Notify("peer_left" if in_order else "peer_died", {"peer": peer, "reason": reason, "silent_s": round(silent_s, 3)})
-        return [fact, PeerDied(peer, reason, in_order, silent_s), Disconnect(peer)]
+        effects: list[Effect] = [fact, PeerDied(peer, reason, in_order, silent_s), Disconnect(peer)]
+        for suspicion in [suspicion for suspicion in self._suspects.values() if peer.id in suspicion.asked]:
+            suspicion.asked.discard(peer.id)
+            effects += self._judge(suspicion, now)
+        return effects
 
     # --- local health -------------------------------------------------------------------------------------------------
 
@@ -336,9 +365,10 @@ class Detector:
         return effects
 
     def _trial_ends(self, suspicion: Suspicion, now: float) -> list[Effect]:
-        """Time is up. Helpers that were not heard either say something about us."""
+        """Time is up. Where nobody at all was heard, that says something about us; else the helpers are gone, too."""
         if suspicion.asked:
-            self._ail(now)
+            if self._anyone_at < now - self._parameters.probe_timeout_s:
+                self._ail(now)
             suspicion.agreeing.append(f"no word from {len(suspicion.asked)} helpers")
             suspicion.asked.clear()
         suspicion.dial_failed = suspicion.dial_failed or "no end of the dial"
@@ -352,7 +382,7 @@ class Detector:
             self._deadlines.set(("silence", identifier), heard + self._silence_max_s)
             return []
         self._deadlines.set(("silence", identifier), now + self._silence_max_s)
-        return self.suspect(self._watched[identifier], f"silent for {now - heard:.2f} s", now)
+        return self.suspect(self._watched[identifier], f"silent for {now - heard:.2f} s", now, silent=True)
 
     def forgive(self, now: float) -> list[Effect]:
         """This node slept: nobody's silence counts, trials begin anew, and it is not well."""

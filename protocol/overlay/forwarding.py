@@ -1,6 +1,6 @@
 """Forwarding: one step of a routed message, by Pastry's rule, with MSPastry's acknowledgement of each hop. A part of the machine Pastry.
 
-1. Next hop (Pastry 2.3). Where the leaf set covers the key: the numerically closest of it and us. Else the table's entry. Else, the rare
+1. Next hop (Pastry 2.2). Where the leaf set covers the key: the numerically closest of it and us. Else the table's entry. Else, the rare
    case, any node that we know with no shorter a prefix and closer to the key; else any closer one.
 2. Each hop acknowledges (MSPastry 3.2). Without an acknowledgement within a timeout made of the hop's round trip, the message goes
    around it at once, and the hop is suspected: it is probed, not believed dead.

@@ -1,4 +1,4 @@
-"""The leaf set (Pastry, section 2.2): the L/2 nodes that follow us on the ring and the L/2 that precede us.
+"""The leaf set (Pastry, section 2.1): the L/2 nodes that follow us on the ring and the L/2 that precede us.
 
 In a ring of at most L + 1 nodes the two sides overlap and the leaf set is everybody: it then covers every key. A side is full when
 it holds L/2 nodes; with fewer than L nodes known, each may be on both sides.

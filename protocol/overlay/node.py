@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from random import Random
 
 from protocol.errors import RemoteProtocolError
@@ -40,7 +41,8 @@ class OverlayNode:
         self.replication = Replication(me, parameters, self.pastry.leaf_set.alternating)
         self._left = False
         self._due: float | None = None
-        """What next_deadline() last said: whoever comes much later has slept."""
+        """When the next event may come at the latest: whoever comes much later has slept."""
+        self._handled_at = -inf
         self._owed: Effects = []
         """What a wake-up brought; given with the next event that is handled without an error."""
         self._ring_moved = False
@@ -123,6 +125,7 @@ class OverlayNode:
             return []
         if self._due is not None and now - self._due > self._parameters.delay_max_s:
             self._owed = self._settle(self._wake(now - self._due, now), now)
+        self._handled_at = now
         effects = self._settle(self._events[type(event)](event, now), now)
         if self._owed:
             effects, self._owed = self._owed + effects, []
@@ -132,8 +135,10 @@ class OverlayNode:
         """When a TimerFired is wanted, None for never."""
         machines = (self.detector, self.pastry, self.scribe, self.replication)
         due = [when for machine in machines if (when := machine.next_deadline()) is not None]
-        self._due = min(due) if due and not self._left else None
-        return self._due
+        next_due = min(due) if due and not self._left else None
+        # What was due before the last event is late by what has passed since: that one sleep was noticed.
+        self._due = max(next_due, self._handled_at) if next_due is not None else None
+        return next_due
 
     def _settle(self, first: Effects, now: float) -> Effects:
         """Hand effects between machines on, in order, until only those for the outside are left."""

@@ -14,10 +14,11 @@ Here: the leaf set.
    answered in kind, it is asked again with each heartbeat. A neighbour may name one between us that we hold dead: the way from us to
    it may be all that is cut. What is closer to that one goes through the neighbour, what is closer to us is ours in either case.
 4. Heartbeats go to the left neighbour only, when nothing else was sent to it (MSPastry 4.1); each watches its right neighbour.
-5. Repair (Pastry 2.5, MSPastry 3.1). A verified death next to us is told to the whole leaf set, which verifies it; one farther off is
-   repaired by asking the farthest live node on its side. Who lacks members is also told who, of all that the asked one knows, is
+5. Repair (Pastry 2.4, MSPastry 3.1). A verified death next to us is told to the whole leaf set, which verifies it; one farther off is
+   repaired by asking the farthest live node on its side. Who does not answer is suspected in turn: a rack that goes dark is found out in
+   parallel, not one neighbour after the other. Who lacks members is also told who, of all that the asked one knows, is
    nearest: the way back into the ring is as short as a route, even where a whole side died at once.
-6. Exchange (Bamboo, section 3.1). Now and then one member, each in turn, compares leaf sets with us: what the rules above have missed
+6. Exchange (Bamboo, section 4.1). Now and then one member, each in turn, compares leaf sets with us: what the rules above have missed
    comes right.
 7. A node with nobody left goes back to its seeds and to the peers that it remembers. Without seeds it is a ring of one, and keeps trying.
 8. Two rings become one. Who was believed dead and is heard again, and now and then a seed, is asked for our place in its ring: the
@@ -69,6 +70,7 @@ class Pastry:
         self._rng = rng
         self._is_dead = is_dead
         self._recently_dead = recently_dead
+        self._heard_at = heard_at
         self.leaf_set = LeafSet(me.id, parameters.side)
         self.proximity = Proximity(parameters)
         self.table = RoutingTable(me.id, self.proximity.rtt_s)
@@ -356,7 +358,21 @@ class Pastry:
     def _ask_for_others(self, now: float) -> list[Effect]:
         """A candidate came to nothing, and may have kept out others: the farthest on either side may know them."""
         farthest = {side[-1].id: side[-1] for side in (self.leaf_set.right, self.leaf_set.left) if side}
-        return [Send(peer, self.probe(now)) for peer in farthest.values()]
+        return self._ask_members(farthest.values(), now)
+
+    def _ask_members(self, members: Iterable[Peer], now: float) -> list[Effect]:
+        """Probe these: who has not been heard within a probe's time is suspected. Where one died in silence, others may have with it."""
+        effects: list[Effect] = []
+        for member in members:
+            self._deadlines.set(("reply", member.id), now + self._parameters.probe_timeout_s)
+            effects.append(Send(member, self.probe(now)))
+        return effects
+
+    def _reply_due(self, identifier: NodeId, now: float) -> list[Effect]:
+        member = self.leaf_set.get(identifier)
+        if member is None or self._heard_at(identifier) + self._parameters.probe_timeout_s > now:
+            return []
+        return [Suspect(member, "silent when told of a death")]
 
     def _close_gap(self, member: Peer, now: float) -> list[Effect]:
         """Rule 5."""
@@ -371,9 +387,9 @@ class Pastry:
             if neighbour is not None and neighbour not in before:
                 self._views.pop(neighbour, None)  # it may have named us before it knew the one between us: it must do so now
         if next_to_us:
-            effects += self.probe_everyone(now)
+            effects += self._ask_members(self.leaf_set, now)
         elif farthest is not None:
-            effects.append(Send(farthest, self.probe(now)))
+            effects += self._ask_members((farthest,), now)
         if len(self.leaf_set) <= self._parameters.side:
             for candidate in sorted(self.table, key=lambda other: rank(self._me.id, other.id))[: self._parameters.side]:
                 effects += self._consider_leaf(candidate, now)
@@ -393,6 +409,8 @@ class Pastry:
                     effects += self._exchange(now)
                 case "probe":
                     effects += self._probe_again(identifier, now)
+                case "reply":
+                    effects += self._reply_due(identifier, now)
         effects += self.joining.on_timer(now, self.active, bool(self._probing), self.upkeep.nodes())
         return effects + self.forwarding.on_timer(now) + self.upkeep.on_timer(now)
 

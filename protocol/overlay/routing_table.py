@@ -1,4 +1,4 @@
-"""The routing table (Pastry, section 2.2): row n holds nodes that share n digits with us, one for each value of digit n + 1."""
+"""The routing table (Pastry, section 2.1): row n holds nodes that share n digits with us, one for each value of digit n + 1."""
 
 from __future__ import annotations
 

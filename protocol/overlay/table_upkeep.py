@@ -5,7 +5,7 @@
 2. Of two candidates for one place the nearer stays (Pastry 2.5).
 3. Every entry is heard within T_rt, which tunes itself to the observed rate of deaths (failure_rate.py): one that was not is pinged; any
    traffic of its own makes that needless (MSPastry 4.1: suppression).
-4. Repair is lazy (Pastry 2.5). When an entry dies, a node of the same row is asked for its row; where that has nobody for the place,
+4. Repair is lazy (Pastry 2.4). When an entry dies, a node of the same row is asked for its row; where that has nobody for the place,
    another of the row, then one of the next row.
 5. In the background, one row after the other, a node of the row is asked for it; the free places and a few at random of those whose
    distance is unknown are pinged (MSPastry 4.2: constrained gossip).
