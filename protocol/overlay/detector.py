@@ -69,12 +69,12 @@ class Detector:
         self._unanswered: dict[NodeId, tuple[Peer, float]] = {}
         """Who lately gave no answer to a dial of ours, and when."""
         self._dead = DeadOnes(parameters, rng)
-        self._deadlines: Deadlines[tuple[str, NodeId]] = Deadlines()
+        self.deadlines: Deadlines[tuple[str, NodeId]] = Deadlines()
 
     # --- what others ask ----------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float | None:
-        return self._deadlines.next()
+        return self.deadlines.next()
 
     def is_suspect(self, identifier: NodeId) -> bool:
         return identifier in self._suspects
@@ -118,7 +118,7 @@ class Detector:
             effects += self._bury(before, f"restarted as incarnation {peer.incarnation}", now, remember=False)
         if known is None and (dead := self._dead.get(identifier)) is not None:
             self._dead.forget(identifier)
-            self._deadlines.drop(("redial", identifier))
+            self.deadlines.drop(("redial", identifier))
             effects += [Notify("peer_back", {"peer": peer}), PeerCleared(peer, found_again=dead.incarnation == peer.incarnation)]
         self._lives.pop(identifier, None)
         self._lives[identifier] = peer
@@ -143,11 +143,11 @@ class Detector:
         """From now on the silence of these, and of nobody else, is suspicious."""
         wanted = {peer.id: peer for peer in peers if not self.is_dead(peer)}
         for identifier in sorted(self._watched.keys() - wanted.keys()):
-            self._deadlines.drop(("silence", identifier))
+            self.deadlines.drop(("silence", identifier))
         for identifier, peer in wanted.items():
             if self._watched.get(identifier) != peer:
                 self._heard[identifier] = max(now, self._heard.get(identifier, now))
-                self._deadlines.set(("silence", identifier), now + self._silence_max_s)
+                self.deadlines.set(("silence", identifier), now + self._silence_max_s)
         self._watched = wanted
 
     # --- suspecting ---------------------------------------------------------------------------------------------------
@@ -167,8 +167,8 @@ class Detector:
         return [said, Dial(peer), *(self._ask(self._suspects[peer.id], now) if silent else [])]
 
     def _begin_trial(self, identifier: NodeId, now: float) -> None:
-        self._deadlines.set(("ask", identifier), now + self._parameters.delay_max_s)
-        self._deadlines.set(("trial", identifier), now + self._parameters.trial_max_s * (1 + self.health))
+        self.deadlines.set(("ask", identifier), now + self._parameters.delay_max_s)
+        self.deadlines.set(("trial", identifier), now + self._parameters.trial_max_s * (1 + self.health))
 
     def dial_ended(self, peer: Peer, found: Peer | None, refused: bool, reason: str, now: float) -> list[Effect]:
         """A fresh dial ended: evidence on a suspect, an errand done, or news of one remembered as dead."""
@@ -216,7 +216,7 @@ class Detector:
         """Others shall try, and tell the suspect."""
         suspect = suspicion.peer.id
         suspicion.was_asked = True
-        self._deadlines.drop(("ask", suspect))
+        self.deadlines.drop(("ask", suspect))
         others = {peer.id: peer for peer in self._acquaintances() if peer.id != suspect and peer.id not in self._suspects}
         chosen = nsmallest(self._parameters.helpers, others.values(), key=lambda peer: rank(suspect, peer.id))
         suspicion.asked = {peer.id for peer in chosen}
@@ -264,14 +264,14 @@ class Detector:
             return [Send(asker, IndirectAnswer(suspect, "silent"))]
         if not self._errands.take(asker, suspect):
             return []
-        self._deadlines.set(("errand", suspect.id), now + 2 * self._parameters.probe_timeout_s)
+        self.deadlines.set(("errand", suspect.id), now + 2 * self._parameters.probe_timeout_s)
         return [Dial(suspect)]
 
     def _errand_ends(self, suspect: Peer, found: Peer | None, refused: bool, now: float) -> list[Effect]:
         askers = self._errands.done(suspect)
         if not askers:
             return []
-        self._deadlines.drop(("errand", suspect.id))
+        self.deadlines.drop(("errand", suspect.id))
         if found == suspect:
             answers: list[Effect] = [Send(asker, IndirectAnswer(suspect, "answered")) for asker in askers]
             return answers + [Send(suspect, Suspected(asker)) for asker in askers]
@@ -286,7 +286,7 @@ class Detector:
         if by.id == self._me.id or by.id in self._refuting or len(self._refuting) >= self._parameters.helpers**2:
             return []
         self._refuting.add(by.id)
-        self._deadlines.set(("refute", by.id), now + 2 * self._parameters.probe_timeout_s)
+        self.deadlines.set(("refute", by.id), now + 2 * self._parameters.probe_timeout_s)
         return [Dial(by)]
 
     # --- verdicts -----------------------------------------------------------------------------------------------------
@@ -294,14 +294,14 @@ class Detector:
     def _clear(self, peer: Peer, reason: str, now: float) -> list[Effect]:
         self._end_trial(peer.id)
         if peer.id in self._watched:
-            self._deadlines.set(("silence", peer.id), now + self._silence_max_s)
+            self.deadlines.set(("silence", peer.id), now + self._silence_max_s)
             self._heard[peer.id] = now
         return [Notify("peer_cleared", {"peer": peer, "reason": reason}), PeerCleared(peer)]
 
     def _end_trial(self, identifier: NodeId) -> None:
         self._suspects.pop(identifier, None)
-        self._deadlines.drop(("ask", identifier))
-        self._deadlines.drop(("trial", identifier))
+        self.deadlines.drop(("ask", identifier))
+        self.deadlines.drop(("trial", identifier))
 
     def _bury(self, peer: Peer, reason: str, now: float, remember: bool = True, in_order: bool = False) -> list[Effect]:
         live = self._lives.get(peer.id)
@@ -312,12 +312,12 @@ class Detector:
         self._vouched.pop(peer.id, None)
         silent_s = now - self._heard.pop(peer.id, now)
         self._watched.pop(peer.id, None)
-        self._deadlines.drop(("silence", peer.id))
+        self.deadlines.drop(("silence", peer.id))
         if remember:
             forgotten, wait_s = self._dead.add(peer, now)
             for identifier in forgotten:
-                self._deadlines.drop(("redial", identifier))
-            self._deadlines.set(("redial", peer.id), now + wait_s)
+                self.deadlines.drop(("redial", identifier))
+            self.deadlines.set(("redial", peer.id), now + wait_s)
         fact = Notify("peer_left" if in_order else "peer_died", {"peer": peer, "reason": reason, "silent_s": round(silent_s, 3)})
         effects: list[Effect] = [fact, PeerDied(peer, reason, in_order, silent_s), Disconnect(peer)]
         for suspicion in [suspicion for suspicion in self._suspects.values() if peer.id in suspicion.asked]:
@@ -334,18 +334,18 @@ class Detector:
     def _ail(self, now: float) -> None:
         """Evidence that it is we who are slow."""
         self.health = min(self.health + 1, self._parameters.local_health_max)
-        self._deadlines.set(("health", self._me.id), now + 2 * self._parameters.silence_max_s)
+        self.deadlines.set(("health", self._me.id), now + 2 * self._parameters.silence_max_s)
 
     def _mend(self, now: float) -> None:
         self.health = max(0, self.health - 1)
         if self.health:
-            self._deadlines.set(("health", self._me.id), now + 2 * self._parameters.silence_max_s)
+            self.deadlines.set(("health", self._me.id), now + 2 * self._parameters.silence_max_s)
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def on_timer(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        for kind, identifier in self._deadlines.due(now):
+        for kind, identifier in self.deadlines.due(now):
             match kind:
                 case "silence":
                     effects += self._silence_due(identifier, now)
@@ -355,7 +355,7 @@ class Detector:
                     effects += self._trial_ends(self._suspects[identifier], now)
                 case "redial" if (dead := self._dead.get(identifier)) is not None:
                     effects.append(Dial(dead))
-                    self._deadlines.set((kind, identifier), now + self._dead.next_wait_s(identifier))
+                    self.deadlines.set((kind, identifier), now + self._dead.next_wait_s(identifier))
                 case "errand":
                     self._errands.drop(identifier)
                 case "refute":
@@ -379,9 +379,9 @@ class Detector:
             return []  # its trial ended in this same moment
         heard = self._heard.get(identifier, now)
         if heard + self._silence_max_s > now:
-            self._deadlines.set(("silence", identifier), heard + self._silence_max_s)
+            self.deadlines.set(("silence", identifier), heard + self._silence_max_s)
             return []
-        self._deadlines.set(("silence", identifier), now + self._silence_max_s)
+        self.deadlines.set(("silence", identifier), now + self._silence_max_s)
         return self.suspect(self._watched[identifier], f"silent for {now - heard:.2f} s", now, silent=True)
 
     def forgive(self, now: float) -> list[Effect]:
@@ -389,7 +389,7 @@ class Detector:
         self._ail(now)
         for identifier in self._watched:
             self._heard[identifier] = now
-            self._deadlines.set(("silence", identifier), now + self._silence_max_s)
+            self.deadlines.set(("silence", identifier), now + self._silence_max_s)
         for identifier, suspicion in self._suspects.items():
             self._suspects[identifier] = Suspicion(suspicion.peer, suspicion.reason)
             self._begin_trial(identifier, now)
@@ -399,9 +399,9 @@ class Detector:
         both = [i for i in self._lives.keys() & self._dead.ids() if not self._newer_than_dead(i)]
         assert not both, "a peer is both alive and dead"
         assert self._me.id not in self._suspects, "a node suspects itself"
-        assert all(("trial", identifier) in self._deadlines for identifier in self._suspects), "a trial without a deadline"
-        assert all(s.was_asked or ("ask", i) in self._deadlines for i, s in self._suspects.items()), "a trial that asks nobody"
-        assert all(("silence", identifier) in self._deadlines for identifier in self._watched), "a watch without a deadline"
+        assert all(("trial", identifier) in self.deadlines for identifier in self._suspects), "a trial without a deadline"
+        assert all(s.was_asked or ("ask", i) in self.deadlines for i, s in self._suspects.items()), "a trial that asks nobody"
+        assert all(("silence", identifier) in self.deadlines for identifier in self._watched), "a watch without a deadline"
         assert 0 <= self.health <= self._parameters.local_health_max, "local health out of range"
 
     def _newer_than_dead(self, identifier: NodeId) -> bool:

@@ -22,10 +22,13 @@ DEATHS_KEPT = 16
 
 
 class FailureRate:
-    """The last deaths that a node saw among the peers it knows."""
+    """The last deaths that a node saw among the peers it knows.
 
-    def __init__(self, began: float) -> None:
-        self._began = began
+    calm_s: a newcomer, which has seen nothing yet, counts as having seen nobody die for so long.
+    """
+
+    def __init__(self, began: float, calm_s: float = 0.0) -> None:
+        self._began = began - calm_s
         self._deaths: deque[float] = deque(maxlen=DEATHS_KEPT)
 
     def died(self, now: float) -> None:

@@ -81,10 +81,10 @@ class Forwarding:
         self._held: deque[_Held] = deque()
         self._sent: dict[int, _Sent] = {}
         self._sequence = 0
-        self._deadlines: Deadlines[int] = Deadlines()
+        self.deadlines: Deadlines[int] = Deadlines()
 
     def next_deadline(self) -> float | None:
-        return self._deadlines.next()
+        return self.deadlines.next()
 
     # --- rule 1 -------------------------------------------------------------------------------------------------------
 
@@ -133,10 +133,10 @@ class Forwarding:
         self._sequence += 1
         onward = Route(message.key, body, message.hops + 1, self._sequence)
         if len(self._sent) >= SENT_MAX:
-            self._deadlines.drop(oldest := next(iter(self._sent)))
+            self.deadlines.drop(oldest := next(iter(self._sent)))
             del self._sent[oldest]
         self._sent[self._sequence] = _Sent(hop, message, now, began, tried)
-        self._deadlines.set(self._sequence, now + self._proximity.ack_timeout_s(hop.id))
+        self.deadlines.set(self._sequence, now + self._proximity.ack_timeout_s(hop.id))
         return [Send(hop, onward)]
 
     def with_row(self, candidates: tuple[Peer, ...], joiner: NodeId) -> tuple[Peer, ...]:
@@ -154,7 +154,7 @@ class Forwarding:
             return [Notify("route_dropped", {"key": message.key, "reason": "too many messages are held"})]
         self._held.append(_Held(replace(message, sequence=0), began))
         # The latest to be held need not be the last to expire: it may have been on its way for long.
-        self._deadlines.set(EXPIRY, min(waiting.began for waiting in self._held) + self._parameters.hold_max_s)
+        self.deadlines.set(EXPIRY, min(waiting.began for waiting in self._held) + self._parameters.hold_max_s)
         return []
 
     def _expired(self, message: Route) -> Effect:
@@ -176,7 +176,7 @@ class Forwarding:
         if sent is None or sent.hop.id != sender.id:
             return []
         del self._sent[sequence]
-        self._deadlines.drop(sequence)
+        self.deadlines.drop(sequence)
         self._proximity.sample(sender.id, now - sent.at)
         return []
 
@@ -185,13 +185,13 @@ class Forwarding:
         effects: list[Effect] = []
         for sequence in [number for number, sent in self._sent.items() if sent.hop.id == peer.id]:
             sent = self._sent.pop(sequence)
-            self._deadlines.drop(sequence)
+            self.deadlines.drop(sequence)
             effects += self.route(sent.message, now, sent.began)
         return effects
 
     def on_timer(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        for sequence in self._deadlines.due(now):
+        for sequence in self.deadlines.due(now):
             effects += self._expire(now) if sequence == EXPIRY else self._missed(sequence, now)
         return effects
 
@@ -209,10 +209,10 @@ class Forwarding:
         late = [waiting for waiting in self._held if waiting.began + patience_s <= now]
         self._held = deque(waiting for waiting in self._held if waiting.began + patience_s > now)
         if self._held:
-            self._deadlines.set(EXPIRY, min(waiting.began for waiting in self._held) + patience_s)
+            self.deadlines.set(EXPIRY, min(waiting.began for waiting in self._held) + patience_s)
         return [self._expired(waiting.message) for waiting in late]
 
     def check_invariants(self) -> None:
         assert len(self._held) <= self._parameters.held_messages_max, "too many messages are held"
-        assert not self._held or EXPIRY in self._deadlines, "a message is held for ever"
-        assert all(sequence in self._deadlines for sequence in self._sent), "an acknowledgement is awaited for ever"
+        assert not self._held or EXPIRY in self.deadlines, "a message is held for ever"
+        assert all(sequence in self.deadlines for sequence in self._sent), "an acknowledgement is awaited for ever"

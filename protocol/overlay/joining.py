@@ -50,10 +50,10 @@ class Joining:
         self._rounds = 0
         self._asked_at = -inf
         """When we last asked for a place."""
-        self._deadlines: Deadlines[str] = Deadlines()
+        self.deadlines: Deadlines[str] = Deadlines()
 
     def next_deadline(self) -> float | None:
-        return self._deadlines.next()
+        return self.deadlines.next()
 
     @property
     def has_seeds(self) -> bool:
@@ -62,13 +62,13 @@ class Joining:
     @property
     def under_way(self) -> bool:
         """Will something happen by itself?"""
-        return "join" in self._deadlines
+        return "join" in self.deadlines
 
     def start(self, seeds: Iterable[Address], hints: Iterable[Address], now: float) -> list[Effect]:
         """For the first time."""
         self._seeds = tuple(address for address in seeds if address != self._me.address)
         self._hints = tuple(address for address in hints if address != self._me.address)
-        self._deadlines.set("seed", now + self._parameters.row_interval_s * self._rng.uniform(0.5, 1.0))
+        self.deadlines.set("seed", now + self._parameters.row_interval_s * self._rng.uniform(0.5, 1.0))
         return self.begin(now)
 
     def begin(self, now: float) -> list[Effect]:
@@ -80,11 +80,11 @@ class Joining:
     def done(self) -> None:
         """This node is in a ring."""
         self._wait_s = self._parameters.retry_min_s
-        self._deadlines.drop("join")
+        self.deadlines.drop("join")
 
     def _try_next(self, now: float) -> list[Effect]:
         if self._untried:
-            self._deadlines.set("join", now + self._parameters.join_timeout_s)
+            self.deadlines.set("join", now + self._parameters.join_timeout_s)
             return [DialSeed(self._untried.popleft())]
         self._rounds += 1
         if not self._seeds or (self._rounds >= FOUNDING_ROUNDS and self._may_found()):
@@ -92,13 +92,13 @@ class Joining:
         wait_s = self._wait_s * self._rng.uniform(0.75, 1.25)
         self._wait_s = min(2 * self._wait_s, self._parameters.retry_max_s)
         self._untried = deque((*self._seeds, *self._hints))
-        self._deadlines.set("join", now + wait_s)
+        self.deadlines.set("join", now + wait_s)
         return [Notify("no_seed_reachable", {"tried": (*self._seeds, *self._hints), "again_in_s": round(wait_s, 2)})]
 
     def answered(self, peer: Peer, now: float) -> list[Effect]:
         """A seed lives: it routes our JOIN."""
-        if "join" in self._deadlines:
-            self._deadlines.set("join", now + self._parameters.join_timeout_s)
+        if "join" in self.deadlines:
+            self.deadlines.set("join", now + self._parameters.join_timeout_s)
         return self.ask(peer, now)
 
     def failed(self, address: Address, reason: str, now: float) -> list[Effect]:
@@ -115,15 +115,15 @@ class Joining:
     def on_timer(self, now: float, active: bool, probing: bool, nodes: float) -> list[Effect]:
         """active: in a ring, of about so many nodes; probing: a place was told, and is being looked at."""
         effects: list[Effect] = []
-        for kind in self._deadlines.due(now):
+        for kind in self.deadlines.due(now):
             if kind == "seed":
                 alone = active and nodes < 2
                 wait_s = self._parameters.retry_max_s if alone else self._parameters.row_interval_s * max(1.0, nodes / 64)
-                self._deadlines.set(kind, now + wait_s * self._rng.uniform(0.75, 1.25))
+                self.deadlines.set(kind, now + wait_s * self._rng.uniform(0.75, 1.25))
                 places = (*self._seeds, *self._hints) if alone else self._seeds
                 effects += [DialSeed(self._rng.choice(places))] if active and places else []
             elif self.placed and probing:
-                self._deadlines.set(kind, now + self._parameters.join_timeout_s)
+                self.deadlines.set(kind, now + self._parameters.join_timeout_s)
             else:
                 effects += self._try_next(now)
         return effects

@@ -39,6 +39,7 @@ class OverlayNode:
         )
         self.scribe = Scribe(me, parameters, rng, self.pastry.next_hop, lambda: self.pastry.active, detector.is_suspect)
         self.replication = Replication(me, parameters, self.pastry.leaf_set.alternating)
+        self._clocks = (self.detector.deadlines, *self.pastry.clocks, self.scribe.deadlines, self.replication.deadlines)
         self._left = False
         self._due: float | None = None
         """When the next event may come at the latest: whoever comes much later has slept."""
@@ -133,9 +134,11 @@ class OverlayNode:
 
     def next_deadline(self) -> float | None:
         """When a TimerFired is wanted, None for never."""
-        machines = (self.detector, self.pastry, self.scribe, self.replication)
-        due = [when for machine in machines if (when := machine.next_deadline()) is not None]
-        next_due = min(due) if due and not self._left else None
+        first = inf
+        for clock in self._clocks:
+            if clock.first < first:
+                first = clock.first
+        next_due = first if first < inf and not self._left else None
         # What was due before the last event is late by what has passed since: that one sleep was noticed.
         self._due = max(next_due, self._handled_at) if next_due is not None else None
         return next_due
@@ -263,8 +266,13 @@ class OverlayNode:
 
     def _timer(self, now: float) -> Effects:
         effects: Effects = []
-        for machine in (self.detector, self.pastry, self.scribe, self.replication):
-            effects += machine.on_timer(now)
+        if self.detector.deadlines.first <= now:
+            effects += self.detector.on_timer(now)
+        effects += self.pastry.on_timer(now)
+        if self.scribe.deadlines.first <= now:
+            effects += self.scribe.on_timer(now)
+        if self.replication.deadlines.first <= now:
+            effects += self.replication.on_timer(now)
         return effects
 
     def _leave(self) -> Effects:

@@ -30,6 +30,7 @@ Here: the leaf set.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import inf
 from random import Random
 
 from protocol.identifiers import RING, Address, NodeId, Peer, clockwise, rank
@@ -97,12 +98,12 @@ class Pastry:
         self._attempts: dict[NodeId, int] = {}
         self._was_full = False
         self._turn = 0
-        self._deadlines: Deadlines[tuple[str, NodeId]] = Deadlines()
+        self.deadlines: Deadlines[tuple[str, NodeId]] = Deadlines()
+        self.clocks = (self.deadlines, self.joining.deadlines, self.forwarding.deadlines, self.upkeep.deadlines)
 
     def next_deadline(self) -> float | None:
-        parts = (self.joining, self.forwarding, self.upkeep)
-        due = (self._deadlines.next(), *(part.next_deadline() for part in parts))
-        return min((when for when in due if when is not None), default=None)
+        first = min(clock.first for clock in self.clocks)
+        return first if first < inf else None
 
     def watched(self) -> tuple[Peer, ...]:
         """Whose silence on the ring matters: the right neighbour, rule 4."""
@@ -190,8 +191,8 @@ class Pastry:
 
     def start(self, seeds: Iterable[Address], hints: Iterable[Address], now: float) -> list[Effect]:
         """Enter the ring through the seeds, then through the hints; a ring of one where no seed was named and no hint answers."""
-        self._deadlines.set(("heartbeat", self._me.id), now + self._parameters.heartbeat_interval_s * self._rng.uniform(0.5, 1.0))
-        self._deadlines.set(("exchange", self._me.id), now + self._parameters.exchange_interval_s * self._rng.uniform(0.5, 1.0))
+        self.deadlines.set(("heartbeat", self._me.id), now + self._parameters.heartbeat_interval_s * self._rng.uniform(0.5, 1.0))
+        self.deadlines.set(("exchange", self._me.id), now + self._parameters.exchange_interval_s * self._rng.uniform(0.5, 1.0))
         return self.joining.start(seeds, hints, now)
 
     def seed_answered(self, peer: Peer, now: float) -> list[Effect]:
@@ -245,7 +246,7 @@ class Pastry:
         if len(self._probing) >= CANDIDATES_PER_LEAF * self._parameters.leaf_set_size:
             return []
         self._probing[peer.id] = peer
-        self._deadlines.set(("probe", peer.id), now + self._parameters.probe_timeout_s)
+        self.deadlines.set(("probe", peer.id), now + self._parameters.probe_timeout_s)
         return [Send(peer, self.probe(now))]
 
     def _wanted(self, identifier: NodeId) -> bool:
@@ -294,7 +295,7 @@ class Pastry:
                 effects += self._consider_leaf(peer, now)
             if self._probing.pop(sender.id, None) is not None:
                 self._attempts.pop(sender.id, None)
-                self._deadlines.drop(("probe", sender.id))
+                self.deadlines.drop(("probe", sender.id))
         return effects + self._settle(now)
 
     def _nearest_to(self, identifier: NodeId) -> tuple[Peer, ...]:
@@ -312,7 +313,7 @@ class Pastry:
             del self._probing[identifier], self._attempts[identifier]
             dropped = Notify("candidate_dropped", {"peer": candidate, "reason": "alive, but answers no probe"})
             return [dropped, *self._ask_for_others(now), *self._settle(now)]
-        self._deadlines.set(("probe", identifier), now + self._parameters.probe_timeout_s)
+        self.deadlines.set(("probe", identifier), now + self._parameters.probe_timeout_s)
         return [Send(candidate, self.probe(now)), Suspect(candidate, "silent when probed")]
 
     def _settle(self, now: float) -> list[Effect]:
@@ -339,7 +340,7 @@ class Pastry:
         if probed is not None and probed.incarnation <= peer.incarnation:
             del self._probing[peer.id]
             self._attempts.pop(peer.id, None)
-            self._deadlines.drop(("probe", peer.id))
+            self.deadlines.drop(("probe", peer.id))
             effects += self._ask_for_others(now)
         effects += self.upkeep.died(peer, now)
         member = self.leaf_set.get(peer.id)
@@ -364,7 +365,7 @@ class Pastry:
         """Probe these: who has not been heard within a probe's time is suspected. Where one died in silence, others may have with it."""
         effects: list[Effect] = []
         for member in members:
-            self._deadlines.set(("reply", member.id), now + self._parameters.probe_timeout_s)
+            self.deadlines.set(("reply", member.id), now + self._parameters.probe_timeout_s)
             effects.append(Send(member, self.probe(now)))
         return effects
 
@@ -399,20 +400,25 @@ class Pastry:
 
     def on_timer(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        for kind, identifier in self._deadlines.due(now):
+        for kind, identifier in self.deadlines.due(now):
             match kind:
                 case "heartbeat":
-                    self._deadlines.set((kind, identifier), now + self._parameters.heartbeat_interval_s)
+                    self.deadlines.set((kind, identifier), now + self._parameters.heartbeat_interval_s)
                     effects += self._beat(now)
                 case "exchange":
-                    self._deadlines.set((kind, identifier), now + self._parameters.exchange_interval_s * self._rng.uniform(0.75, 1.25))
+                    self.deadlines.set((kind, identifier), now + self._parameters.exchange_interval_s * self._rng.uniform(0.75, 1.25))
                     effects += self._exchange(now)
                 case "probe":
                     effects += self._probe_again(identifier, now)
                 case "reply":
                     effects += self._reply_due(identifier, now)
-        effects += self.joining.on_timer(now, self.active, bool(self._probing), self.upkeep.nodes())
-        return effects + self.forwarding.on_timer(now) + self.upkeep.on_timer(now)
+        if self.joining.deadlines.first <= now:
+            effects += self.joining.on_timer(now, self.active, bool(self._probing), self.upkeep.nodes())
+        if self.forwarding.deadlines.first <= now:
+            effects += self.forwarding.on_timer(now)
+        if self.upkeep.deadlines.first <= now:
+            effects += self.upkeep.on_timer(now)
+        return effects
 
     def _beat(self, now: float) -> list[Effect]:
         """Rules 3 and 4."""
@@ -457,7 +463,7 @@ class Pastry:
     def check_invariants(self) -> None:
         assert self._me.id not in self.leaf_set, "a node is its own neighbour"
         assert self.table.get(self._me.id) is None, "a node is in its own table"
-        assert all(("probe", identifier) in self._deadlines for identifier in self._probing), "a probe without a deadline"
+        assert all(("probe", identifier) in self.deadlines for identifier in self._probing), "a probe without a deadline"
         assert self._views.keys() <= set(self.leaf_set), "a view of a stranger"
         assert self.active or self.joining.under_way or not self.joining.has_seeds, "joining, and nothing will happen"
         self.forwarding.check_invariants()

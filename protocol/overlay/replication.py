@@ -85,10 +85,10 @@ class Replication:
         self._retrievals: dict[int, Retrieval] = {}
         self._transfers = 0
         self._queries = 0
-        self._deadlines: Deadlines[tuple[str, int]] = Deadlines()
+        self.deadlines: Deadlines[tuple[str, int]] = Deadlines()
 
     def next_deadline(self) -> float | None:
-        return self._deadlines.next()
+        return self.deadlines.next()
 
     def held(self) -> tuple[RecordSummary, ...]:
         """What this node holds, for others or of its own."""
@@ -110,7 +110,7 @@ class Replication:
                 return []
             effects += [CancelTransfer(transfer) for transfer in before.pushing]
             for transfer in before.pushing:
-                self._deadlines.drop(("push", transfer))
+                self.deadlines.drop(("push", transfer))
         self._held[record.key] = record
         self._own[record.key] = Placement(record)
         return effects + self._place(self._own[record.key], now)
@@ -128,11 +128,11 @@ class Replication:
             self._transfers += 1
             placement.pushing[self._transfers] = peer
             timeout_s = self._parameters.transfer_timeout_s(placement.record.record_bytes)
-            self._deadlines.set(("push", self._transfers), now + timeout_s + self._parameters.delay_max_s)
+            self.deadlines.set(("push", self._transfers), now + timeout_s + self._parameters.delay_max_s)
             effects.append(Push(self._transfers, peer, placement.record))
             missing -= 1
-        if missing > 0 and placement.failed and RETRY not in self._deadlines:
-            self._deadlines.set(RETRY, now + self._parameters.retry_max_s)
+        if missing > 0 and placement.failed and RETRY not in self.deadlines:
+            self.deadlines.set(RETRY, now + self._parameters.retry_max_s)
         return effects + self._judge_durable(placement)
 
     def _judge_durable(self, placement: Placement) -> list[Effect]:
@@ -144,7 +144,7 @@ class Replication:
         return [Durable(placement.record, tuple(placement.holders))]
 
     def push_ended(self, transfer: int, outcome: str, reason: str, now: float) -> list[Effect]:
-        self._deadlines.drop(("push", transfer))
+        self.deadlines.drop(("push", transfer))
         for placement in self._own.values():
             peer = placement.pushing.pop(transfer, None)
             if peer is None:
@@ -183,7 +183,7 @@ class Replication:
             gone = [transfer for transfer, holder in placement.pushing.items() if holder.id == peer.id]
             for transfer in gone:
                 del placement.pushing[transfer]
-                self._deadlines.drop(("push", transfer))
+                self.deadlines.drop(("push", transfer))
                 effects.append(CancelTransfer(transfer))
             if placement.holders.pop(peer.id, None) is not None or gone:
                 effects += self._place(placement, now)
@@ -213,7 +213,7 @@ class Replication:
         if mine is not None:
             gathering.holdings[self._me.id] = Holding(self._me, mine)
         self._gatherings[self._queries] = gathering
-        self._deadlines.set(("gather", self._queries), now + self._parameters.gather_timeout_s)
+        self.deadlines.set(("gather", self._queries), now + self._parameters.gather_timeout_s)
         query = HoldingsQuery(self._queries, look_up.owner, look_up.tree)
         return [Send(peer, query) for peer in neighbours] or self._answer(self._queries)
 
@@ -235,7 +235,7 @@ class Replication:
 
     def _answer(self, query: int) -> list[Effect]:
         gathering = self._gatherings.pop(query)
-        self._deadlines.drop(("gather", query))
+        self.deadlines.drop(("gather", query))
         newest = sorted(gathering.holdings.values(), key=lambda holding: (holding.record.order, holding.holder.id), reverse=True)
         reply = LookUpReply(gathering.number, tuple(newest), len(gathering.waiting))
         return [Send(gathering.asker, reply)]
@@ -245,14 +245,14 @@ class Replication:
     def retrieve(self, request: int, owner: NodeId, tree: TreeId, now: float) -> list[Effect]:
         """Find the newest record of (owner, tree) and bring it here. Asked again under the same number, it begins anew and ends once."""
         before = self._retrievals.get(request)
-        self._deadlines.drop(("fetch", request))
+        self.deadlines.drop(("fetch", request))
         self._retrievals[request] = Retrieval(owner, tree, began=now)
         given_up = [CancelTransfer(before.transfer)] if before is not None and before.transfer is not None else []
         return [*given_up, *self._look_up(request, now)]
 
     def _look_up(self, request: int, now: float) -> list[Effect]:
         wanted = self._retrievals[request]
-        self._deadlines.set(("look_up", request), now + self._parameters.look_up_timeout_s)
+        self.deadlines.set(("look_up", request), now + self._parameters.look_up_timeout_s)
         return [RouteBody(wanted.owner, LookUp(request, wanted.owner, wanted.tree, self._me))]
 
     def look_up_answered(self, reply: LookUpReply, now: float) -> list[Effect]:
@@ -264,7 +264,7 @@ class Replication:
             # Nothing yet, and somebody has not been heard: that is no answer.
             wanted.look_ups += 1
             return self._look_up(reply.request, now)
-        self._deadlines.drop(("look_up", reply.request))
+        self.deadlines.drop(("look_up", reply.request))
         wanted.located = now
         mine = self._held.get((wanted.owner, wanted.tree))
         # Each holder once, and no more of them than an honest answer names; among equals our own copy, which needs no transfer.
@@ -292,7 +292,7 @@ class Replication:
         self._transfers += 1
         wanted.transfer, wanted.fetching = self._transfers, holding.record
         timeout_s = self._parameters.transfer_timeout_s(holding.record.record_bytes) + self._parameters.delay_max_s
-        self._deadlines.set(("fetch", request), now + timeout_s)
+        self.deadlines.set(("fetch", request), now + timeout_s)
         return [Fetch(self._transfers, holding.holder, holding.record)]
 
     def fetch_ended(self, transfer: int, record: RecordSummary | None, reason: str, now: float) -> list[Effect]:
@@ -300,7 +300,7 @@ class Replication:
         if request is None:
             return []
         wanted = self._retrievals[request]
-        self._deadlines.drop(("fetch", request))
+        self.deadlines.drop(("fetch", request))
         if record is not None and wanted.fetching is not None and record.order < wanted.fetching.order:
             reason = f"the holder said version {wanted.fetching.version} and gave {record.version}"
             record = None
@@ -312,7 +312,7 @@ class Replication:
 
     def _retrieval_ends(self, request: int, record: RecordSummary | None, now: float, reason: str) -> list[Effect]:
         wanted = self._retrievals.pop(request)
-        self._deadlines.drop(("look_up", request))
+        self.deadlines.drop(("look_up", request))
         located = wanted.located if wanted.located is not None else now
         times = located - wanted.began, now - located
         return [RetrievalEnded(request, record, wanted.holdings, *times, wanted.attempts, reason, wanted.complete)]
@@ -321,7 +321,7 @@ class Replication:
 
     def on_timer(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        for kind, number in self._deadlines.due(now):
+        for kind, number in self.deadlines.due(now):
             if kind == "push":
                 effects += [CancelTransfer(number), *self.push_ended(number, "failed", "no end in time", now)]
             elif kind == "gather":
@@ -349,7 +349,7 @@ class Replication:
     def check_invariants(self) -> None:
         for placement in self._own.values():
             assert len(placement.holders) + len(placement.pushing) <= self._parameters.replicas, "more copies than k"
-            assert all(("push", transfer) in self._deadlines for transfer in placement.pushing), "a push without a deadline"
-        assert all(("gather", query) in self._deadlines for query in self._gatherings), "a look-up that is never answered"
+            assert all(("push", transfer) in self.deadlines for transfer in placement.pushing), "a push without a deadline"
+        assert all(("gather", query) in self.deadlines for query in self._gatherings), "a look-up that is never answered"
         for request, wanted in self._retrievals.items():
-            assert wanted.transfer is not None or ("look_up", request) in self._deadlines, "a retrieval that never ends"
+            assert wanted.transfer is not None or ("look_up", request) in self.deadlines, "a retrieval that never ends"

@@ -74,10 +74,10 @@ class Scribe:
         self._is_suspect = is_suspect
         self.trees: dict[TreeId, Tree] = {}
         self._relatives = Relatives()
-        self._deadlines: Deadlines[tuple[str, TreeId]] = Deadlines()
+        self.deadlines: Deadlines[tuple[str, TreeId]] = Deadlines()
 
     def next_deadline(self) -> float | None:
-        return self._deadlines.next()
+        return self.deadlines.next()
 
     @property
     def revision(self) -> int:
@@ -102,7 +102,7 @@ class Scribe:
         tree.is_root = True
         effects: list[Effect] = [Send(tree.parent, TreeLeave(identifier))] if tree.parent is not None else []
         effects += self._hang(tree, None, ())
-        self._deadlines.drop(("attach", identifier))
+        self.deadlines.drop(("attach", identifier))
         tree.list_anew()
         return effects + self._tell_up(tree)
 
@@ -144,7 +144,7 @@ class Scribe:
             tree = self.trees[identifier] = Tree(identifier, self._me, self._parameters.multicasts_kept_max)
             tree.beats = self._beats()
             self._relatives.loose[identifier] = tree
-            self._deadlines.set(("alive", identifier), now + self._parameters.heartbeat_interval_s)
+            self.deadlines.set(("alive", identifier), now + self._parameters.heartbeat_interval_s)
         return tree
 
     def _beats(self) -> int:
@@ -163,13 +163,13 @@ class Scribe:
             return []
         self._relatives.ask(tree, None)
         wait_s = self._parameters.join_timeout_s * self._rng.uniform(0.75, 1.25)
-        self._deadlines.set(("attach", tree.id), now + wait_s)
+        self.deadlines.set(("attach", tree.id), now + wait_s)
         if not self._ready():
             return []
         hop = self._next_hop(tree.id)
         if hop is None:
             tree.attempts = 0
-            self._deadlines.set(("attach", tree.id), now + self._parameters.retry_min_s * self._rng.uniform(0.75, 1.25))
+            self.deadlines.set(("attach", tree.id), now + self._parameters.retry_min_s * self._rng.uniform(0.75, 1.25))
             return self._tell_down(tree, (), lost=False)
         tree.attempts += 1
         tree.redirects = 0
@@ -195,7 +195,7 @@ class Scribe:
         effects.append(Send(child, TreeWelcome(tree.id, tree.pulse.path)))
         tree.welcome(branch, message.seen)
         effects += self._serve(tree, branch, now)
-        if tree.parent is None and not tree.is_root and ("attach", tree.id) not in self._deadlines:
+        if tree.parent is None and not tree.is_root and ("attach", tree.id) not in self.deadlines:
             effects += self._attach(tree, now)
         return effects
 
@@ -224,7 +224,7 @@ class Scribe:
         if child.id in (self._me.id, sender.id) or child.id in tree.children or tree.redirects > self._parameters.path_max:
             return self._refused(tree, sender, f"redirected in a circle, to {child.id.short}", now)
         self._relatives.ask(tree, child)
-        self._deadlines.set(("attach", tree.id), now + self._parameters.join_timeout_s * self._rng.uniform(0.75, 1.25))
+        self.deadlines.set(("attach", tree.id), now + self._parameters.join_timeout_s * self._rng.uniform(0.75, 1.25))
         return [Send(child, TreeJoin(tree.id, tree.seen()))]
 
     def welcome_received(self, sender: Peer, message: TreeWelcome, now: float) -> list[Effect]:
@@ -239,7 +239,7 @@ class Scribe:
         effects += self._hang(tree, sender, message.path)
         tree.parent_heard = tree.told_all_at = now
         tree.tell_all = True
-        self._deadlines.drop(("attach", tree.id))
+        self.deadlines.drop(("attach", tree.id))
         return effects + self._tell_up(tree)
 
     def refusal_received(self, sender: Peer, message: TreeRefusal, now: float) -> list[Effect]:
@@ -256,14 +256,14 @@ class Scribe:
     def _refused(self, tree: Tree, by: Peer, reason: str, now: float) -> list[Effect]:
         """Not there: by the next hop again, after a moment of chance."""
         self._relatives.ask(tree, None)
-        self._deadlines.set(("attach", tree.id), now + self._parameters.retry_min_s * self._rng.uniform(1.0, 2.0))
+        self.deadlines.set(("attach", tree.id), now + self._parameters.retry_min_s * self._rng.uniform(1.0, 2.0))
         return [Notify("tree_refused", {"tree": tree.id, "by": by, "reason": reason})]
 
     def _bad_path(self, path: tuple[NodeId, ...]) -> bool:
         return self._me.id in path or len(path) > self._parameters.path_max
 
     def _detach(self, tree: Tree, reason: str, now: float) -> list[Effect]:
-        self._deadlines.set(("attach", tree.id), now + self._parameters.retry_min_s * self._rng.uniform(1.0, 2.0))
+        self.deadlines.set(("attach", tree.id), now + self._parameters.retry_min_s * self._rng.uniform(1.0, 2.0))
         return [Notify("tree_detached", {"tree": tree.id, "reason": reason}), *self._hang(tree, None, ())]
 
     def _go(self, tree: Tree, reason: str, now: float) -> list[Effect]:
@@ -295,7 +295,7 @@ class Scribe:
         self._hang(tree, None, ())
         del self.trees[tree.id], self._relatives.loose[tree.id]
         for kind in ("alive", "attach"):
-            self._deadlines.drop((kind, tree.id))
+            self.deadlines.drop((kind, tree.id))
         return [Send(parent, TreeLeave(tree.id))] if parent is not None else []
 
     # --- soft state ---------------------------------------------------------------------------------------------------
@@ -419,7 +419,7 @@ class Scribe:
 
     def on_timer(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        for kind, identifier in self._deadlines.due(now):
+        for kind, identifier in self.deadlines.due(now):
             tree = self.trees.get(identifier)
             if tree is not None:  # else: pruned in this same moment
                 effects += self._attach(tree, now) if kind == "attach" else self._beat(tree, now)
@@ -427,7 +427,7 @@ class Scribe:
 
     def _beat(self, tree: Tree, now: float) -> list[Effect]:
         """One heartbeat of one tree."""
-        self._deadlines.set(("alive", tree.id), now + self._parameters.heartbeat_interval_s)
+        self.deadlines.set(("alive", tree.id), now + self._parameters.heartbeat_interval_s)
         effects = self._expire(tree, now)
         if tree.id not in self.trees:
             return effects
@@ -462,7 +462,7 @@ class Scribe:
         for tree in self.trees.values():
             tree.check_invariants()
             assert not (tree.is_root and tree.parent), "a root has a parent"
-            assert tree.is_root or tree.parent or ("attach", tree.id) in self._deadlines, "detached, and nothing will happen"
-            assert ("alive", tree.id) in self._deadlines, "a tree without a heartbeat"
+            assert tree.is_root or tree.parent or ("attach", tree.id) in self.deadlines, "detached, and nothing will happen"
+            assert ("alive", tree.id) in self.deadlines, "a tree without a heartbeat"
             assert len(tree.children) <= self._parameters.fan_out_max, "more children than there is room for"
         self._relatives.check_invariants(self.trees.values())

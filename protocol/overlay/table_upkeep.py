@@ -64,10 +64,10 @@ class TableUpkeep:
         self._row = 0
         self._period_s = parameters.silence_max_s
         self._rate = FailureRate(0.0)
-        self._deadlines: Deadlines[tuple[str, NodeId]] = Deadlines()
+        self.deadlines: Deadlines[tuple[str, NodeId]] = Deadlines()
 
     def next_deadline(self) -> float | None:
-        return self._deadlines.next()
+        return self.deadlines.next()
 
     @property
     def period_s(self) -> float:
@@ -83,10 +83,10 @@ class TableUpkeep:
 
     def begin(self, now: float) -> None:
         """We are in the ring."""
-        self._rate = FailureRate(now)
+        self._rate = FailureRate(now, self._parameters.table_probe_max_s)
         self._tune(now)
-        self._deadlines.set(("sweep", self._me.id), now + self._parameters.silence_max_s)
-        self._deadlines.set(("row", self._me.id), now + self._parameters.row_interval_s * self._rng.uniform(0.25, 1.0))
+        self.deadlines.set(("sweep", self._me.id), now + self._parameters.silence_max_s)
+        self.deadlines.set(("row", self._me.id), now + self._parameters.row_interval_s * self._rng.uniform(0.25, 1.0))
 
     # --- candidates ---------------------------------------------------------------------------------------------------
 
@@ -99,14 +99,14 @@ class TableUpkeep:
         if peer.id in self.pinged or self._is_dead(peer) or len(self.pinged) >= self._parameters.held_messages_max:
             return []
         self.pinged[peer.id] = peer, now
-        self._deadlines.set(("ping", peer.id), now + self._parameters.probe_timeout_s)
+        self.deadlines.set(("ping", peer.id), now + self._parameters.probe_timeout_s)
         return [Send(peer, Ping())]
 
     def pong_received(self, sender: Peer, now: float) -> list[Effect]:
         pinged = self.pinged.pop(sender.id, None)
         if pinged is None:
             return []
-        self._deadlines.drop(("ping", sender.id))
+        self.deadlines.drop(("ping", sender.id))
         first = self._proximity.rtt_s(sender.id) is None
         rtt_s = max(now - pinged[1], 0.0)
         self._proximity.sample(sender.id, rtt_s)
@@ -157,7 +157,7 @@ class TableUpkeep:
         pinged = self.pinged.get(peer.id)
         if pinged is not None and pinged[0].incarnation <= peer.incarnation:
             del self.pinged[peer.id]
-            self._deadlines.drop(("ping", peer.id))
+            self.deadlines.drop(("ping", peer.id))
         entry = self._table.get(peer.id)
         if entry is None or entry.incarnation > peer.incarnation:
             return []
@@ -182,7 +182,7 @@ class TableUpkeep:
 
     def on_timer(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        for kind, identifier in self._deadlines.due(now):
+        for kind, identifier in self.deadlines.due(now):
             if kind == "ping":
                 effects.append(Suspect(self.pinged.pop(identifier)[0], "silent when pinged"))
             elif kind == "sweep":
@@ -198,7 +198,7 @@ class TableUpkeep:
             self._turn = 0
             self._tune(now)
         pause_s = min(self._period_s / (2 * max(len(entries), 1)), self._parameters.row_interval_s)
-        self._deadlines.set(("sweep", self._me.id), now + pause_s)
+        self.deadlines.set(("sweep", self._me.id), now + pause_s)
         if not entries:
             return []
         entry = entries[self._turn]
@@ -207,7 +207,7 @@ class TableUpkeep:
 
     def _exchange(self, now: float) -> list[Effect]:
         """Rule 5."""
-        self._deadlines.set(("row", self._me.id), now + self._parameters.row_interval_s * self._rng.uniform(0.75, 1.25))
+        self.deadlines.set(("row", self._me.id), now + self._parameters.row_interval_s * self._rng.uniform(0.75, 1.25))
         rows = self._table.rows
         if not rows:
             return []
@@ -216,5 +216,5 @@ class TableUpkeep:
         return [Send(self._rng.choice(members), RowRequest(self._row))] if members else []
 
     def check_invariants(self) -> None:
-        assert all(("ping", identifier) in self._deadlines for identifier in self.pinged), "a ping without a deadline"
+        assert all(("ping", identifier) in self.deadlines for identifier in self.pinged), "a ping without a deadline"
         assert len(self._repairs) <= REPAIRS_MAX, "too many repairs"

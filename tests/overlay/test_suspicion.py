@@ -88,7 +88,7 @@ def test_rule_7_each_point_adds_silence_and_trial_to_themselves_once_more() -> N
         assert judge.health == health
         judge.heard(A, 0.0)
         judge.watch([A], 0.0)
-        judge._deadlines.drop(("health", ME.id))
+        judge.deadlines.drop(("health", ME.id))
         seen = run_timers(judge, 60.0)
         assert next(when for when, effect in seen if effect == fx.Dial(A)) == pytest.approx((1 + health) * P.silence_max_s)
         [(when, _)] = deaths(seen)
