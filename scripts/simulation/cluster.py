@@ -1,0 +1,346 @@
+"""The processes of a simulated cluster, and the seam to the machines: an event in, its effects done, one timer armed.
+
+A process is one life: what starts again at its place is another. What reaches a paused or busy one waits in its inbox; on going on, the
+timer that is late comes first, then what was read, as a real event loop would have it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from heapq import heappush
+from math import inf
+from random import Random
+from typing import Any
+
+from protocol.identifiers import Address, NodeId, Peer, TreeId
+from protocol.overlay import effects as fx
+from protocol.overlay import events as ev
+from protocol.overlay.node import OverlayNode
+from protocol.parameters import OverlayParameters, loopback
+from protocol.wire.messages import Message, Route
+from protocol.wire.values import RecordSummary
+from scripts.simulation.clock import Act, Clock
+from scripts.simulation.network import Codec, Link, Network
+from scripts.simulation.terrain import TERRAINS, Terrain, address_of
+from scripts.simulation.view import View
+
+FACTS_KEPT = 40
+TIMER = ev.TimerFired()
+Machine = Callable[[Peer, OverlayParameters, Random], OverlayNode]
+
+
+class Process:
+    """One life of one node, with its place, its inbox and what it told its application."""
+
+    __slots__ = (
+        "alive", "armed", "awake_since", "blocked", "busy", "cluster", "due", "facts", "handle", "host_gone", "inbox", "index", "late",
+        "links", "name", "next_deadline", "node", "outcome", "paused", "peer", "slow_s", "store", "x", "y",
+    )  # fmt: skip
+
+    def __init__(self, cluster: Cluster, index: int, name: str, peer: Peer, node: OverlayNode, place: tuple[float, float]) -> None:
+        self.cluster = cluster
+        self.index = index
+        self.name = name
+        self.peer = peer
+        self.node = node
+        self.handle = node.handle
+        self.next_deadline = node.next_deadline
+        self.x, self.y = place
+        self.awake_since = -inf
+        """Since when it has run without a pause; for ever, where there was none."""
+        self.alive = True
+        self.paused = self.busy = self.blocked = False
+        """blocked: paused or busy; events wait in the inbox."""
+        self.host_gone = False
+        self.slow_s = 0.0
+        self.due = inf
+        """What the node last said of its next deadline."""
+        self.armed = inf
+        """When the one timer that counts fires; others in the heap are stale."""
+        self.late = False
+        self.links: dict[Any, Link] = {}
+        self.inbox: deque[tuple[Act, Any, Any]] = deque()
+        self.store: dict[tuple[NodeId, TreeId], RecordSummary] = {}
+        self.outcome: list[fx.Effect] = []
+        """What the node told its application, in order; kept where the cluster is told to."""
+        self.facts: deque[tuple[float, str]] = deque(maxlen=FACTS_KEPT)
+
+    @property
+    def settled(self) -> bool:
+        """In the ring, as the node itself sees it: it delivers."""
+        pastry = self.node.pastry
+        return getattr(pastry, "settled", pastry.active)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.peer})"
+
+
+class Cluster:
+    """Processes on a network under virtual time. A run is a seed: nothing here reads a clock or a global random source.
+
+    check_every: a node checks its invariants after so many events of the whole cluster. keep: remember what nodes tell their applications.
+    on_delivered, on_fact, on_route: called for every Delivered, every Notify, and every Route that reaches a node.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        parameters: OverlayParameters | None = None,
+        terrain: Terrain = TERRAINS["lan"],
+        codec: Codec | None = None,
+        *,
+        check_every: int = 1,
+        keep: bool = True,
+        machine: Machine = OverlayNode,
+    ) -> None:
+        self.seed = seed
+        self.rng = Random(seed)
+        self.parameters = parameters or loopback()
+        self.clock = Clock()
+        self.view = View(self.parameters.side)
+        self.network = Network(self.clock, Random(self.rng.getrandbits(64)), self.parameters, terrain, self.tell, self._receive, codec)
+        self.processes: dict[str, Process] = {}
+        """The latest life under each name."""
+        self.on_delivered: Callable[[Process, fx.Delivered], None] = lambda process, effect: None
+        self.on_fact: Callable[[Process, fx.Notify], None] = lambda process, effect: None
+        self.on_route: Callable[[Process, Route], None] = lambda process, message: None
+        self.handled = 0
+        self._keep = keep
+        self._machine = machine
+        self._check_every = self._check_in = check_every
+        self._places = 0
+        self._lives = 0
+        nowhere = Peer(NodeId(0), "0.0.0.0", 0, 0)
+        self.nobody = Process(self, 0, "nobody", nowhere, machine(nowhere, self.parameters, Random(0)), (0.5, 0.5))
+        self.nobody.alive = False
+        self._do: dict[type, Callable[[Process, Any], None]] = {
+            fx.Send: self.network.send,
+            fx.Dial: self.network.dial,
+            fx.DialSeed: self.network.dial_seed,
+            fx.Disconnect: self.network.disconnect,
+            fx.Push: self._push,
+            fx.Fetch: self._fetch,
+            fx.CancelTransfer: lambda process, effect: None,
+            fx.Discard: lambda process, effect: None,
+            fx.Notify: self._fact,
+            fx.Delivered: self._delivered,
+            fx.Quit: self._quit,
+        }
+
+    # --- lives --------------------------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        name: str,
+        identifier: NodeId,
+        seeds: Iterable[Address] = (),
+        hints: Iterable[Address] = (),
+        incarnation: int = 1,
+        *,
+        moved: bool = False,
+    ) -> Process:
+        """Start a process, or again one under its name: same id, next incarnation, and same address unless it has moved."""
+        before = self.processes.get(name)
+        if before is not None:
+            identifier, incarnation = before.peer.id, before.peer.incarnation + 1
+        if before is None or moved:
+            self._places += 1
+            host, port = address_of(self._places)
+            place = self.rng.random(), self.rng.random()
+        else:
+            host, port, place = before.peer.host, before.peer.port, (before.x, before.y)
+            self.network.host_is_back(before)
+            before.links.clear()
+        peer = Peer(identifier, host, port, incarnation)
+        self._lives += 1
+        node = self._machine(peer, self.parameters, Random(self.rng.getrandbits(64)))
+        process = self.processes[name] = self.network.at[peer.address] = Process(self, self._lives, name, peer, node, place)
+        self.view.add(process)
+        self.note(process, f"started at {peer.address}, incarnation {incarnation}")
+        self.tell(process, ev.Started(tuple(seeds), tuple(hints)))
+        return process
+
+    def kill(self, process: Process, *, silent: bool = False) -> None:
+        """SIGKILL: whoever was connected sees a reset. silent: the host is gone, and nobody is told anything."""
+        if not process.alive:
+            return
+        self._end(process, "its host is gone" if silent else "killed")
+        process.host_gone = silent
+        self.network.vanish(process, silent=silent)
+
+    def leave(self, process: Process) -> None:
+        """In order: it counts no longer, says its goodbyes, and ends when these have had time to leave."""
+        self.view.remove(process)
+        self.note(process, "leaves")
+        self.tell(process, ev.Leave())
+        self.clock.after(self.parameters.delay_max_s, self._left, process)
+
+    def _left(self, process: Process, _: None) -> None:
+        self._end(process, "left")
+        for link in list(process.links.values()):
+            self.network.close(link)
+
+    def _end(self, process: Process, how: str) -> None:
+        process.alive = process.paused = process.busy = process.blocked = False
+        process.inbox.clear()
+        self.view.remove(process)
+        self.note(process, how)
+
+    def pause(self, process: Process) -> None:
+        """SIGSTOP."""
+        if process.alive and not process.paused:
+            process.paused = process.blocked = True
+            process.awake_since = inf
+            self.note(process, "stopped")
+
+    def resume(self, process: Process) -> None:
+        """SIGCONT: the late timer, then what has come in."""
+        if process.alive and process.paused:
+            process.paused = False
+            process.awake_since = self.clock.now
+            self.note(process, "continued")
+            if not process.busy:
+                self._go_on(process, None)
+
+    def note(self, process: Process, words: str) -> None:
+        """For the stories of this process."""
+        process.facts.append((self.clock.now, words))
+        self.clock.note(process, words)
+
+    # --- the seam -----------------------------------------------------------------------------------------------------
+
+    def tell(self, process: Process, event: ev.Event) -> None:
+        """The event reaches the process now, or waits for it."""
+        if process.blocked:
+            process.inbox.append((self.tell, process, event))
+        elif process.alive:
+            self._handle(process, event)
+
+    def _receive(self, link: Link, message: Message) -> None:
+        if link.alive:
+            process = link.target
+            if process.blocked:
+                process.inbox.append((self._receive, link, message))
+            elif process.alive:
+                if message.__class__ is Route:
+                    self.on_route(process, message)
+                self._handle(process, ev.MessageReceived(link.sender, message))
+
+    def _handle(self, process: Process, event: ev.Event) -> None:
+        now = self.clock.now
+        do = self._do
+        for effect in process.handle(event, now):
+            act = do.get(effect.__class__)
+            if act is not None:
+                act(process, effect)
+            elif self._keep:
+                self._told(process, effect)
+        when = process.next_deadline()
+        process.due = when = inf if when is None else when
+        if when < process.armed and process.alive:
+            process.armed = when
+            clock = self.clock
+            heappush(clock.heap, (when if when > now else now, clock.ticket(), self._ring, process, when))
+        self.handled += 1
+        self._check_in -= 1
+        if not self._check_in:
+            self._check_in = self._check_every
+            process.node.check_invariants()
+        if process.slow_s:
+            process.busy = process.blocked = True
+            self.clock.after(process.slow_s, self._rested, process)
+
+    def _ring(self, process: Process, when: float) -> None:
+        """The timer, unless it is stale; where the deadline has moved on, it is only armed anew."""
+        if process.armed != when or not process.alive:
+            return
+        process.armed = inf
+        if process.blocked:
+            process.late = True
+            return
+        due = process.due
+        if due <= self.clock.now:
+            self._handle(process, TIMER)
+        elif due < inf:
+            process.armed = due
+            self.clock.at(due, self._ring, process, due)
+
+    def _rested(self, process: Process, _: None) -> None:
+        process.busy = False
+        if not process.paused:
+            self._go_on(process, None)
+
+    def _go_on(self, process: Process, _: None) -> None:
+        """Neither paused nor busy any more: the late timer, then what waits, until it is paused or busy again."""
+        process.blocked = False
+        if process.late and process.alive:
+            process.late = False
+            self._handle(process, TIMER)
+        while process.inbox and not process.blocked:
+            act, subject, detail = process.inbox.popleft()
+            act(subject, detail)
+
+    # --- effects for the application ----------------------------------------------------------------------------------
+
+    def _told(self, process: Process, effect: fx.Effect) -> None:
+        process.outcome.append(effect)
+        self.clock.note(process, effect)
+
+    def _delivered(self, process: Process, effect: fx.Delivered) -> None:
+        self.clock.note(process, effect)
+        if self._keep:
+            process.outcome.append(effect)
+        self.on_delivered(process, effect)
+
+    def _fact(self, process: Process, effect: fx.Notify) -> None:
+        details = ", ".join(f"{name} {value}" for name, value in effect.details.items())
+        self.note(process, f"{effect.fact}: {details}")
+        self.on_fact(process, effect)
+
+    def _quit(self, process: Process, effect: fx.Quit) -> None:
+        self._told(process, effect)
+        self.kill(process)
+
+    # --- records ------------------------------------------------------------------------------------------------------
+
+    def _push(self, process: Process, effect: fx.Push) -> None:
+        self._move(process, effect.peer, self._pushed, effect)
+
+    def _fetch(self, process: Process, effect: fx.Fetch) -> None:
+        self._move(process, effect.peer, self._fetched, effect)
+
+    def _move(self, process: Process, peer: Peer, act: Act, effect: fx.Push | fx.Fetch) -> None:
+        other = self.network.at.get(peer.address, self.nobody)
+        self.clock.after(6 * self.network.terrain.delay(process, other), act, process, effect)
+
+    def _holder(self, process: Process, peer: Peer) -> Process | None:
+        other = self.network.at.get(peer.address)
+        blocked = self.network.blocked
+        if other is None or not other.alive or other.paused or blocked(process, other) or blocked(other, process):
+            return None
+        return other
+
+    def _pushed(self, process: Process, effect: fx.Push) -> None:
+        holder = self._holder(process, effect.peer)
+        if holder is not None:
+            holder.store[effect.record.key] = effect.record
+            self.tell(holder, ev.RecordHeld(effect.record))
+        self.tell(process, ev.PushEnded(effect.transfer, "failed" if holder is None else "stored"))
+
+    def _fetched(self, process: Process, effect: fx.Fetch) -> None:
+        holder = self._holder(process, effect.peer)
+        record = holder.store.get(effect.record.key) if holder is not None else None
+        if record is not None:
+            process.store[record.key] = record
+        self.tell(process, ev.FetchEnded(effect.transfer, record, "" if record else "holder gone"))
+
+    # --- stories ------------------------------------------------------------------------------------------------------
+
+    def story(self, *names: str, lines_max: int = 40) -> str:
+        """The seed, what is wrong, the facts that these processes told and the last lines of their trace."""
+        lines = [f"seed {self.seed}", *self.view.what_is_wrong()[:20]]
+        for name in names or list(self.processes)[:3]:
+            facts = self.processes[name].facts if name in self.processes else ()
+            lines += [f"{when:10.4f} {name:10} {words}"[:240] for when, words in facts]
+        return "\n".join([*lines, "...", *self.clock.trace.story(names or self.processes, lines_max)])
