@@ -37,7 +37,7 @@ from random import Random
 from protocol.errors import LocalProtocolError, UnknownTree
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.overlay.deadlines import Deadlines
-from protocol.overlay.effects import Effect, MembersChanged, MulticastReceived, Notify, Send
+from protocol.overlay.effects import Effect, MembersChanged, MulticastReceived, Notify, Send, Suspect
 from protocol.overlay.multicasts import NOTHING, Multicasts
 from protocol.overlay.relatives import Relatives
 from protocol.overlay.tree import Branch, Cause, Tree, check_alive
@@ -162,7 +162,7 @@ class Scribe:
         if tree.is_root or tree.parent is not None:
             return []
         self._relatives.ask(tree, None)
-        wait_s = self._parameters.join_timeout_s * self._rng.uniform(0.75, 1.25)
+        wait_s = self._parameters.probe_timeout_s * self._rng.uniform(0.75, 1.25)
         self.deadlines.set(("attach", tree.id), now + wait_s)
         if not self._ready():
             return []
@@ -421,8 +421,14 @@ class Scribe:
         effects: list[Effect] = []
         for kind, identifier in self.deadlines.due(now):
             tree = self.trees.get(identifier)
-            if tree is not None:  # else: pruned in this same moment
-                effects += self._attach(tree, now) if kind == "attach" else self._beat(tree, now)
+            if tree is None:
+                continue  # pruned in this same moment
+            if kind == "alive":
+                effects += self._beat(tree, now)
+                continue
+            if tree.joining is not None:
+                effects.append(Suspect(tree.joining, "no answer to the JOIN of a tree"))
+            effects += self._attach(tree, now)
         return effects
 
     def _beat(self, tree: Tree, now: float) -> list[Effect]:
