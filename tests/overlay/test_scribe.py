@@ -36,12 +36,13 @@ def test_rule_1_a_node_outside_of_the_tree_takes_the_child_and_joins_in_turn() -
 
 
 def test_rule_1_a_join_that_nobody_answers_is_sent_again() -> None:
-    """P8: the hop died, or its welcome was lost. It may go another way, for Pastry may know better by then."""
+    """P8: the hop died, or its welcome was lost: it is suspected. The JOIN may go another way, for Pastry may know better by then."""
     node = Node()
     node.scribe.join(TREE, member(ME), 0.0)
     node.hop = OTHER
-    again = [to for _, effect in node.until(1.3 * P.join_timeout_s) for to, _ in sent([effect], TreeJoin)]
-    assert again == [OTHER]
+    effects = [effect for _, effect in node.until(1.3 * P.probe_timeout_s)]
+    assert [to for to, _ in sent(effects, TreeJoin)] == [OTHER]
+    assert [effect.peer for effect in of(fx.Suspect, effects)] == [PARENT]
 
 
 def test_rule_1_an_inactive_node_neither_joins_nor_takes_children() -> None:
