@@ -26,6 +26,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ NODES_MIN, PROCESSES_MIN = 8, 2
 Figures = dict[str, Any]
 
 
-async def bench(size: Size, folder: Path) -> Figures:
+async def bench(size: Size, folder: Path, facts: Path | None) -> Figures:
     """Both rings and the floor; the report."""
     began_s = time.monotonic()
     report: Figures = {
@@ -60,18 +61,23 @@ async def bench(size: Size, folder: Path) -> Figures:
         "hardware": hardware(),
         "load_before": round(os.getloadavg()[0], 2),
     }
-    async with Fleet(folder, size.preset) as fleet:
-        first = Ring(fleet, size)
-        await first.up()
-        report |= await first.steady()
-        report["kill"] = await first.struck(signal.SIGKILL, JOINERS)
-    async with Fleet(folder, size.preset) as fleet:
-        second = Ring(fleet, size)
-        await second.up()
-        await second.plant()
-        report["stop"] = await second.struck(signal.SIGSTOP, 0)
-        false_deaths = [ring.ledger.false_deaths() for ring in (first, second)]
-        report["stop"] |= await second.woken()
+    rings: dict[str, Ring] = {}
+    try:
+        async with Fleet(folder, size.preset) as fleet:
+            first = rings["kill"] = Ring(fleet, size)
+            await first.up()
+            report |= await first.steady()
+            report["kill"] = await first.struck(signal.SIGKILL, JOINERS)
+        async with Fleet(folder, size.preset) as fleet:
+            second = rings["stop"] = Ring(fleet, size)
+            await second.up()
+            await second.plant()
+            report["stop"] = await second.struck(signal.SIGSTOP, 0)
+            false_deaths = [ring.ledger.false_deaths() for ring in (first, second)]
+            report["stop"] |= await second.woken()
+    finally:
+        if facts is not None:
+            write_facts(facts, rings)
     look_ups = [(ring, look_up) for ring in (first, second) for look_up in ring.ledger.look_ups.values()]
     report |= {
         "look_ups": len(look_ups),
@@ -80,10 +86,19 @@ async def bench(size: Size, folder: Path) -> Figures:
         "after_kill_s": report["kill"].pop("after_s"),
         "after_stop_s": report["stop"].pop("after_s"),
         "false_deaths": sum(false_deaths),
-        "facts": dict(sorted((first.facts + second.facts).items())),
+        "facts": dict(sorted(Counter(fact for ring in (first, second) for _, _, fact, _ in ring.facts).items())),
     }
     report["floor"] = await floor(report)
     return report | {"wall_s": round(time.monotonic() - began_s, 1)}
+
+
+def write_facts(path: Path, rings: dict[str, Ring]) -> None:
+    """One line for each fact that a node has told of: in which ring, seconds after the blow, who (a victim has a star), what."""
+    with path.open("w") as out:
+        for name, ring in rings.items():
+            victims = {node.id.short for node in ring.victims}
+            for at_s, node, fact, said in sorted(ring.facts):
+                out.write(f"{name} {at_s - ring.blow_s:+9.3f} {node}{'*' if node in victims else ' '} {fact} {said}\n")
 
 
 async def floor(report: Figures) -> Figures:
@@ -104,6 +119,7 @@ def main() -> int:
     parser.add_argument("--look-ups", type=int, default=1000, help="pairs of asker and key, each looked up three times")
     parser.add_argument("--idle", type=float, default=10.0, help="seconds without any question")
     parser.add_argument("--seed", type=int, default=1, help="of keys, askers and the order of joins")
+    parser.add_argument("--facts", type=Path, help="write to this file whom each node suspected, buried and found again, and why")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     chosen = parser.parse_args()
     if chosen.nodes < NODES_MIN or chosen.processes < PROCESSES_MIN or chosen.nodes < 2 * chosen.processes:
@@ -114,7 +130,7 @@ def main() -> int:
 
     async def program(stop: asyncio.Event) -> int:
         with tempfile.TemporaryDirectory(prefix="fmrec-bench-") as folder:
-            work = asyncio.create_task(bench(size, Path(folder)))
+            work = asyncio.create_task(bench(size, Path(folder), chosen.facts))
             asked = asyncio.create_task(stop.wait())
             try:
                 await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)

@@ -9,7 +9,9 @@
    Heartbeats keep ring neighbours and tree relatives among the last to go.
 4. Descriptors may run out before the cap is reached. A connection that takes one of the last makes another go; a dial that
    finds none left closes some and tries once more.
-5. Bulk and status connections are no part of the pool: each serves one exchange.
+5. A process that is too busy to accept finds connections that their diallers have given up. They are dropped unread, and are no sign of
+   a death: else each would cost a trial, whose dials keep the next one busy.
+6. Bulk and status connections are no part of the pool: each serves one exchange.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ from typing import Any, Protocol
 from protocol.aio.bulk import Bulk
 from protocol.aio.dialling import DialFailed, dial
 from protocol.aio.lane import Lane, LaneKey
-from protocol.aio.link import Inlet, Link, LinkClosed
-from protocol.aio.sockets import descriptors_left, find_half_open, lengthen_queue
+from protocol.aio.link import Link, LinkClosed
+from protocol.aio.listener import Listener
+from protocol.aio.sockets import descriptors_left, find_half_open
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.identifiers import Address, NodeId, Peer
 from protocol.parameters import OverlayParameters
@@ -45,11 +48,6 @@ EVICTED_AT_ONCE = 8
 DESCRIPTORS_KEPT = 24
 """The last file descriptors of the process: a connection that takes one of them makes another go. They are for our own dials, for
 the disk, and for the many that may be accepted in one turn of the loop."""
-ACCEPT_QUEUE = 1024
-"""Connections that the kernel keeps until we accept them."""
-ACCEPTED_AT_ONCE = 8
-"""In one turn of asyncio's loop, so that we hear of them before the last descriptors are gone; asyncio 3.11 also repeats a failed accept
-as often as that. uvloop, which makes no difference here, takes all that wait."""
 PARTING = Refusal("busy", "too many connections: this one was silent longest")
 
 
@@ -92,8 +90,7 @@ class Connections:
         self._links: set[Link] = set()  # every one that is open, of any channel
         self._half_open = 0  # inbound, no hello yet
         self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
-        self._inlet = Inlet()
+        self._listener: Listener | None = None
         self._scarce = False  # descriptors are, and it was said
         self._closed = False
 
@@ -103,11 +100,8 @@ class Connections:
         """Accepts connections; port 0 takes a free one. The address bound; OSError, or ValueError for no port, where it cannot be."""
         if not 0 <= port < 1 << 16:
             raise ValueError("ports are 0 to 65535")  # uvloop would take the lower 16 bits
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._accepted, host, port, backlog=ACCEPTED_AT_ONCE)
-        lengthen_queue(self._server.sockets[0], ACCEPT_QUEUE)
-        bound = self._server.sockets[0].getsockname()
-        return Address(bound[0], bound[1])
+        self._listener = Listener(self._accepted, self._exhausted, self._spawn)
+        return await self._listener.listen(host, port)
 
     def serve(self, local: Peer, node: LocalNode) -> None:
         """The node lives here from now on. The first is who answers a hello that asks for nobody in particular."""
@@ -177,8 +171,8 @@ class Connections:
         """Stops listening and ends every connection: in order where the other side reads, else after probe_timeout_s. All
         tasks and sockets are gone when this returns."""
         self._closed = True
-        if self._server is not None:
-            self._server.close()
+        if self._listener is not None:
+            self._listener.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -188,8 +182,6 @@ class Connections:
         for link in links:
             link.close("closing")
         await asyncio.gather(*(link.closed() for link in links))
-        if self._server is not None:
-            await self._server.wait_closed()
 
     # --- lanes --------------------------------------------------------------------------------------------------------
 
@@ -290,7 +282,7 @@ class Connections:
         return found[0] if found is not None else None
 
     def _link(self, session: Session, *, inbound: bool) -> Link:
-        return Link(session, self, self._inlet, self.parameters.probe_timeout_s, inbound=inbound)
+        return Link(session, self, self.parameters.probe_timeout_s, inbound=inbound)
 
     def _accepted(self) -> Link:
         return self._link(Session.listening(self.cluster, self._resident, self.parameters.control_frame_bytes_max), inbound=True)
@@ -308,6 +300,11 @@ class Connections:
             self._say_scarce()
             if not self._evict(1) and link.inbound:
                 link.abort("no file descriptor is left for it")
+
+    def _exhausted(self) -> None:
+        """There is no descriptor for one that waits."""
+        self._say_scarce()
+        self._evict(EVICTED_AT_ONCE)
 
     def _say_scarce(self) -> None:
         if not self._scarce:

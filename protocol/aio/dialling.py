@@ -10,10 +10,11 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 from protocol.aio.link import Link, LinkClosed
 from protocol.identifiers import Address
+from protocol.wire.messages import Refusal
 
 
 class DialFailed(Exception):
@@ -28,6 +29,10 @@ class DialFailed(Exception):
         super().__init__(reason)
         self.refused = refused
         self.exhausted = exhausted
+
+
+GIVEN_UP = Refusal("busy", "the dial was given up")
+"""Our last word on a connection that was accepted too late: a close alone would make the other side, which is busy, suspect us and dial."""
 
 
 async def dial(make_link: Callable[[], Link], address: Address, timeout_s: float) -> Link:
@@ -45,7 +50,7 @@ async def dial(make_link: Callable[[], Link], address: Address, timeout_s: float
         raise DialFailed(str(error), refused=refusal is not None and refusal.code == "receiver") from error
     finally:
         if link is not None and link.session.hello is None:
-            link.abort("the dial was given up")
+            link.refuse(GIVEN_UP)
 
 
 async def _connect(make_link: Callable[[], Link], address: Address) -> Link:
@@ -81,13 +86,20 @@ def _itself(link: Link) -> Link:
     return link
 
 
+@lru_cache(maxsize=4096)
+def _numeric(host: str) -> bool:
+    """Kept: the same few are dialled again and again, and to find out takes a tenth of a dial."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 async def _hosts(address: Address) -> list[str]:
     """The numeric addresses of a host, in the resolver's order; a numeric one is itself, without a thread's help."""
-    try:
-        ipaddress.ip_address(address.host)
+    if _numeric(address.host):
         return [address.host]
-    except ValueError:
-        pass
     try:
         found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except OSError as error:

@@ -33,7 +33,7 @@ class Lane:
         self.links: list[Link] = []
         self.dialling: asyncio.Task[None] | None = None
         self.dropped = 0  # messages, since the lane was made
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[bytes] | tuple[()] = ()  # a deque while there is something in it: an empty one has 760 bytes
         self._queue_bytes = 0
         self._queue_max = send_queue_max
         self._full = False  # said already
@@ -58,6 +58,8 @@ class Lane:
         if not self._queue and link is not None and not link.paused:
             link.send_frame(data)
         elif len(self._queue) < self._queue_max and self._queue_bytes + len(data) <= QUEUE_BYTES_MAX:
+            if isinstance(self._queue, tuple):
+                self._queue = deque()
             self._queue.append(data)
             self._queue_bytes += len(data)
         else:
@@ -84,7 +86,7 @@ class Lane:
 
     def shut(self, reason: str) -> None:
         """Closes everything and forgets what waits."""
-        self._queue.clear()
+        self._queue = ()
         self._queue_bytes = 0
         if self.dialling is not None:
             self.dialling.cancel()
@@ -93,9 +95,10 @@ class Lane:
 
     def _flush(self) -> None:
         link = self._current
-        while self._queue and link is not None and not link.paused:
+        while isinstance(self._queue, deque) and link is not None and not link.paused:
             data = self._queue.popleft()
             self._queue_bytes -= len(data)
+            self._queue = self._queue or ()
             link.send_frame(data)
         if not self._queue:
             self._full = False

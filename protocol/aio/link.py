@@ -15,6 +15,7 @@ import logging
 import socket
 from collections.abc import Callable
 from typing import Protocol, cast
+from weakref import WeakKeyDictionary
 
 from protocol.errors import RemoteProtocolError
 from protocol.identifiers import Peer
@@ -36,11 +37,15 @@ class LinkClosed(ConnectionError):
     """The link ended before what was awaited came; the message says why."""
 
 
-class Inlet:
+def _inlet(loop: asyncio.AbstractEventLoop) -> memoryview:
     """The buffer that all links of one loop read into: each read is consumed before the next begins."""
+    view = _INLETS.get(loop)
+    if view is None:
+        view = _INLETS[loop] = memoryview(bytearray(INLET_BYTES))
+    return view
 
-    def __init__(self) -> None:
-        self.view = memoryview(bytearray(INLET_BYTES))
+
+_INLETS: WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = WeakKeyDictionary()
 
 
 class LinkOwner(Protocol):
@@ -63,7 +68,6 @@ class Link(asyncio.BufferedProtocol):
         self,
         session: Session,
         owner: LinkOwner,
-        inlet: Inlet,
         hello_timeout_s: float,
         *,
         inbound: bool,
@@ -74,13 +78,15 @@ class Link(asyncio.BufferedProtocol):
         self.used_at = 0.0  # loop time of the last byte in either direction
         self.on_writable: Callable[[], None] | None = None
         self._owner = owner
-        self._inlet = inlet
         self._hello_timeout_s = hello_timeout_s
         self._loop = asyncio.get_running_loop()
+        self._inlet = _inlet(self._loop)
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None  # the hello's deadline, later that of a slow close
-        self._ready: asyncio.Future[None] = self._loop.create_future()
-        self._closed: asyncio.Future[None] = self._loop.create_future()
+        self._ended = False
+        # Made when somebody waits: few do, and there are many links.
+        self._until_ready: asyncio.Future[None] | None = None
+        self._until_closed: asyncio.Future[None] | None = None
         self._deliver: Callable[[Message], None] | None = None
         self._reader: asyncio.Future[None] | None = None  # who awaits bytes
         self._writer: asyncio.Future[None] | None = None  # who awaits room
@@ -106,7 +112,7 @@ class Link(asyncio.BufferedProtocol):
     @property
     def closing(self) -> bool:
         """Also where it was cut, which the transport does not know of."""
-        return self._transport is None or self._closed.done() or self._transport.is_closing()
+        return self._transport is None or self._ended or self._transport.is_closing()
 
     @property
     def transport(self) -> asyncio.Transport | None:
@@ -115,11 +121,19 @@ class Link(asyncio.BufferedProtocol):
 
     async def ready(self) -> None:
         """Until the hello is through. LinkClosed where the link ended before."""
-        await asyncio.shield(self._ready)
+        if self.session.hello is not None:
+            return
+        if self._ended:
+            raise LinkClosed(self._reason)
+        self._until_ready = self._until_ready or self._loop.create_future()
+        await asyncio.shield(self._until_ready)
 
     async def closed(self) -> None:
         """Until the link has ended."""
-        await asyncio.shield(self._closed)
+        if self._ended:
+            return
+        self._until_closed = self._until_closed or self._loop.create_future()
+        await asyncio.shield(self._until_closed)
 
     def deliver(self, receiver: Callable[[Message], None]) -> None:
         """Push mode from now on: every message, those already here included, goes to `receiver`."""
@@ -159,7 +173,7 @@ class Link(asyncio.BufferedProtocol):
     async def send_raw(self, data: memoryview) -> None:
         """Writes bytes that are no message, no faster than the other side reads. LinkClosed where the link ends meanwhile."""
         for start in range(0, len(data), CHUNK_BYTES):
-            while self.paused and not self._closed.done():
+            while self.paused and not self._ended:
                 self._writer = self._loop.create_future()
                 await self._writer
             if self._transport is None or self.closing:
@@ -218,7 +232,7 @@ class Link(asyncio.BufferedProtocol):
         self._flush()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._target if self._target is not None and len(self._target) else self._inlet.view
+        return self._target if self._target is not None and len(self._target) else self._inlet
 
     def buffer_updated(self, nbytes: int) -> None:
         self.used_at = self._loop.time()
@@ -227,7 +241,7 @@ class Link(asyncio.BufferedProtocol):
             if not len(self._target):
                 self._wake_reader()
             return
-        self.session.receive(self._inlet.view[:nbytes])
+        self.session.receive(self._inlet[:nbytes])
         if self.session.hello is None and not self._greeted():
             return
         self._pump()
@@ -240,15 +254,17 @@ class Link(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._closed.done():
+        if self._ended:
             return  # it was cut
+        self._ended = True
         self._reason = self._reason or (f"connection lost: {exc}" if exc is not None else "closed by the other side")
         if self._timer is not None:
             self._timer.cancel()
-        if not self._ready.done():
-            self._ready.set_exception(LinkClosed(self._reason))
-            self._ready.exception()  # nobody may be waiting, which is no mistake
-        self._closed.set_result(None)
+        if self._until_ready is not None and not self._until_ready.done():
+            self._until_ready.set_exception(LinkClosed(self._reason))
+            self._until_ready.exception()  # who waited may be gone, which is no mistake
+        if self._until_closed is not None:
+            self._until_closed.set_result(None)
         self._wake_reader()
         self._wake_writer()
         self._deliver = self.on_writable = None
@@ -275,7 +291,8 @@ class Link(asyncio.BufferedProtocol):
             return False
         if self._timer is not None:
             self._timer.cancel()
-        self._ready.set_result(None)
+        if self._until_ready is not None:
+            self._until_ready.set_result(None)
         self._owner.link_greeted(self)
         return True
 
@@ -310,7 +327,7 @@ class Link(asyncio.BufferedProtocol):
 
     async def _bytes(self) -> None:
         """Until something was read, or the target is full."""
-        if self._closed.done():
+        if self._ended:
             raise LinkClosed(self._reason)
         if self._reading_paused and self._transport is not None:
             self._reading_paused = False

@@ -9,13 +9,13 @@ same time again, and then the connection is lost. Written bytes that nobody ackn
 from __future__ import annotations
 
 import math
-import os
 import resource
 import socket
 
 from protocol.parameters import OverlayParameters
 
 KEEPALIVE_PROBES = 3
+_CLOSE_WAIT = 8  # the kernel's number of that state, the first byte of TCP_INFO
 
 
 def half_open_max_s(parameters: OverlayParameters) -> int:
@@ -39,10 +39,9 @@ def descriptors_left(sock: socket.socket) -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1 - sock.fileno()
 
 
-def lengthen_queue(listener: socket.socket, count: int) -> None:
-    """So many connections may wait to be accepted, whatever the loop has said; it takes the same number for two things."""
-    with socket.socket(fileno=os.dup(listener.fileno())) as same:
-        same.listen(count)
+def given_up(sock: socket.socket) -> bool:
+    """Has the other side closed its end already? So it is with a dial that timed out before we came to accept it."""
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _CLOSE_WAIT
 
 
 def _keepalive(parameters: OverlayParameters) -> tuple[int, int]:

@@ -15,7 +15,8 @@ verdict needs evidence: a host that refuses a fresh dial, or silence that severa
    before: a hang is known to all of its neighbours in the time of one trial.
 6. Refutation (SWIM 4.2; Lifeguard's buddy system). The helper tells the suspect who doubts it, and the suspect dials the doubter.
 7. Local health (Lifeguard, section IV-A). A node whose own timer comes late, which hears nobody at all, or whose suspect answers
-   others, is itself the slow one: it adds its timeouts to themselves once more, up to `local_health_max` times, and recovers with time.
+   others, or whose dials come to no end, is itself the slow one: it adds its timeouts to themselves once more, up to
+   `local_health_max` times, suspects nobody whom it has heard lately, and recovers with time.
 8. The higher incarnation of an id wins at once: the lower one is dead ("restarted as ..."); a lower one that speaks is told so.
    A later life that others tell of, and that nobody finds, kills nobody: the life that was heard stands.
 9. The dead are remembered and dialled again, with doubling waits and jitter, at most one in `retry_max_s` in the long run: so a partition
@@ -158,6 +159,8 @@ class Detector:
         silent: its heartbeats have stopped, others are asked at once; dialled: False where the end of a dial is what is about to count.
         """
         if peer.id == self._me.id or peer.id in self._suspects or self.is_dead(peer):
+            return []
+        if self.health and self.heard_at(peer.id) > now - self.health * self._parameters.silence_max_s:
             return []
         self._suspects[peer.id] = Suspicion(peer, reason)
         self._begin_trial(peer.id, now)
@@ -371,6 +374,12 @@ class Detector:
                 self._ail(now)
             suspicion.agreeing.append(f"no word from {len(suspicion.asked)} helpers")
             suspicion.asked.clear()
+        if not suspicion.dial_failed and suspicion.extensions < self._parameters.local_health_max:
+            # Our own shell has not come to an end with one dial: it is we who cannot keep up.
+            self._ail(now)
+            suspicion.extensions += 1
+            self.deadlines.set(("trial", suspicion.peer.id), now + self._parameters.trial_max_s)
+            return []
         suspicion.dial_failed = suspicion.dial_failed or "no end of the dial"
         return self._judge(suspicion, now)
 

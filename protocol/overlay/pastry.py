@@ -282,7 +282,7 @@ class Pastry:
             effects += self._moved(now)
         for identifier in probe.failed:
             member = self.leaf_set.get(identifier) or self.table.get(identifier)
-            if member is not None and identifier != sender.id:
+            if member is not None and identifier != sender.id and self._heard_at(identifier) < now - self._parameters.delay_max_s:
                 effects.append(Suspect(member, f"{sender.id.short} believes it dead"))
         for peer in probe.leaf_set:
             effects += self._consider_leaf(peer, now)
@@ -443,13 +443,13 @@ class Pastry:
         return [Send(members[self._turn % len(members)], self.probe(now))]
 
     def slept(self, now: float, late_s: float) -> list[Effect]:
-        """This node slept: it asks everybody for what it missed, and where others may have given it up, delivers nothing meanwhile."""
-        if late_s > self._parameters.silence_max_s:
-            self._views.clear()
-        return self.probe_everyone(now)
+        """This node slept so long that others may have given it up: it asks everybody what it missed, and delivers nothing meanwhile.
 
-    def probe_everyone(self, now: float) -> list[Effect]:
-        """Tell the whole leaf set, and hear from it."""
+        After less than that it has missed nothing: a busy machine is not to be made busier.
+        """
+        if late_s <= self._parameters.silence_max_s:
+            return []
+        self._views.clear()
         probe = self.probe(now)
         return [Send(member, probe) for member in self.leaf_set]
 

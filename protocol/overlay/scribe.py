@@ -162,7 +162,7 @@ class Scribe:
         if tree.is_root or tree.parent is not None:
             return []
         self._relatives.ask(tree, None)
-        wait_s = self._parameters.probe_timeout_s * self._rng.uniform(0.75, 1.25)
+        wait_s = self._parameters.delay_max_s * self._rng.uniform(1.0, 1.5)
         self.deadlines.set(("attach", tree.id), now + wait_s)
         if not self._ready():
             return []

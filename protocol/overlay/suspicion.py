@@ -26,6 +26,7 @@ class Suspicion:
     """Helpers whose word is awaited."""
     agreeing: list[str] = field(default_factory=list)
     refused_helper: bool = False
+    extensions: int = 0
 
 
 class Errands:

@@ -26,6 +26,8 @@ from protocol.overlay.routing_table import RoutingTable
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Measured, Ping, RowReply, RowRequest
 
+PINGS_MAX = 48
+"""Unanswered at one time; what is not asked now, an exchange brings up again."""
 REPAIRS_MAX = 64
 ASKED_FOR_A_REPAIR = 3
 MEASURED_AT_ONCE = 4
@@ -96,7 +98,7 @@ class TableUpkeep:
 
     def ping(self, peer: Peer, now: float) -> list[Effect]:
         """Does it live, and how far is it? Silence makes a suspect."""
-        if peer.id in self.pinged or self._is_dead(peer) or len(self.pinged) >= self._parameters.held_messages_max:
+        if peer.id in self.pinged or self._is_dead(peer) or len(self.pinged) >= PINGS_MAX:
             return []
         self.pinged[peer.id] = peer, now
         self.deadlines.set(("ping", peer.id), now + self._parameters.probe_timeout_s)

@@ -10,13 +10,16 @@ Reading trusts nothing (DESIGN, P7):
 2. Then shape. pydantic checks each message against its dataclass: a str is no int, a bool is no int, an id has 16 bytes. Fields
    that this version does not know are ignored: that is what lets versions differ by one.
 3. Whatever the bytes are, decode() returns a message or raises MalformedMessage or UnknownMessage.
+
+Most of what overlay messages carry is peers, the same few again and again: both ways keep the last PEERS_KEPT, so that each is checked
+and taken apart once, and all who know a peer share one object.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar, get_args
 
 import msgpack
@@ -24,13 +27,17 @@ from pydantic import TypeAdapter
 from pydantic_core import SchemaValidator, ValidationError
 
 from protocol.errors import LocalProtocolError, MalformedMessage, UnknownMessage
-from protocol.identifiers import BYTES, NodeId
+from protocol.identifiers import BYTES, NodeId, Peer
 from protocol.wire.messages import TABLE, Message, Routable, Route
 
 ARRAY_MAX = 8192
 """More peers or members than this do not fit a control frame of 1 MiB; each level of nesting may cost 8 bytes times this."""
 MAP_MAX = 64
 """Fields of one message. A record's header has metrics by name, which are also bound by this."""
+PEERS_KEPT = 4096
+"""A ring neighbour, a relative or a table entry comes back with every message: far fewer than these are in use at a time."""
+HOST_MAX = 255
+"""A peer with a longer host is not kept: no name is as long, and what others send must not fill this process."""
 
 _LIMITS = {"max_array_len": ARRAY_MAX, "max_map_len": MAP_MAX, "max_ext_len": 0}
 _T = TypeVar("_T")
@@ -65,10 +72,18 @@ def _plain(value: Any) -> object:
     if kind is NodeId:
         return value.to_bytes(BYTES, "big")
     if kind is tuple:
-        return list(value)
+        return [_peer_map(item) if type(item) is Peer and len(item.host) <= HOST_MAX else item for item in value]
+    if kind is Peer and len(value.host) <= HOST_MAX:
+        return _peer_map(value)
     if is_dataclass(value):
         return _as_map(value)
     raise TypeError(f"{kind.__name__} has no wire form")
+
+
+@lru_cache(maxsize=PEERS_KEPT)
+def _peer_map(peer: Peer) -> dict[str, object]:
+    """Shared by all messages: packed, never changed."""
+    return _as_map(peer) | {"id": peer.id.pack()}
 
 
 def _as_map(value: Any) -> dict[str, object]:
@@ -89,7 +104,7 @@ def _names(kind: type) -> tuple[str, ...]:
 
 def decode(data: bytes) -> Message:
     """The message in one frame. MalformedMessage: drop the connection. UnknownMessage: answer NotUnderstood and go on."""
-    kind, value = _tagged(_read(data), _AT_TOP)
+    kind, value = _tagged(_read(data, _known_peer), _AT_TOP)
     if kind is Route and "body" in value:
         body, inner = _tagged(value["body"], _IN_ROUTE)
         value = {**value, "body": _validated(body, inner)}
@@ -110,11 +125,31 @@ def unpack_as(kind: Callable[..., _T], data: bytes | memoryview, size_max: int) 
     return value
 
 
-def _read(data: bytes | memoryview) -> Any:
+def _read(data: bytes | memoryview, object_hook: Callable[[dict[str, Any]], object] | None = None) -> Any:
     try:
-        return msgpack.unpackb(data, use_list=False, strict_map_key=True, **_LIMITS)
+        return msgpack.unpackb(data, use_list=False, strict_map_key=True, object_hook=object_hook, **_LIMITS)
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise MalformedMessage(f"not msgpack: {str(error) or type(error).__name__}") from error
+
+
+def _known_peer(mapped: dict[str, Any]) -> object:
+    """The peer that this map is; anything else, and what is no proper peer, as it came: the message's own check names the fault."""
+    if len(mapped) != 4 or "incarnation" not in mapped:
+        return mapped
+    try:
+        if len(mapped["host"]) > HOST_MAX:
+            return mapped
+        return _peer(mapped["id"], mapped["host"], mapped["port"], mapped["incarnation"])
+    except (KeyError, TypeError, ValidationError):  # TypeError: no text, or a field that cannot be hashed
+        return mapped
+
+
+@lru_cache(maxsize=PEERS_KEPT, typed=True)
+def _peer(identifier: object, host: object, port: object, incarnation: object) -> Peer:
+    """typed: True and 1.0 are no ints, though they equal one."""
+    fields_found = {"id": identifier, "host": host, "port": port, "incarnation": incarnation}
+    found: Peer = _validator(Peer).validate_python(fields_found)
+    return found
 
 
 def _tagged(value: Any, allowed: frozenset[type]) -> tuple[type, dict[str, Any]]:

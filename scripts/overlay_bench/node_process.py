@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import resource
@@ -54,9 +55,11 @@ HOST = "127.0.0.1"
 CLUSTER = "bench-overlay"
 START_TIMEOUT_S = 60.0
 LINE_BYTES_MAX = 1 << 26
-DESCRIPTORS_SPARE = 0.2
+DESCRIPTORS_SPARE = 0.6
 """Share of the process's file descriptors that no node's pool may count on: for listeners, and for connections that begin or end."""
 REQUEST_BITS = 40
+GC_NEW_OBJECTS, GC_YOUNG, GC_OLD = 20_000, 20, 500
+"""How many objects more than before, and how many collections of one age before one of the next, start a collection."""
 PR_SET_PDEATHSIG = 1
 
 _PAYLOAD = Struct("!16sHQQ")
@@ -72,9 +75,9 @@ class Tally:
         self.asked: list[tuple[int, str, float]] = []
         self.answered: list[tuple[int, str, float, bool]] = []
         self.delivered: list[tuple[int, str, int, float]] = []
-        self.receipts: list[tuple[int, str, float]] = []  # of a multicast: its number, the parent that it came from, when
+        self.receipts: list[tuple[int, str, str, float]] = []  # of a multicast: its number, by whom, from which parent, when
         self.deaths: list[tuple[float, str, int]] = []
-        self.facts: Counter[str] = Counter()
+        self.facts: list[tuple[float, str, str, str]] = []  # when, at whom, what, and its details
         self.quits = 0
 
 
@@ -113,10 +116,11 @@ class HostedNode:
             case Delivered():
                 self._answer(effect, now_s)
             case MulticastReceived():
-                tally.receipts.append((effect.body.round, str(effect.parent.id), now_s))
+                tally.receipts.append((effect.body.round, str(self.me.id), str(effect.parent.id), now_s))
                 self._host.received(effect.body.round, now_s)
             case Notify(fact, details):
-                tally.facts[fact] += 1
+                said = ", ".join(f"{name} {value}" for name, value in details.items())
+                tally.facts.append((now_s, self.me.id.short, fact, said))
                 if fact == "peer_died" and isinstance(peer := details.get("peer"), Peer):
                     tally.deaths.append((now_s, str(peer.id), peer.incarnation))
             case Quit():
@@ -312,6 +316,9 @@ def main() -> int:
         return 1
     set_up_logging("warning")
     prepare()
+    # A full collection looks at the objects of all nodes here, and stops every one of them meanwhile; an agent's looks at its own.
+    gc.freeze()
+    gc.set_threshold(GC_NEW_OBJECTS, GC_YOUNG, GC_OLD)
 
     async def program(_: asyncio.Event) -> None:
         process = NodeProcess(chosen.number, PRESETS[chosen.preset](), chosen.nodes_max)

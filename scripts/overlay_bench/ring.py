@@ -76,11 +76,14 @@ class Ring:
         self.fleet = fleet
         self.size = size
         self.ledger = Ledger()
-        self.facts: Counter[str] = Counter()
-        self.receipts: list[tuple[int, str, float]] = []
+        self.facts: list[tuple[float, str, str, str]] = []
+        """What the nodes have said of themselves and of others: when, who, what, and its details."""
+        self.receipts: list[tuple[int, str, str, float]] = []
         self.quits = 0
         self.join_ms: list[float] = []
         self.nodes: list[Placed] = []
+        self.blow_s = 0.0
+        """When the victims were struck."""
         self.baseline_mb = 0.0
         """All processes with one node each."""
         self._tree = tree_id("main", CLUSTER)
@@ -163,7 +166,7 @@ class Ring:
         hops = [delivery.hops for look_up in cold for delivery in look_up.deliveries[:1] if delivery.hops >= 0]
         tree = await self.plant()
         multicasts = await self._multicasts_ms()
-        children = Counter(parent for number, parent, _ in self.receipts if number == self._multicasts)
+        children = Counter(parent for number, _, parent, _ in self.receipts if number == self._multicasts)
         idle = await self._idle()
         beyond = self.size.nodes - self.size.processes
         return {
@@ -238,7 +241,7 @@ class Ring:
             if await self.fleet.completions.until(number, self._members(self._processes), MULTICAST_WITHIN_S) is None:
                 raise BenchError(f"multicast {number} did not reach every member within {MULTICAST_WITHIN_S:g} s")
         await self._drain(self._processes)
-        return [1000 * (at_s - sent[number]) for number, _, at_s in self.receipts if number in sent]
+        return [1000 * (at_s - sent[number]) for number, _, _, at_s in self.receipts if number in sent]
 
     async def _idle(self) -> Figures:
         await asyncio.sleep(min(2.0, self.size.idle_s))
@@ -252,7 +255,7 @@ class Ring:
         for process in processes:
             drained = await process.ask("drain")
             self.ledger.take(drained)
-            self.facts.update(drained["facts"])
+            self.facts += drained["facts"]
             self.receipts += drained["receipts"]
             self.quits += drained["quits"]
 
@@ -266,14 +269,18 @@ class Ring:
         for process in alive:
             await process.ask("flow", per_s=FLOW_PER_S / len(alive), keys=[str(node.id) for node in victims])
         await asyncio.sleep(BEFORE_THE_BLOW_S)
-        blow_s = self._processes[0].signal(number)
+        blow_s = self.blow_s = self._processes[0].signal(number)
         self.ledger.ended((node.id for node in victims), blow_s)
         repairs = asyncio.gather(self._restart_root(blow_s), self._joins(joiners))
         try:
             settled_s = await self._until_calm(noted, blow_s, repairs)
         finally:
+            repaired = repairs.done()
             repairs.cancel()
-        root, joined_s = (repairs.result() if repairs.done() and not repairs.cancelled() else ({}, None))
+            await asyncio.wait({repairs})
+            root, joined_s = repairs.result() if repaired else ({}, None)
+            if not repaired and not repairs.cancelled():
+                repairs.exception()  # of what was broken off nothing more is wanted
         look_ups = await self._end_of_flow(noted, blow_s)
         right_s = self.ledger.right_again(look_ups, blow_s, self._parameters.delay_max_s) if settled_s is not None else None
         multicast_s = root.get("multicast_s")

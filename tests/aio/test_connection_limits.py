@@ -252,6 +252,7 @@ async def test_who_never_reads_costs_a_bounded_queue_and_stalls_nobody(start: St
     a.connections.send(a.peer, slow.peer, Pong())
     await slow.node.until(lambda: slow.node.messages[-1] == (a.peer, Pong()))
     assert lane._queue_bytes == 0
+    assert lane._queue == (), "nothing is kept for a lane on which nothing waits"
 
 
 # --- half-open connections --------------------------------------------------------------------------------------------
@@ -287,7 +288,7 @@ async def test_a_neighbour_that_says_hello_and_then_nothing_is_found(real: Start
     for link in connections._links:
         link.transport.pause_reading()
     silent.driver._timer.cancel()
-    connections._server.close()
+    connections._listener.close()
     with socket.socket() as hung:
         hung.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         hung.bind(silent.process.peer.address)

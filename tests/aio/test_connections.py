@@ -219,6 +219,14 @@ async def test_a_node_may_drop_a_peer_that_errs(start: Start) -> None:
     assert "a path of 1000 hops" in a.node.losses[0][1]
 
 
+async def test_all_links_of_a_loop_read_into_one_buffer(start: Start) -> None:
+    """A quarter of a megabyte, which each node of a process would have else."""
+    a, b = await start("a"), await start("b")
+    a.connections.send(a.peer, b.peer, Ping())
+    await b.node.until(lambda: len(b.node.messages) == 1)
+    assert len({id(link.get_buffer(-1)) for process in (a, b) for link in process.connections._links}) == 1
+
+
 async def test_a_slow_reader_costs_a_bounded_queue(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     a = await start("a", parameters=OverlayParameters(send_queue_max=10))
     b = await start("b")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from protocol.errors import LocalProtocolError, MalformedMessage, UnknownMessage
 from protocol.identifiers import NodeId, Peer
 from protocol.wire import messages
-from protocol.wire.codec import ARRAY_MAX, decode, encode, pack, unpack
+from protocol.wire.codec import ARRAY_MAX, HOST_MAX, decode, encode, pack, unpack
 from protocol.wire.messages import TABLE, Message, NotUnderstood, Ping, StatusReply
 from protocol.wire.values import Progress, SubtreeDigest
 
@@ -149,6 +149,33 @@ def test_plain_values_are_bounded() -> None:
         unpack(pack(bytes(100)), 100)
     with pytest.raises(MalformedMessage):
         unpack(pack([0] * (ARRAY_MAX + 1)), 1 << 20)
+
+
+def superseded(**fields: object) -> messages.Superseded:
+    message = decode(msgpack.packb([TAGS[messages.Superseded], {"by": PEER | fields}]))
+    assert isinstance(message, messages.Superseded)
+    return message
+
+
+def test_a_peer_that_comes_again_is_the_same_object() -> None:
+    assert superseded().by is superseded().by
+    assert superseded(incarnation=2).by == Peer(NodeId(0), "h", 1, 2)
+
+
+@pytest.mark.parametrize("fields", [{"port": True}, {"incarnation": 1.0}, {"port": [1]}, {"host": b"h"}, {"host": 1}, {"id": bytes(15)}])
+def test_a_peer_that_only_equals_a_known_one_is_refused(fields: dict[str, object]) -> None:
+    superseded()
+    with pytest.raises(MalformedMessage, match=r"Superseded\.by"):
+        superseded(**fields)
+
+
+def test_peers_with_long_hosts_are_read_and_not_kept() -> None:
+    """Else what others send could fill this process (P7)."""
+    host = "h" * (HOST_MAX + 1)
+    assert superseded(host=host).by == superseded(host=host).by
+    assert superseded(host=host).by is not superseded(host=host).by
+    message = superseded(host=host)
+    assert decode(encode(message)) == message
 
 
 def test_a_full_list_of_members_fits() -> None:
