@@ -165,7 +165,7 @@ def loopback() -> OverlayParameters:
 
 def lan() -> OverlayParameters:
     """One site: a hang is noticed within about five seconds."""
-    return replace(OverlayParameters(), heartbeat_interval_s=1.0, heartbeat_misses=2, delay_max_s=0.5, retry_min_s=0.25, retry_max_s=10.0)
+    return replace(OverlayParameters(), heartbeat_interval_s=0.75, heartbeat_misses=2, delay_max_s=0.4, retry_min_s=0.25, retry_max_s=10.0)
 
 
 def wan() -> OverlayParameters:

@@ -69,6 +69,7 @@ class Pastry:
         self._me = me
         self._parameters = parameters
         self._rng = rng
+        self._is_suspect = is_suspect
         self._is_dead = is_dead
         self._recently_dead = recently_dead
         self._heard_at = heard_at
@@ -282,7 +283,7 @@ class Pastry:
             effects += self._moved(now)
         for identifier in probe.failed:
             member = self.leaf_set.get(identifier) or self.table.get(identifier)
-            if member is not None and identifier != sender.id and self._heard_at(identifier) < now - self._parameters.delay_max_s:
+            if member is not None and identifier != sender.id:
                 effects.append(Suspect(member, f"{sender.id.short} believes it dead"))
         for peer in probe.leaf_set:
             effects += self._consider_leaf(peer, now)
@@ -457,8 +458,12 @@ class Pastry:
         return self.forwarding.route(Route(key, body), now)
 
     def next_hop(self, key: NodeId) -> Peer | None:
-        """The next hop towards key, None where we are closest (a suspect may be named)."""
-        return self.forwarding.next_hop(key)[0]
+        """The next hop towards key, None where we are closest: of those that are closer, one that is not suspected, where there is one."""
+        hop, usable = self.forwarding.next_hop(key)
+        return hop if usable else self.forwarding.next_hop(key, avoid=self._suspects())[0] or hop
+
+    def _suspects(self) -> set[NodeId]:
+        return {peer.id for peer in (*self.leaf_set, *self.table) if self._is_suspect(peer.id)}
 
     def check_invariants(self) -> None:
         assert self._me.id not in self.leaf_set, "a node is its own neighbour"
