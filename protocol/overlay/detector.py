@@ -186,6 +186,8 @@ class Detector:
         if found is not None:
             refused, reason = True, f"another node ({found.id.short}) answers at {peer.address}"
         suspicion = self._suspects.get(peer.id)
+        if suspicion is None and refused and self._lives.get(peer.id) == peer:
+            return effects + self.suspect(peer, reason, now)  # cleared meanwhile, by an older word than this
         if suspicion is None or suspicion.peer != peer:
             return effects  # at the address of another life nothing is learned of this one
         live = self._lives.get(peer.id)
@@ -256,12 +258,9 @@ class Detector:
         return self._bury(suspicion.peer, found, now)
 
     def indirect_probe(self, asker: Peer, suspect: Peer, now: float) -> list[Effect]:
-        """Somebody asks us to dial a suspect; what was heard within a delay is as good as a dial."""
+        """Somebody asks us to dial a suspect. That we have heard it just now is no answer: so has who asks."""
         if suspect.id == self._me.id:
             return [Send(asker, Heartbeat())] if suspect.incarnation == self._me.incarnation else []
-        live = self._lives.get(suspect.id)
-        if live == suspect and self.heard_at(suspect.id) > now - self._parameters.delay_max_s:
-            return [Send(asker, IndirectAnswer(suspect, "answered")), Send(suspect, Suspected(asker))]
         silent = self._unanswered.get(suspect.id)
         if silent is not None and silent[0] == suspect and silent[1] > now - self._parameters.probe_timeout_s:
             return [Send(asker, IndirectAnswer(suspect, "silent"))]
