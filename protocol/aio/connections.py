@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 HALF_OPEN_MAX = 256
 """Inbound connections that have not said hello; beyond, new ones are dropped at once."""
+DIALS_AT_ONCE = 16
+"""Dials under way, of either sort: for a verdict, or to send. More at a time find the other side, and us, too busy for any of them."""
 EVICTED_AT_ONCE = 8
 """Peers parted with when file descriptors have run out."""
 DESCRIPTORS_KEPT = 24
@@ -88,6 +90,7 @@ class Connections:
         self._lanes: dict[LaneKey, Lane] = {}
         self._lane_of: dict[Link, Lane] = {}
         self._links: set[Link] = set()  # every one that is open, of any channel
+        self._fresh_dials, self._lane_dials = asyncio.Semaphore(DIALS_AT_ONCE), asyncio.Semaphore(DIALS_AT_ONCE)
         self._half_open = 0  # inbound, no hello yet
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: Listener | None = None
@@ -195,7 +198,8 @@ class Connections:
     async def _dial_lane(self, lane: Lane) -> None:
         reason, link = "", None
         try:
-            link = await self._dial(lane.local, lane.remote.address, lane.remote.id, "control")
+            async with self._lane_dials:
+                link = await self._dial(lane.local, lane.remote.address, lane.remote.id, "control")
             if link.peer.incarnation != lane.remote.incarnation:
                 reason = f"incarnation {link.peer.incarnation} lives there, not {lane.remote.incarnation}"
         except DialFailed as error:
@@ -241,7 +245,8 @@ class Connections:
 
     async def _dial_kept(self, local: Peer, address: Address, receiver: NodeId | None) -> Dialled:
         try:
-            link = await self._dial(local, address, receiver, "control")
+            async with self._fresh_dials:
+                link = await self._dial(local, address, receiver, "control")
         except DialFailed as error:
             return Dialled(None, error.refused, str(error))
         if link.peer == local:

@@ -213,6 +213,7 @@ class OverlayNode:
         related = any(peer.id == relative.id for relative in self.scribe.relatives())
         if related or self.pastry.knows(peer):
             return self.detector.suspect(peer, event.reason, now)
+        self.pastry.upkeep.lost(peer)
         return []
 
     def _seed_answered(self, event: ev.SeedAnswered, now: float) -> Effects:

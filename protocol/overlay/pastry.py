@@ -112,8 +112,7 @@ class Pastry:
 
     def knows(self, peer: Peer) -> bool:
         """Does this peer matter to the ring as we see it?"""
-        pinged = self.upkeep.pinged.get(peer.id)
-        found = (self.leaf_set.get(peer.id), self.table.get(peer.id), self._probing.get(peer.id), pinged[0] if pinged else None)
+        found = (self.leaf_set.get(peer.id), self.table.get(peer.id), self._probing.get(peer.id))
         return any(known is not None and known.incarnation <= peer.incarnation for known in found)
 
     # --- rule 3 -------------------------------------------------------------------------------------------------------

@@ -104,6 +104,12 @@ class TableUpkeep:
         self.deadlines.set(("ping", peer.id), now + self._parameters.probe_timeout_s)
         return [Send(peer, Ping())]
 
+    def lost(self, peer: Peer) -> None:
+        """No connection with this peer: it answers no ping."""
+        if peer.id in self.pinged and self._table.get(peer.id) is None:
+            del self.pinged[peer.id]
+            self.deadlines.drop(("ping", peer.id))
+
     def pong_received(self, sender: Peer, now: float) -> list[Effect]:
         pinged = self.pinged.pop(sender.id, None)
         if pinged is None:
@@ -186,7 +192,9 @@ class TableUpkeep:
         effects: list[Effect] = []
         for kind, identifier in self.deadlines.due(now):
             if kind == "ping":
-                effects.append(Suspect(self.pinged.pop(identifier)[0], "silent when pinged"))
+                candidate = self.pinged.pop(identifier)[0]
+                # A stranger that does not answer is no candidate, and nobody's concern.
+                effects += [Suspect(candidate, "silent when pinged")] if self._table.get(identifier) is not None else []
             elif kind == "sweep":
                 effects += self._sweep(now)
             elif kind == "row":

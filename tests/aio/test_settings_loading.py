@@ -126,7 +126,7 @@ def test_what_is_shown_loads_to_the_same(tmp_path: Path) -> None:
         shown.write_text(show(settings))
         assert load(House, shown, [], {}) == settings
     assert "# state_dir is not set" in show(House())
-    assert "# heartbeat_interval_s = 1.0" in show(house), "what the preset says is shown too"
+    assert "# heartbeat_interval_s = 0.75" in show(house), "what the preset says is shown too"
 
 
 def test_the_nearest_key_is_sought_in_all_tables() -> None:

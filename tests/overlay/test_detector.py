@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from protocol.identifiers import Peer
 from protocol.overlay import effects as fx
 from protocol.overlay.detector import VOUCHED_MAX
-from protocol.wire.messages import IndirectAnswer, IndirectProbe, Suspected
+from protocol.wire.messages import IndirectAnswer, IndirectProbe
 from tests.overlay.scene import ASKED_AT, FRIENDS, ME, P, deaths, detector, facts, of, on_trial, peer, run_timers, sent, watching
 
 A, B = peer(0x90), peer(0x70)
@@ -56,10 +56,12 @@ def test_rules_2_and_4_a_killed_process_is_known_after_one_refused_dial() -> Non
 
 
 def test_rules_3_to_5_a_hang_is_dead_within_silence_and_a_trial() -> None:
-    """SIGSTOP: no reset, no refusal, and no dial ever ends, ours or the helpers'. The trial has a deadline of its own (P8)."""
-    judge = watching(A, friends=FRIENDS)
-    seen = run_timers(judge, P.silence_max_s + P.trial_max_s)
+    """SIGSTOP: no reset, no refusal, our dial ends in silence, and no helper says anything. The trial has a deadline of its own (P8)."""
+    judge, dial_ends_at = watching(A, friends=FRIENDS), P.silence_max_s + P.probe_timeout_s
+    seen = run_timers(judge, dial_ends_at)
     assert next(when for when, effect in seen if effect == fx.Dial(A)) == pytest.approx(P.silence_max_s)
+    assert not deaths((dial_ends_at, effect) for effect in judge.dial_ended(A, None, False, "no hello", dial_ends_at))
+    seen += run_timers(judge, P.silence_max_s + P.trial_max_s)
     assert [when for when, _ in deaths(seen)] == [pytest.approx(P.silence_max_s + P.trial_max_s)]
 
 
@@ -80,13 +82,24 @@ def test_rule_4_a_hello_clears_a_suspect() -> None:
 
 
 def test_rule_4_a_refusal_stands_though_its_last_words_arrive_after_the_reset() -> None:
-    """A message on the way clears it; its lost connection is told again, and a dial is refused."""
+    """A message on the way clears it, and then the dial is refused: a trial of its own, which a fresh dial decides."""
     judge = watching(A)
     judge.suspect(A, "reset", 1.0)
     judge.heard(A, 1.001)
-    assert judge.dial_ended(A, None, True, "refused", 1.002) == [], "this trial is over"
-    judge.suspect(A, "reset", 1.003)
-    assert of(fx.PeerDied, judge.dial_ended(A, None, True, "refused", 1.004))
+    effects = judge.dial_ended(A, None, True, "refused", 1.002)
+    assert of(fx.Dial, effects) == [fx.Dial(A)]
+    assert not of(fx.PeerDied, effects), "the refusal may be older than the word"
+    assert judge.is_suspect(A.id)
+    assert of(fx.PeerDied, judge.dial_ended(A, None, True, "refused", 1.003))
+
+
+def test_rule_4_a_refusal_makes_a_suspect_of_a_life_that_is_known_and_of_nobody_else() -> None:
+    """P7: nobody can put others on trial by naming an address where nobody listens."""
+    judge = watching(A)
+    assert judge.dial_ended(B, None, True, "refused", 1.0) == [], "never heard"
+    assert judge.dial_ended(replace(A, incarnation=2, port=1), None, True, "refused", 1.0) == [], "another life, elsewhere"
+    assert judge.dial_ended(A, None, False, "no hello", 1.0) == [], "silence is no refusal"
+    assert facts(judge.dial_ended(A, None, True, "refused", 1.0)) == ["peer_suspected"]
 
 
 def test_rule_4_another_node_at_its_address_is_a_refusal() -> None:
@@ -225,12 +238,14 @@ def test_rule_5_a_helper_says_what_its_dial_came_to(found: Peer | None, refused:
     assert not of(fx.PeerDied, effects), "it is none of the helper's own suspects"
 
 
-def test_rule_5_what_a_helper_heard_just_now_is_as_good_as_a_dial() -> None:
+def test_rule_5_what_a_helper_heard_just_now_is_no_answer() -> None:
+    """The asker heard it just now, too: then it was killed. Only a dial tells, and it is refused."""
     helper = detector()
     helper.heard(A, 1.0)
-    fresh = helper.indirect_probe(B, A, 1.0 + 0.9 * P.delay_max_s)
-    assert fresh == [fx.Send(B, IndirectAnswer(A, "answered")), fx.Send(A, Suspected(B))]
-    assert helper.indirect_probe(B, A, 1.0 + P.delay_max_s) == [fx.Dial(A)], "old news is none"
+    assert helper.indirect_probe(B, A, 1.0) == [fx.Dial(A)]
+    effects = helper.dial_ended(A, None, True, "refused", 1.001)
+    assert sent(effects, IndirectAnswer) == [(B, IndirectAnswer(A, "refused"))]
+    assert helper.is_suspect(A.id), "and of this life the helper has a suspect of its own"
 
 
 def test_rule_5_many_askers_cost_one_dial_and_each_is_answered() -> None:
@@ -298,7 +313,7 @@ def test_a_verdict_needs_a_failed_dial_a_goodbye_a_later_life_or_the_word_of_oth
                 found = judge.forgive(now)
         seen += [(now, effect) for effect in found]
         judge.check_invariants()
-    seen += run_timers(judge, now + P.trial_max_s * (1 + P.local_health_max))
+    seen += run_timers(judge, now + P.trial_max_s * (1 + 2 * P.local_health_max))
     assert not any(judge.is_suspect(other.id) for other in others if other not in (A, B)), "a trial has an end"
     reasons = ("refused", "silent", "no end of the dial", "left in order", "restarted as", "never us", "an earlier life")
     assert all(any(reason in gone.reason for reason in reasons) for _, gone in deaths(seen))
@@ -306,8 +321,9 @@ def test_a_verdict_needs_a_failed_dial_a_goodbye_a_later_life_or_the_word_of_oth
 
 def test_a_trial_and_a_silence_that_end_in_the_same_moment() -> None:
     """A timer rings a little late and finds both due; the verdict of the one takes the subject from the other."""
-    judge = watching(A)
-    judge.suspect(A, "reset", P.silence_max_s - P.trial_max_s - 0.05 if P.silence_max_s > P.trial_max_s else 0.0)
+    judge = watching(A, friends=FRIENDS)
+    judge.suspect(A, "reset", 0.0)
+    assert sent(judge.dial_ended(A, None, False, "no hello", 0.1), IndirectProbe), "helpers, who will be silent"
     assert len(of(fx.PeerDied, judge.on_timer(P.silence_max_s + P.trial_max_s))) == 1
     judge.heard(A, 2.0)
     assert not run_timers(judge, 60.0), "no deadline is left behind for one that nobody watches"

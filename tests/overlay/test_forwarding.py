@@ -79,6 +79,24 @@ def test_rule_1_a_suspect_entry_of_the_table_is_routed_around() -> None:
     assert rank(KEY, hop.id) < rank(KEY, ME.id), "closer all the same: that is why a route ends"
 
 
+def test_rule_1_a_tree_joins_through_one_that_is_not_suspected_where_another_closer_one_is_known() -> None:
+    """Within the leaf set a message waits for the verdict on the closest (rule 3); a JOIN of a tree need not: any way up will do."""
+    key, ring = NodeId(peer(0x84).id + 5), among(*MANY)
+    ring.suspects.add(peer(0x84).id)
+    assert ring.pastry.forwarding.next_hop(key) == (peer(0x84), False)
+    assert ring.pastry.next_hop(key) == peer(0x85)
+    ring.suspects.add(peer(0x85).id)
+    assert ring.pastry.next_hop(key) == peer(0x83)
+    ring.suspects |= {other.id for other in MANY}
+    assert ring.pastry.next_hop(key) == peer(0x84), "all are in doubt: the closest, and never None, which would say that we are"
+
+
+def test_rule_1_who_is_farther_than_we_are_is_no_way_around_a_suspect() -> None:
+    ring = among(A, B)
+    ring.suspects.add(A.id)
+    assert ring.pastry.next_hop(A.id) == A
+
+
 @given(st.lists(st.integers(1, 255).filter(lambda leading: leading != 0x80), unique=True, max_size=40), st.integers(0, 2**128 - 1),
        st.sets(st.integers(1, 255), max_size=20))  # fmt: skip
 @settings(deadline=None, max_examples=150)

@@ -99,7 +99,7 @@ def test_rule_3_after_a_sleep_longer_than_our_neighbours_patience_nothing_is_our
 
 def test_rule_3_a_nap_that_nobody_can_have_noticed_changes_nothing() -> None:
     ring = settled()
-    ring.pastry.slept(100.0, P.silence_max_s)
+    assert ring.pastry.slept(100.0, P.silence_max_s) == [], "and nobody is asked: a busy machine is not made busier"
     assert delivers(ring, RIGHT_KEY, 100.0)
 
 

@@ -260,11 +260,10 @@ def test_rule_5_with_half_of_the_leaf_set_gone_the_table_is_asked_too() -> None:
 def test_rule_5_who_lacks_members_says_so_and_who_never_had_them_does_not() -> None:
     """A ring of three is complete with two in each leaf set; a ring in which a whole side died is not."""
     small = among(A, B)
-    assert not any(probe.lacking for _, probe in sent(small.pastry.probe_everyone(1.0), LeafProbe))
+    assert not small.pastry.probe(1.0).lacking
     ring = among(*MANY)
-    assert not any(probe.lacking for _, probe in sent(ring.pastry.probe_everyone(1.0), LeafProbe))
-    ring.pastry.died(peer(0x81), 1.0)
-    probes = sent(ring.pastry.probe_everyone(1.0), LeafProbe)
+    assert not ring.pastry.probe(1.0).lacking
+    probes = sent(ring.pastry.died(peer(0x81), 1.0), LeafProbe)
     assert probes
     assert all(probe.lacking for _, probe in probes)
 

@@ -40,7 +40,7 @@ def test_rule_1_a_join_that_nobody_answers_is_sent_again() -> None:
     node = Node()
     node.scribe.join(TREE, member(ME), 0.0)
     node.hop = OTHER
-    effects = [effect for _, effect in node.until(1.3 * P.probe_timeout_s)]
+    effects = [effect for _, effect in node.until(1.5 * P.delay_max_s)]
     assert [to for to, _ in sent(effects, TreeJoin)] == [OTHER]
     assert [effect.peer for effect in of(fx.Suspect, effects)] == [PARENT]
 

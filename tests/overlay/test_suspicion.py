@@ -68,9 +68,55 @@ def test_rule_6_asked_to_probe_ourselves_we_answer_the_asker_itself() -> None:
 def test_rule_7_helpers_that_are_silent_at_the_end_make_us_doubt_ourselves() -> None:
     """Not even a nack: it may be our own link. The suspect is dead all the same, at the end of its time."""
     judge, asked = on_trial(A)
+    assert not of(fx.PeerDied, judge.dial_ended(A, None, False, "no hello", 1.0 + P.probe_timeout_s))
     seen = run_timers(judge, 1.0 + P.trial_max_s)
     assert f"no word from {len(asked)} helpers" in deaths(seen)[0][1].reason
     assert judge.health == 1
+
+
+def test_rule_7_helpers_are_not_missed_by_who_hears_others() -> None:
+    """Their words are late, those of another are not: it is not our link."""
+    judge, _ = on_trial(A)
+    judge.dial_ended(A, None, False, "no hello", 1.0 + P.probe_timeout_s)
+    judge.heard(B, 1.0 + P.trial_max_s - P.probe_timeout_s)
+    assert deaths(run_timers(judge, 1.0 + P.trial_max_s))
+    assert judge.health == 0
+
+
+def test_rule_7_a_dial_that_comes_to_no_end_extends_the_trial_so_many_times() -> None:
+    """Each time is a point against us: a shell that cannot end one dial in time is no witness. But the trial has an end (P8)."""
+    judge = watching(A)
+    judge.suspect(A, "reset", 1.0)
+    for extension in range(1, P.local_health_max + 1):
+        assert not deaths(run_timers(judge, 1.0 + extension * P.trial_max_s))
+        assert judge.health == extension
+        assert judge.is_suspect(A.id)
+    [(when, gone)] = deaths(run_timers(judge, 60.0))
+    assert when == pytest.approx(1.0 + (1 + P.local_health_max) * P.trial_max_s)
+    assert "no end of the dial" in gone.reason
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_rule_7_the_end_of_the_dial_decides_an_extended_trial_at_once(alive: bool) -> None:
+    judge = watching(A)
+    judge.suspect(A, "reset", 1.0)
+    run_timers(judge, 1.1 + P.trial_max_s)
+    effects = judge.dial_ended(A, A if alive else None, False, "no hello", 1.2 + P.trial_max_s)
+    assert bool(of(fx.PeerDied, effects)) != alive
+    assert bool(of(fx.PeerCleared, effects)) == alive
+    assert not judge.is_suspect(A.id)
+
+
+def test_rule_7_who_is_the_slow_one_suspects_nobody_on_hearsay_whom_it_has_heard_lately() -> None:
+    judge = watching(A)
+    assert facts(judge.suspect(A, "B believes it dead", 1.0)) == ["peer_suspected"], "well: it is looked at"
+    for health in range(1, P.local_health_max + 1):
+        judge = watching(A)
+        for _ in range(health):
+            judge.forgive(0.0)
+        judge.deadlines.drop(("health", ME.id))
+        assert judge.suspect(A, "B believes it dead", 0.9 * health * P.silence_max_s) == []
+        assert facts(judge.suspect(A, "B believes it dead", 1.1 * health * P.silence_max_s)) == ["peer_suspected"]
 
 
 def test_rule_7_a_suspect_that_answers_others_but_not_our_dial_says_something_of_us() -> None:
@@ -82,16 +128,18 @@ def test_rule_7_a_suspect_that_answers_others_but_not_our_dial_says_something_of
 
 def test_rule_7_each_point_adds_silence_and_trial_to_themselves_once_more() -> None:
     for health in range(P.local_health_max + 1):
-        judge = detector()
+        judge = detector(friends=FRIENDS)
         for _ in range(health):
             judge.forgive(0.0)
         assert judge.health == health
         judge.heard(A, 0.0)
         judge.watch([A], 0.0)
         judge.deadlines.drop(("health", ME.id))
-        seen = run_timers(judge, 60.0)
-        assert next(when for when, effect in seen if effect == fx.Dial(A)) == pytest.approx((1 + health) * P.silence_max_s)
-        [(when, _)] = deaths(seen)
+        suspected_at = (1 + health) * P.silence_max_s
+        seen = run_timers(judge, suspected_at + P.probe_timeout_s)
+        assert next(when for when, effect in seen if effect == fx.Dial(A)) == pytest.approx(suspected_at)
+        assert not of(fx.PeerDied, judge.dial_ended(A, None, False, "no hello", suspected_at + P.probe_timeout_s))
+        [(when, _)] = deaths(run_timers(judge, 60.0))
         assert when == pytest.approx((1 + health) * (P.silence_max_s + P.trial_max_s))
 
 
@@ -200,8 +248,8 @@ def test_rule_10_a_node_that_slept_forgives_and_dials_anew() -> None:
     assert judge.health == 1
     assert not of(fx.PeerDied, judge.on_timer(woke)), "the old trial's deadline is over, but it was our fault"
     assert not judge.is_suspect(B.id)
-    judge.heard(B, woke + 0.1)
-    assert [gone.peer for _, gone in deaths(run_timers(judge, woke + 2 * P.trial_max_s))] == [A], "asleep no more: judged"
+    gone = of(fx.PeerDied, judge.dial_ended(A, None, False, "no hello", woke + P.probe_timeout_s))
+    assert [death.peer for death in gone] == [A], "asleep no more: judged"
 
 
 def test_rule_10_the_word_of_helpers_asked_before_the_sleep_counts_no_more() -> None:

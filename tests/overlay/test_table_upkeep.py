@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from protocol.identifiers import RING, NodeId, Peer
 from protocol.overlay import effects as fx
 from protocol.overlay.routing_table import NEARER
-from protocol.overlay.table_upkeep import ASKED_FOR_A_REPAIR, MEASURED_AT_ONCE, REPAIRS_MAX, TableUpkeep
+from protocol.overlay.table_upkeep import ASKED_FOR_A_REPAIR, MEASURED_AT_ONCE, PINGS_MAX, REPAIRS_MAX, TableUpkeep
 from protocol.wire.messages import Measured, Ping, RowReply, RowRequest
 from tests.overlay.ring import Ring, among
 from tests.overlay.scene import ME, P, of, peer, sent
@@ -89,8 +89,12 @@ def test_rule_1_the_dead_are_not_pinged_and_not_more_than_the_limit_at_a_time() 
     ring, upkeep = with_table()
     ring.dead.add(FIRST)
     assert upkeep.ping(FIRST, 1.0) == []
-    effects = [effect for port in range(2 * P.held_messages_max) for effect in upkeep.ping(Peer(NodeId(port + 1), "h", 1, 1), 1.0)]
-    assert len(effects) == P.held_messages_max
+    crowd = [Peer(NodeId(port + 1), "h", 1, 1) for port in range(2 * PINGS_MAX)]
+    pings = sent((effect for other in crowd for effect in upkeep.ping(other, 1.0)), Ping)
+    assert [to for to, _ in pings] == crowd[:PINGS_MAX]
+    upkeep.pong_received(crowd[0], 1.1)
+    assert upkeep.ping(crowd[-1], 1.1) == [fx.Send(crowd[-1], Ping())], "an answer makes room for another question"
+    assert upkeep.ping(crowd[-2], 1.1) == []
 
 
 def test_rule_2_of_two_for_one_place_the_nearer_stays() -> None:

@@ -80,6 +80,7 @@ def test_silence_makes_a_suspect_which_stays_a_member() -> None:
 def test_a_suspect_is_declared_failed_after_a_while() -> None:
     """If it has not been found alive by the end of a period, the suspect is declared faulty (SWIM 4.2)."""
     node, _, _ = suspecting()
+    silent_dial(node)
     died = when_dead(node.until(3.0, hearing=OTHERS))
     assert died is not None
     assert died <= P.trial_max_s + 0.001
