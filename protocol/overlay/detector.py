@@ -16,7 +16,7 @@ verdict needs evidence: a host that refuses a fresh dial, or silence that severa
 6. Refutation (SWIM 4.2; Lifeguard's buddy system). The helper tells the suspect who doubts it, and the suspect dials the doubter.
 7. Local health (Lifeguard, section IV-A). A node whose own timer comes late, which hears nobody at all, or whose suspect answers
    others, or whose dials come to no end, is itself the slow one: it adds its timeouts to themselves once more, up to
-   `local_health_max` times, suspects nobody whom it has heard lately, and recovers with time.
+   `local_health_max` times, believes no doubts of others in whom it has heard lately, and recovers with time.
 8. The higher incarnation of an id wins at once: the lower one is dead ("restarted as ..."); a lower one that speaks is told so.
    A later life that others tell of, and that nobody finds, kills nobody: the life that was heard stands.
 9. The dead are remembered and dialled again, with doubling waits and jitter, at most one in `retry_max_s` in the long run: so a partition
@@ -109,6 +109,8 @@ class Detector:
             self._heard[identifier] = self._anyone_at = now
             if self._vouched:
                 self._vouched.pop(identifier, None)
+            if self._unanswered:
+                self._unanswered.pop(identifier, None)
             return True, []
         if known is not None and peer.incarnation < known.incarnation:
             return False, [Send(peer, Superseded(known))]
@@ -125,6 +127,7 @@ class Detector:
         self._lives[identifier] = peer
         self._heard[identifier] = self._anyone_at = now
         self._vouched.pop(identifier, None)
+        self._unanswered.pop(identifier, None)
         self._forget_lives()
         on_trial = self._suspects.get(identifier)
         if on_trial is not None and on_trial.peer.incarnation <= peer.incarnation:
@@ -153,14 +156,17 @@ class Detector:
 
     # --- suspecting ---------------------------------------------------------------------------------------------------
 
-    def suspect(self, peer: Peer, reason: str, now: float, *, silent: bool = False, dialled: bool = True) -> list[Effect]:
+    def suspect(
+        self, peer: Peer, reason: str, now: float, *, silent: bool = False, dialled: bool = True, hearsay: bool = False
+    ) -> list[Effect]:
         """Something was missed from this peer: put it on trial, unless it is or is known to be dead.
 
-        silent: its heartbeats have stopped, others are asked at once; dialled: False where the end of a dial is what is about to count.
+        silent: its heartbeats have stopped, others are asked at once; dialled: False where the end of a dial is what is about to count;
+        hearsay: others doubt it, which is nothing to a node that is not well and has heard it lately.
         """
         if peer.id == self._me.id or peer.id in self._suspects or self.is_dead(peer):
             return []
-        if self.health and self.heard_at(peer.id) > now - self.health * self._parameters.silence_max_s:
+        if hearsay and self.health and self.heard_at(peer.id) > now - self.health * self._parameters.silence_max_s:
             return []
         self._suspects[peer.id] = Suspicion(peer, reason)
         self._begin_trial(peer.id, now)

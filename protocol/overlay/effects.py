@@ -182,10 +182,11 @@ class LeafSetChanged:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A machine missed something from a peer: Pastry is to find out whether it lives."""
+    """A machine missed something from a peer: the detector is to find out whether it lives. hearsay: others only have missed it."""
 
     peer: Peer
     reason: str
+    hearsay: bool = False
 
 
 @dataclass(frozen=True, slots=True)

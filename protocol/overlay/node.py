@@ -34,9 +34,7 @@ class OverlayNode:
         self.self_peer = me
         self._parameters = parameters
         self.detector = detector = Detector(me, parameters, rng, self._acquaintances)
-        self.pastry = Pastry(
-            me, parameters, rng, detector.is_suspect, detector.is_dead, detector.recently_dead, detector.heard_at
-        )
+        self.pastry = Pastry(me, parameters, rng, detector.is_suspect, detector.is_dead, detector.recently_dead, detector.heard_at)
         self.scribe = Scribe(me, parameters, rng, self.pastry.next_hop, lambda: self.pastry.active, detector.is_suspect)
         self.replication = Replication(me, parameters, self.pastry.leaf_set.alternating)
         self._clocks = (self.detector.deadlines, *self.pastry.clocks, self.scribe.deadlines, self.replication.deadlines)
@@ -75,7 +73,7 @@ class OverlayNode:
             fx.PeerDied: self._died,
             fx.PeerCleared: self._cleared,
             fx.LeafSetChanged: self._leaf_set_changed,
-            fx.Suspect: lambda e, now: self.detector.suspect(e.peer, e.reason, now),
+            fx.Suspect: lambda e, now: self.detector.suspect(e.peer, e.reason, now, hearsay=e.hearsay),
             fx.RouteBody: lambda e, now: self.pastry.originate(e.key, e.body, now),
             fx.DeliverBody: self._deliver,
         }

@@ -283,7 +283,7 @@ class Pastry:
         for identifier in probe.failed:
             member = self.leaf_set.get(identifier) or self.table.get(identifier)
             if member is not None and identifier != sender.id:
-                effects.append(Suspect(member, f"{sender.id.short} believes it dead"))
+                effects.append(Suspect(member, f"{sender.id.short} believes it dead", hearsay=True))
         for peer in probe.leaf_set:
             effects += self._consider_leaf(peer, now)
         effects += self._note_view(sender, probe.leaf_set)

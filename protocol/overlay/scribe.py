@@ -224,7 +224,7 @@ class Scribe:
         if child.id in (self._me.id, sender.id) or child.id in tree.children or tree.redirects > self._parameters.path_max:
             return self._refused(tree, sender, f"redirected in a circle, to {child.id.short}", now)
         self._relatives.ask(tree, child)
-        self.deadlines.set(("attach", tree.id), now + self._parameters.join_timeout_s * self._rng.uniform(0.75, 1.25))
+        self.deadlines.set(("attach", tree.id), now + self._parameters.delay_max_s * self._rng.uniform(1.0, 1.5))
         return [Send(child, TreeJoin(tree.id, tree.seen()))]
 
     def welcome_received(self, sender: Peer, message: TreeWelcome, now: float) -> list[Effect]:

@@ -27,7 +27,7 @@ from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Measured, Ping, RowReply, RowRequest
 
 PINGS_MAX = 48
-"""Unanswered at one time; what is not asked now, an exchange brings up again."""
+"""Unanswered at one time; what is not asked now comes up again with an exchange, or in the next round."""
 REPAIRS_MAX = 64
 ASKED_FOR_A_REPAIR = 3
 MEASURED_AT_ONCE = 4

@@ -115,8 +115,27 @@ def test_rule_7_who_is_the_slow_one_suspects_nobody_on_hearsay_whom_it_has_heard
         for _ in range(health):
             judge.forgive(0.0)
         judge.deadlines.drop(("health", ME.id))
-        assert judge.suspect(A, "B believes it dead", 0.9 * health * P.silence_max_s) == []
-        assert facts(judge.suspect(A, "B believes it dead", 1.1 * health * P.silence_max_s)) == ["peer_suspected"]
+        assert judge.suspect(A, "B believes it dead", 0.9 * health * P.silence_max_s, hearsay=True) == []
+        late = judge.suspect(A, "B believes it dead", 1.1 * health * P.silence_max_s, hearsay=True)
+        assert facts(late) == ["peer_suspected"]
+
+
+def test_rule_7_direct_evidence_stands_however_unwell_we_are() -> None:
+    """Rules 2 and 4: a connection that broke, a hop that did not acknowledge, a refusal."""
+    judge = watching(A)
+    judge.forgive(0.0)
+    assert facts(judge.suspect(A, "reset", 0.1)) == ["peer_suspected"]
+    judge = watching(A)
+    judge.forgive(0.0)
+    assert facts(judge.dial_ended(A, None, True, "refused", 0.1)) == ["peer_suspected"]
+
+
+def test_rule_5_a_hello_ends_the_memory_of_silence() -> None:
+    judge = watching(A, B)
+    judge.dial_ended(A, None, False, "no hello", 1.0)
+    assert [effect.message for effect in of(fx.Send, judge.indirect_probe(B, A, 1.05))] == [IndirectAnswer(A, "silent")]
+    judge.heard(A, 1.1)
+    assert of(fx.Dial, judge.indirect_probe(B, A, 1.2)) == [fx.Dial(A)]
 
 
 def test_rule_7_a_suspect_that_answers_others_but_not_our_dial_says_something_of_us() -> None:

@@ -75,14 +75,32 @@ def test_rule_1_a_round_trip_that_cannot_be_is_not_believed(rtt_us: int) -> None
     assert ring.pastry.table.get(FIRST.id) is None
 
 
-def test_rule_1_silence_makes_a_suspect_and_a_pong_that_nobody_asked_for_is_nothing() -> None:
+@pytest.mark.parametrize("entry", [True, False], ids=["entry", "stranger"])
+def test_rule_1_silence_makes_a_suspect_of_an_entry_and_a_stranger_nobodys_concern(entry: bool) -> None:
+    ring, upkeep = with_table(*([FIRST] if entry else []))
+    upkeep.ping(FIRST, 1.0)
+    seen = [effect for _, effect in ring.until(1.0 + P.probe_timeout_s)]
+    assert (fx.Suspect(FIRST, "silent when pinged") in seen) == entry
+    assert upkeep.pong_received(FIRST, 2.0) == [], "too late to be a measurement"
+
+
+def test_rule_1_a_pong_that_nobody_asked_for_is_nothing() -> None:
     ring, upkeep = with_table()
     assert upkeep.pong_received(FIRST, 1.0) == []
     assert ring.pastry.table.get(FIRST.id) is None
+
+
+def test_rule_1_a_stranger_whose_connection_is_lost_makes_room_and_an_entry_is_waited_for() -> None:
+    """No connection, no pong. Of an entry the detector hears, and its silence counts all the same."""
+    _, upkeep = with_table(FIRST)
+    stranger = peer(0x40)
     upkeep.ping(FIRST, 1.0)
-    seen = [effect for _, effect in ring.until(1.0 + P.probe_timeout_s)]
-    assert fx.Suspect(FIRST, "silent when pinged") in seen
-    assert upkeep.pong_received(FIRST, 2.0) == [], "too late to be a measurement"
+    upkeep.ping(stranger, 1.0)
+    upkeep.lost(stranger)
+    upkeep.lost(FIRST)
+    assert upkeep.pinged.keys() == {FIRST.id}
+    assert upkeep.ping(stranger, 1.1) == [fx.Send(stranger, Ping())], "another time it may be asked again"
+    upkeep.check_invariants()
 
 
 def test_rule_1_the_dead_are_not_pinged_and_not_more_than_the_limit_at_a_time() -> None:
