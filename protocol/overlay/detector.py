@@ -285,7 +285,8 @@ class Detector:
             return answers + [Send(suspect, Suspected(asker)) for asker in askers]
         verdict = IndirectAnswer(suspect, "refused" if refused or found is not None else "silent")
         effects: list[Effect] = [Send(asker, verdict) for asker in askers]
-        if verdict.verdict == "silent" and any(peer == suspect for peer in self._acquaintances()):
+        unheard = self.heard_at(suspect.id) < now - self._parameters.probe_timeout_s  # as long as it was dialled
+        if verdict.verdict == "silent" and unheard and any(peer == suspect for peer in self._acquaintances()):
             effects += self.suspect(suspect, f"{askers[0].id.short} gets no answer from it", now, dialled=False)
         return effects
 
