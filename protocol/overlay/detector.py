@@ -56,7 +56,7 @@ class Detector:
         self.health = 0
         """Lifeguard's local health: 0 is well; each point adds every timeout to itself once more."""
         self._lives: dict[NodeId, Peer] = {}
-        """The latest life of every peer heard and not known to be dead, longest unheard first."""
+        """The latest life of every peer heard and not known to be dead."""
         self._heard: dict[NodeId, float] = {}
         self._anyone_at = -inf
         """When anybody was last heard."""
@@ -104,7 +104,6 @@ class Detector:
         identifier = peer.id
         known = self._lives.get(identifier)
         if known is not None and known.incarnation == peer.incarnation and identifier not in self._suspects:
-            del self._lives[identifier]
             self._lives[identifier] = peer
             self._heard[identifier] = self._anyone_at = now
             if self._vouched:
@@ -123,7 +122,6 @@ class Detector:
             self._dead.forget(identifier)
             self.deadlines.drop(("redial", identifier))
             effects += [Notify("peer_back", {"peer": peer}), PeerCleared(peer, found_again=dead.incarnation == peer.incarnation)]
-        self._lives.pop(identifier, None)
         self._lives[identifier] = peer
         self._heard[identifier] = self._anyone_at = now
         self._vouched.pop(identifier, None)
@@ -135,13 +133,12 @@ class Detector:
         return True, effects
 
     def _forget_lives(self) -> None:
-        """Bounded: those unheard for longest go first, unless they are watched or on trial."""
-        while len(self._lives) > self._parameters.remembered_lives_max:
-            idle = (identifier for identifier in self._lives if identifier not in self._watched and identifier not in self._suspects)
-            if (oldest := next(idle, None)) is None:
-                return
-            del self._lives[oldest]
-            self._heard.pop(oldest, None)
+        """Bounded: those unheard for longest go first, an eighth at a time, unless they are watched or on trial."""
+        if len(self._lives) <= self._parameters.remembered_lives_max:
+            return
+        idle = [identifier for identifier in self._lives if identifier not in self._watched and identifier not in self._suspects]
+        for identifier in nsmallest(max(1, len(self._lives) // 8), idle, key=self._heard.__getitem__):
+            del self._lives[identifier], self._heard[identifier]
 
     def watch(self, peers: Iterable[Peer], now: float) -> None:
         """From now on the silence of these, and of nobody else, is suspicious."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterator
+from itertools import zip_longest
 
 from protocol.identifiers import NodeId, Peer, clockwise, rank
 
@@ -21,8 +22,8 @@ class LeafSet:
         self._peers: dict[NodeId, Peer] = {}
         self._around: list[Peer] = []
         """Every member in the order of the ring, beginning after us."""
-        self._ways: list[int] = []
-        """How far each of these is, clockwise."""
+        self.ways: list[int] = []
+        """How far each of these is, clockwise, in order."""
         self.right: tuple[Peer, ...] = ()
         """Successors, nearest first."""
         self.left: tuple[Peer, ...] = ()
@@ -53,7 +54,7 @@ class LeafSet:
         if self.overlaps:
             return True
         way = clockwise(self.center, identifier)
-        return way < self._ways[self.side - 1] or way > self._ways[-self.side]
+        return way < self.ways[self.side - 1] or way > self.ways[-self.side]
 
     def insert(self, peer: Peer) -> bool:
         """Take the peer in, or a later life of one that is in; True where the set changed."""
@@ -84,14 +85,14 @@ class LeafSet:
             around = around[: self.side] + around[-self.side :]
             self._peers = {peer.id: peer for peer in around}
         self._around = around
-        self._ways = [clockwise(self.center, peer.id) for peer in around]
+        self.ways = [clockwise(self.center, peer.id) for peer in around]
 
     def covers(self, key: int) -> bool:
         """Is the key within our range, so that its closest node is here or us?"""
         if self.overlaps:
             return True
         way = clockwise(self.center, key)
-        return way <= self._ways[self.side - 1] or way >= self._ways[-self.side]
+        return way <= self.ways[self.side - 1] or way >= self.ways[-self.side]
 
     def closest(self, key: int, avoid: Collection[NodeId] = ()) -> Peer | None:
         """The member closest to key, none of `avoid`; None where we are closer than all of them."""
@@ -100,7 +101,7 @@ class LeafSet:
         best, found = rank(key, self.center), None
         around = self._around
         if not avoid:  # only the members on either side of the key can be closest
-            index = bisect_left(self._ways, clockwise(self.center, key))
+            index = bisect_left(self.ways, clockwise(self.center, key))
             around = [around[index - 1], around[index % len(around)]]
         for peer in around:
             if peer.id not in avoid and (near := rank(key, peer.id)) < best:
@@ -109,9 +110,9 @@ class LeafSet:
 
     def alternating(self) -> list[Peer]:
         """Every member once, nearest first, right and left in turn: the order in which replicas are placed."""
-        order: list[Peer] = []
-        for index in range(self.side):
-            for side in (self.right, self.left):
-                if index < len(side) and side[index] not in order:
-                    order.append(side[index])
-        return order
+        order: dict[NodeId, Peer] = {}
+        for pair in zip_longest(self.right, self.left):
+            for peer in pair:
+                if peer is not None:
+                    order.setdefault(peer.id, peer)
+        return list(order.values())

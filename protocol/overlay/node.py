@@ -142,6 +142,15 @@ class OverlayNode:
         return next_due
 
     def _settle(self, first: Effects, now: float) -> Effects:
+        """What is for the outside, once the machines have told each other everything; the detector watches whom they name."""
+        out = self._hand_on(first, now) if first or self._ring_moved else first
+        watching = (self.pastry.revision, self.scribe.revision)
+        if watching != self._watching:
+            self._watching = watching
+            self.detector.watch([*self.pastry.watched(), *self.scribe.relatives()], now)
+        return out
+
+    def _hand_on(self, first: Effects, now: float) -> Effects:
         """Hand effects between machines on, in order, until only those for the outside are left."""
         out: Effects = []
         waiting = deque(first)
@@ -164,10 +173,6 @@ class OverlayNode:
                 if effect.peer.id == self.pastry.left_id and not isinstance(effect.message, m.Heartbeat):
                     self.pastry.sent_left = True
                 out.append(effect)
-        watching = (self.pastry.revision, self.scribe.revision)
-        if watching != self._watching:
-            self._watching = watching
-            self.detector.watch([*self.pastry.watched(), *self.scribe.relatives()], now)
         return out
 
     def _died(self, effect: fx.PeerDied, now: float) -> Effects:

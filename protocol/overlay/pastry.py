@@ -34,6 +34,7 @@ from math import inf
 from random import Random
 
 from protocol.identifiers import RING, Address, NodeId, Peer, clockwise, rank
+from protocol.overlay.candidates import Candidates
 from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import Activated, Dial, Effect, LeafSetChanged, Notify, Send, Suspect
 from protocol.overlay.forwarding import Forwarding
@@ -46,8 +47,6 @@ from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Heartbeat, JoinReply, JoinRequest, LeafProbe, LeafProbeReply, Routable, Route
 
 PROBES_MAX = 4
-CANDIDATES_PER_LEAF = 16
-"""At most so many candidates for each place in the leaf set are under probe: what a peer lists costs a bounded number of probes."""
 
 View = tuple[Peer, Peer]
 """Whom a neighbour has last named as its own right and left neighbour."""
@@ -94,9 +93,9 @@ class Pastry:
         """Right and left neighbour, as last told."""
         self._views: dict[Peer, View] = {}
         """By life: what a neighbour named before it restarted, its next life need not know."""
-        self._probing: dict[NodeId, Peer] = {}
-        """Candidates of the leaf set that have been probed and have not answered."""
-        self._attempts: dict[NodeId, int] = {}
+        self._candidates = Candidates(self.leaf_set)
+        self._met: dict[NodeId, int] = {}
+        """Who was met, in which incarnation, and is of no use to leaf set or table as they are."""
         self._was_full = False
         self._turn = 0
         self.deadlines: Deadlines[tuple[str, NodeId]] = Deadlines()
@@ -112,7 +111,7 @@ class Pastry:
 
     def knows(self, peer: Peer) -> bool:
         """Does this peer matter to the ring as we see it?"""
-        found = (self.leaf_set.get(peer.id), self.table.get(peer.id), self._probing.get(peer.id))
+        found = (self.leaf_set.get(peer.id), self.table.get(peer.id), self._candidates.get(peer.id))
         return any(known is not None and known.incarnation <= peer.incarnation for known in found)
 
     # --- rule 3 -------------------------------------------------------------------------------------------------------
@@ -139,7 +138,7 @@ class Pastry:
         mine, way = rank(key, self._me.id), clockwise(self._me.id, key)
         if way == 0:
             return True, None
-        if any(rank(key, identifier) < mine for identifier in self._probing):
+        if any(rank(key, identifier) < mine for identifier in self._candidates):
             return False, None
         if not len(self.leaf_set):
             return True, None
@@ -174,6 +173,8 @@ class Pastry:
         """The leaf set has changed: a new neighbour is told."""
         right, left = self.leaf_set.right[:1], self.leaf_set.left[:1]
         adjacent = (right[0] if right else None, left[0] if left else None)
+        self._candidates.leaf_set_changed()
+        self._met.clear()
         self._was_full = self._was_full or not self.leaf_set.overlaps
         effects: list[Effect] = [LeafSetChanged()]
         self._views = {peer: view for peer, view in self._views.items() if self.leaf_set.get(peer.id) == peer}
@@ -239,28 +240,16 @@ class Pastry:
 
     def _consider_leaf(self, peer: Peer, now: float) -> list[Effect]:
         """Probe a candidate of the leaf set, unless it is in, under probe, dead, or too far."""
-        member = self.leaf_set.get(peer.id)
-        wanted = member.incarnation < peer.incarnation if member is not None else self._wanted(peer.id)
-        if not wanted or peer.id in self._probing or self._is_dead(peer):
+        if not self._candidates.wanted(peer) or self._is_dead(peer):
             return []
-        if len(self._probing) >= CANDIDATES_PER_LEAF * self._parameters.leaf_set_size:
-            return []
-        self._probing[peer.id] = peer
+        self._candidates.add(peer)
         self.deadlines.set(("probe", peer.id), now + self._parameters.probe_timeout_s)
         return [Send(peer, self.probe(now))]
 
-    def _wanted(self, identifier: NodeId) -> bool:
-        """Would it be among the L/2 nearest on either side of all members and candidates?"""
-        if not self.leaf_set.admits(identifier):
-            return False
-        if not self._probing:
-            return True
-        way, known = clockwise(self._me.id, identifier), {*self._probing, *(peer.id for peer in self.leaf_set)}
-        nearer = sum(clockwise(self._me.id, other) < way for other in known)
-        return min(nearer, len(known) - nearer) < self._parameters.side
-
     def meet(self, peer: Peer, now: float) -> list[Effect]:
         """A live peer was heard: it may be a neighbour that we lack (found again after a partition, say)."""
+        if self._met.get(peer.id) == peer.incarnation:
+            return []
         member = self.leaf_set.get(peer.id)
         if member is not None:
             if member.incarnation == peer.incarnation:
@@ -270,7 +259,12 @@ class Pastry:
         entry = self.table.get(peer.id)
         if entry is None or entry.incarnation < peer.incarnation:
             self.table.insert(peer)
-        return self._consider_leaf(peer, now) if self.active and self.leaf_set.admits(peer.id) else []
+        if not self.leaf_set.admits(peer.id):
+            if len(self._met) >= self._parameters.remembered_lives_max:
+                self._met.clear()
+            self._met[peer.id] = peer.incarnation
+            return []
+        return self._consider_leaf(peer, now) if self.active else []
 
     def probe_received(self, sender: Peer, probe: LeafProbe | LeafProbeReply, now: float) -> list[Effect]:
         """MSPastry's LS-PROBE and its reply: insert the sender, verify what it says, answer."""
@@ -293,8 +287,7 @@ class Pastry:
         else:
             for peer in probe.near[: 2 * self._parameters.leaf_set_size]:
                 effects += self._consider_leaf(peer, now)
-            if self._probing.pop(sender.id, None) is not None:
-                self._attempts.pop(sender.id, None)
+            if self._candidates.remove(sender.id):
                 self.deadlines.drop(("probe", sender.id))
         return effects + self._settle(now)
 
@@ -307,10 +300,10 @@ class Pastry:
 
     def _probe_again(self, identifier: NodeId, now: float) -> list[Effect]:
         """A candidate is silent: have it judged, and ask again; one that lives but never answers is no candidate."""
-        candidate = self._probing[identifier]
-        self._attempts[identifier] = self._attempts.get(identifier, 0) + 1
-        if self._attempts[identifier] >= PROBES_MAX:
-            del self._probing[identifier], self._attempts[identifier]
+        candidate = self._candidates.get(identifier)
+        assert candidate is not None, "a deadline of no candidate"
+        if self._candidates.missed(identifier) >= PROBES_MAX:
+            self._candidates.remove(identifier)
             dropped = Notify("candidate_dropped", {"peer": candidate, "reason": "alive, but answers no probe"})
             return [dropped, *self._ask_for_others(now), *self._settle(now)]
         self.deadlines.set(("probe", identifier), now + self._parameters.probe_timeout_s)
@@ -320,7 +313,7 @@ class Pastry:
         """Active once we know our place, and every candidate has answered. Once active: what was held for one in doubt goes on."""
         if self.active:
             return self.forwarding.release(now)
-        if self._probing or not len(self.leaf_set) or not self.joining.placed:
+        if len(self._candidates) or not len(self.leaf_set) or not self.joining.placed:
             return []
         return self._activate(now)
 
@@ -336,10 +329,10 @@ class Pastry:
     def died(self, peer: Peer, now: float) -> list[Effect]:
         """A verified death, or a leave: out of leaf set and table, and the gap is closed."""
         effects: list[Effect] = []
-        probed = self._probing.get(peer.id)
+        self._met.clear()
+        probed = self._candidates.get(peer.id)
         if probed is not None and probed.incarnation <= peer.incarnation:
-            del self._probing[peer.id]
-            self._attempts.pop(peer.id, None)
+            self._candidates.remove(peer.id)
             self.deadlines.drop(("probe", peer.id))
             effects += self._ask_for_others(now)
         effects += self.upkeep.died(peer, now)
@@ -413,7 +406,7 @@ class Pastry:
                 case "reply":
                     effects += self._reply_due(identifier, now)
         if self.joining.deadlines.first <= now:
-            effects += self.joining.on_timer(now, self.active, bool(self._probing), self.upkeep.nodes())
+            effects += self.joining.on_timer(now, self.active, len(self._candidates) > 0, self.upkeep.nodes())
         if self.forwarding.deadlines.first <= now:
             effects += self.forwarding.on_timer(now)
         if self.upkeep.deadlines.first <= now:
@@ -467,8 +460,9 @@ class Pastry:
     def check_invariants(self) -> None:
         assert self._me.id not in self.leaf_set, "a node is its own neighbour"
         assert self.table.get(self._me.id) is None, "a node is in its own table"
-        assert all(("probe", identifier) in self.deadlines for identifier in self._probing), "a probe without a deadline"
+        assert all(("probe", identifier) in self.deadlines for identifier in self._candidates), "a probe without a deadline"
         assert self._views.keys() <= set(self.leaf_set), "a view of a stranger"
         assert self.active or self.joining.under_way or not self.joining.has_seeds, "joining, and nothing will happen"
+        self._candidates.check_invariants()
         self.forwarding.check_invariants()
         self.upkeep.check_invariants()

@@ -1,12 +1,14 @@
 """Judges of a run, with the global view, as things happen.
 
-P3, no wrong root. A message for key k is delivered at D, and another node Q is closer to k: that is wrong when Q lives, is not paused, is
+P3, no wrong root. A message for key k is delivered at D, and another node Q is closer to k: that is wrong when Q lives, is awake, is
 settled, and Q and D have both been awake and have reached each other for grace_s without a break. Otherwise it is excused, and counted.
+Awake: not stopped, and no further behind with what has reached it than delay_max_s, which is what the parameters call a healthy peer. A node
+with more to do than it has time for hangs, as far as anybody else can see.
 
 Lost: its sender lives at the end, and it was never delivered. Of these, `excused`: the last node that is known to have had it died or left
 with it. A message that arrives more than once is a duplicate.
 
-A false death: a node declares a peer dead that lives, has run without a pause, and has been reached by the judge without a break for the
+A false death: a node declares a peer dead that lives, has been awake, and has been reached by the judge without a break for the
 last window_s, which is longer than a suspicion and its trial.
 """
 
@@ -129,7 +131,7 @@ class Routing:
         """Who should have delivered it, None where it was this one; and whether that is a mistake."""
         should: Process | None = None
         for other in self._cluster.view.closer(key, process.peer.id):
-            if other.paused or not other.settled:
+            if not other.awake or not other.settled:
                 continue
             should = should or other
             if reached_since(self._cluster, process, other, self._cluster.clock.now - self._grace_s):
@@ -175,7 +177,7 @@ class Deaths:
         if process is None or process.peer != peer:
             return
         since = self._cluster.clock.now - self._window_s
-        reached = process.awake_since <= since and self._cluster.network.reached_since(judge, process, since)
+        reached = process.awake and process.awake_since <= since and self._cluster.network.reached_since(judge, process, since)
         if not reached:
             self.false_excused += 1
             return

@@ -48,7 +48,7 @@ class Process:
         self.next_deadline = node.next_deadline
         self.x, self.y = place
         self.awake_since = -inf
-        """Since when it has run without a pause; for ever, where there was none."""
+        """Since when it has run without a pause, and never further behind than a healthy peer may be; for ever, where it always has."""
         self.alive = True
         self.paused = self.busy = self.blocked = False
         """blocked: paused or busy; events wait in the inbox."""
@@ -60,7 +60,8 @@ class Process:
         """When the one timer that counts fires; others in the heap are stale."""
         self.late = False
         self.links: dict[Any, Link] = {}
-        self.inbox: deque[tuple[Act, Any, Any]] = deque()
+        self.inbox: deque[tuple[float, Act, Any, Any]] = deque()
+        """What has reached it while it could not read, and when."""
         self.store: dict[tuple[NodeId, TreeId], RecordSummary] = {}
         self.outcome: list[fx.Effect] = []
         """What the node told its application, in order; kept where the cluster is told to."""
@@ -71,6 +72,12 @@ class Process:
         """In the ring, as the node itself sees it: it delivers."""
         pastry = self.node.pastry
         return getattr(pastry, "settled", pastry.active)
+
+    @property
+    def awake(self) -> bool:
+        """Does it run, and keep up with what reaches it? Who is further behind than delay_max_s is no healthy peer: it hangs, to all others."""
+        cluster = self.cluster
+        return not self.paused and not (self.inbox and self.inbox[0][0] < cluster.clock.now - cluster.parameters.delay_max_s)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.peer})"
@@ -213,7 +220,7 @@ class Cluster:
     def tell(self, process: Process, event: ev.Event) -> None:
         """The event reaches the process now, or waits for it."""
         if process.blocked:
-            process.inbox.append((self.tell, process, event))
+            process.inbox.append((self.clock.now, self.tell, process, event))
         elif process.alive:
             self._handle(process, event)
 
@@ -221,7 +228,7 @@ class Cluster:
         if link.alive:
             process = link.target
             if process.blocked:
-                process.inbox.append((self._receive, link, message))
+                process.inbox.append((self.clock.now, self._receive, link, message))
             elif process.alive:
                 if message.__class__ is Route:
                     self.on_route(process, message)
@@ -278,7 +285,9 @@ class Cluster:
             process.late = False
             self._handle(process, TIMER)
         while process.inbox and not process.blocked:
-            act, subject, detail = process.inbox.popleft()
+            when, act, subject, detail = process.inbox.popleft()
+            if when < self.clock.now - self.parameters.delay_max_s:
+                process.awake_since = self.clock.now
             act(subject, detail)
 
     # --- effects for the application ----------------------------------------------------------------------------------

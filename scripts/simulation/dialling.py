@@ -80,7 +80,7 @@ class Dialling:
             self._failed(attempt, "refused")
         elif target.blocked:
             self._give_up_later(attempt)
-            target.inbox.append((self.accept, attempt, None))
+            target.inbox.append((self._clock.now, self.accept, attempt, None))
         elif target is source:
             self._failed(attempt, "this node itself")
         elif attempt.peer is not None and attempt.peer.id != target.peer.id:

@@ -13,8 +13,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heappush
-from math import inf
+from heapq import heappush, nsmallest
+from operator import itemgetter
 from random import Random
 from typing import TYPE_CHECKING, Literal
 
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from scripts.simulation.cluster import Process
 
 RETRANSMIT_MAX_S = 60.0
+IDLE_LISTED = 64
+"""Connections that are listed at once as unused for longest: to look through all of them for each one costs too much."""
+_first = itemgetter(0)
 Codec = tuple[Callable[[Message], bytes], Callable[[bytes], Message]]
 
 
@@ -92,6 +95,8 @@ class Network:
         self.tell = tell
         self._receive = receive
         self._codec = codec
+        self._idle: dict[int, list[tuple[float, Link]]] = {}
+        """By process: some of its connections, when each was last used, the longest unused last."""
         self._held: dict[Link, float] = {}
         """Links with messages in front of a cut, and since when."""
 
@@ -197,12 +202,16 @@ class Network:
 
     def _evict(self, source: Process) -> None:
         """The connection that was used longest ago is parted with: the other side is told why, and loses nobody."""
-        oldest, used = None, inf
-        for link in source.links.values():
-            if link.last < used and link.twin is not None and (latest := max(link.last, link.twin.last)) < used:
-                oldest, used = link, latest
-        if oldest is not None:
-            self._part(oldest)
+        idle = self._idle.setdefault(source.index, [])
+        for _ in range(2):
+            while idle:
+                used, link = idle.pop()
+                # Not used since the list was made: then it is still the one unused for longest.
+                if link.state != "closed" and link.twin is not None and max(link.last, link.twin.last) == used:
+                    self._part(link)
+                    return
+            found = [(max(link.last, link.twin.last), link) for link in source.links.values() if link.twin is not None]
+            idle += sorted(nsmallest(IDLE_LISTED, found, key=_first), key=_first, reverse=True)
 
     def _part(self, link: Link) -> None:
         self._drop(link)

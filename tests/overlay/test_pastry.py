@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from protocol.identifiers import RING, Address, NodeId, Peer, clockwise
 from protocol.overlay import effects as fx
-from protocol.overlay.pastry import CANDIDATES_PER_LEAF, PROBES_MAX
+from protocol.overlay.candidates import CANDIDATES_PER_LEAF
+from protocol.overlay.pastry import PROBES_MAX
 from protocol.wire.messages import Datagram, Heartbeat, JoinReply, JoinRequest, LeafProbe, LeafProbeReply, Route
 from tests.overlay.ring import Ring, among
 from tests.overlay.scene import ME, P, facts, of, peer, sent
@@ -188,7 +189,7 @@ def test_rule_2_a_peer_cannot_make_us_probe_without_bound() -> None:
     many = tuple(Peer(NodeId(ids.getrandbits(128)), "victim", 1, 1) for _ in range(5000))
     for _ in range(3):
         ring.pastry.probe_received(A, LeafProbe(many), 1.0)
-    assert len(ring.pastry._probing) <= CANDIDATES_PER_LEAF * P.leaf_set_size
+    assert len(ring.pastry._candidates) <= CANDIDATES_PER_LEAF * P.leaf_set_size
 
 
 # --- rule 4 -----------------------------------------------------------------------------------------------------------
