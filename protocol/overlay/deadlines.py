@@ -43,6 +43,10 @@ class Deadlines(Generic[Key]):
         if self._when.pop(key, None) == self.first:
             self._surface()
 
+    def when(self, key: Key) -> float | None:
+        """What was set, None where nothing is."""
+        return self._when.get(key)
+
     def __contains__(self, key: Key) -> bool:
         return key in self._when
 

@@ -61,6 +61,8 @@ class Detector:
         self._anyone_at = -inf
         """When anybody was last heard."""
         self._watched: dict[NodeId, Peer] = {}
+        self._excused: dict[NodeId, float] = {}
+        """Of those watched: until when their silence counts for nothing, for it has led to a trial, or one has just ended."""
         self._suspects: dict[NodeId, Suspicion] = {}
         self._vouched: dict[NodeId, int] = {}
         """Trials in a row that ended with the word of others."""
@@ -143,13 +145,19 @@ class Detector:
     def watch(self, peers: Iterable[Peer], now: float) -> None:
         """From now on the silence of these, and of nobody else, is suspicious."""
         wanted = {peer.id: peer for peer in peers if not self.is_dead(peer)}
-        for identifier in sorted(self._watched.keys() - wanted.keys()):
-            self.deadlines.drop(("silence", identifier))
         for identifier, peer in wanted.items():
             if self._watched.get(identifier) != peer:
                 self._heard[identifier] = max(now, self._heard.get(identifier, now))
-                self.deadlines.set(("silence", identifier), now + self._silence_max_s)
         self._watched = wanted
+        self._listen(now)
+
+    def _listen(self, now: float) -> None:
+        """One deadline for all who are watched: when the first of them has been silent for too long, if it is not heard before."""
+        since = [max(self._heard.get(identifier, now), self._excused.get(identifier, -inf)) for identifier in self._watched]
+        if since:
+            self.deadlines.set(("silence", self._me.id), min(since) + self._silence_max_s)
+        else:
+            self.deadlines.drop(("silence", self._me.id))
 
     # --- suspecting ---------------------------------------------------------------------------------------------------
 
@@ -300,7 +308,6 @@ class Detector:
     def _clear(self, peer: Peer, reason: str, now: float) -> list[Effect]:
         self._end_trial(peer.id)
         if peer.id in self._watched:
-            self.deadlines.set(("silence", peer.id), now + self._silence_max_s)
             self._heard[peer.id] = now
         return [Notify("peer_cleared", {"peer": peer, "reason": reason}), PeerCleared(peer)]
 
@@ -318,7 +325,9 @@ class Detector:
         self._vouched.pop(peer.id, None)
         silent_s = now - self._heard.pop(peer.id, now)
         self._watched.pop(peer.id, None)
-        self.deadlines.drop(("silence", peer.id))
+        self._excused.pop(peer.id, None)
+        if not self._watched:
+            self.deadlines.drop(("silence", self._me.id))
         if remember:
             forgotten, wait_s = self._dead.add(peer, now)
             for identifier in forgotten:
@@ -342,10 +351,12 @@ class Detector:
         self.health = min(self.health + 1, self._parameters.local_health_max)
         self.deadlines.set(("health", self._me.id), now + 2 * self._parameters.silence_max_s)
 
-    def _mend(self, now: float) -> None:
+    def _mend(self, now: float) -> list[Effect]:
+        """A little less patience; and whoever was only spared for it is looked at."""
         self.health = max(0, self.health - 1)
         if self.health:
             self.deadlines.set(("health", self._me.id), now + 2 * self._parameters.silence_max_s)
+        return self._silence_due(now)
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -354,7 +365,7 @@ class Detector:
         for kind, identifier in self.deadlines.due(now):
             match kind:
                 case "silence":
-                    effects += self._silence_due(identifier, now)
+                    effects += self._silence_due(now)
                 case "ask" if identifier in self._suspects:
                     effects += self._ask(self._suspects[identifier], now)
                 case "trial" if identifier in self._suspects:
@@ -367,7 +378,7 @@ class Detector:
                 case "refute":
                     self._refuting.discard(identifier)
                 case "health":
-                    self._mend(now)
+                    effects += self._mend(now)
         return effects
 
     def _trial_ends(self, suspicion: Suspicion, now: float) -> list[Effect]:
@@ -386,22 +397,23 @@ class Detector:
         suspicion.dial_failed = suspicion.dial_failed or "no end of the dial"
         return self._judge(suspicion, now)
 
-    def _silence_due(self, identifier: NodeId, now: float) -> list[Effect]:
-        if identifier not in self._watched:
-            return []  # its trial ended in this same moment
-        heard = self._heard.get(identifier, now)
-        if heard + self._silence_max_s > now:
-            self.deadlines.set(("silence", identifier), heard + self._silence_max_s)
-            return []
-        self.deadlines.set(("silence", identifier), now + self._silence_max_s)
-        return self.suspect(self._watched[identifier], f"silent for {now - heard:.2f} s", now, silent=True)
+    def _silence_due(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        self._excused = {identifier: when for identifier, when in self._excused.items() if identifier in self._watched}
+        for identifier, peer in list(self._watched.items()):
+            heard = self._heard.get(identifier, now)
+            if max(heard, self._excused.get(identifier, -inf)) + self._silence_max_s <= now:
+                self._excused[identifier] = now
+                effects += self.suspect(peer, f"silent for {now - heard:.2f} s", now, silent=True)
+        self._listen(now)
+        return effects
 
     def forgive(self, now: float) -> list[Effect]:
         """This node slept: nobody's silence counts, trials begin anew, and it is not well."""
         self._ail(now)
         for identifier in self._watched:
             self._heard[identifier] = now
-            self.deadlines.set(("silence", identifier), now + self._silence_max_s)
+        self._listen(now)
         for identifier, suspicion in self._suspects.items():
             self._suspects[identifier] = Suspicion(suspicion.peer, suspicion.reason)
             self._begin_trial(identifier, now)
@@ -413,7 +425,7 @@ class Detector:
         assert self._me.id not in self._suspects, "a node suspects itself"
         assert all(("trial", identifier) in self.deadlines for identifier in self._suspects), "a trial without a deadline"
         assert all(s.was_asked or ("ask", i) in self.deadlines for i, s in self._suspects.items()), "a trial that asks nobody"
-        assert all(("silence", identifier) in self.deadlines for identifier in self._watched), "a watch without a deadline"
+        assert not self._watched or ("silence", self._me.id) in self.deadlines, "a watch without a deadline"
         assert 0 <= self.health <= self._parameters.local_health_max, "local health out of range"
 
     def _newer_than_dead(self, identifier: NodeId) -> bool:

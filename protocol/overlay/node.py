@@ -35,7 +35,9 @@ class OverlayNode:
         self._parameters = parameters
         self.detector = detector = Detector(me, parameters, rng, self._acquaintances)
         self.pastry = Pastry(me, parameters, rng, detector.is_suspect, detector.is_dead, detector.recently_dead, detector.heard_at)
-        self.scribe = Scribe(me, parameters, rng, self.pastry.next_hop, lambda: self.pastry.active, detector.is_suspect)
+        self.scribe = Scribe(
+            me, parameters, rng, self.pastry.next_hop, lambda: self.pastry.active, detector.is_suspect, self.pastry.next_beat
+        )
         self.replication = Replication(me, parameters, self.pastry.leaf_set.alternating)
         self._clocks = (self.detector.deadlines, *self.pastry.clocks, self.scribe.deadlines, self.replication.deadlines)
         self._left = False

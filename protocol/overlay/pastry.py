@@ -105,6 +105,11 @@ class Pastry:
         first = min(clock.first for clock in self.clocks)
         return first if first < inf else None
 
+    def next_beat(self, now: float) -> float:
+        """When the next heartbeat is due: what else has this period goes with it, and the node wakes once."""
+        when = self.deadlines.when(("heartbeat", self._me.id))
+        return now + self._parameters.heartbeat_interval_s if when is None else when
+
     def watched(self) -> tuple[Peer, ...]:
         """Whose silence on the ring matters: the right neighbour, rule 4."""
         return self.leaf_set.right[:1]
@@ -211,7 +216,8 @@ class Pastry:
 
     def _may_found(self) -> bool:
         """Inactive nodes only were heard, and ours is the smallest id of all."""
-        return bool(self._inactive) and all(peer.id in self._inactive and peer.id > self._me.id for peer in self.leaf_set)
+        waiting = self._inactive
+        return bool(waiting) and min(waiting) > self._me.id and all(peer.id in waiting for peer in self.leaf_set)
 
     def join_request(self, request: JoinRequest) -> list[Effect]:
         """We are the live node closest to the joiner."""
@@ -343,6 +349,7 @@ class Pastry:
         self._inactive.discard(peer.id)
         if self.active and not len(self.leaf_set) and self.joining.has_seeds:
             self.active = False
+            self._inactive.clear()  # what was heard in the ring says nothing of who is cut off with us
             effects.append(Notify("ring_lost", {"reason": "no neighbour is left; back to the seeds"}))
             effects += self.joining.begin(now)
         elif not self.active:

@@ -54,7 +54,7 @@ COMPARE_EVERY = 300
 class Scribe:
     """The trees of one node. `next_hop` is Pastry's word: the next hop towards a key, None where we are closest; `ready`: we are active.
 
-    `is_suspect` is the failure detector's: no newcomer is handed to a suspect.
+    `is_suspect` is the failure detector's: no newcomer is handed to a suspect. `next_beat`: when the ring's next heartbeat is due.
     """
 
     def __init__(
@@ -65,10 +65,12 @@ class Scribe:
         next_hop: Callable[[NodeId], Peer | None],
         ready: Callable[[], bool],
         is_suspect: Callable[[NodeId], bool],
+        next_beat: Callable[[float], float],
     ) -> None:
         self._me = me
         self._parameters = parameters
         self._rng = rng
+        self._next_beat = next_beat
         self._next_hop = next_hop
         self._ready = ready
         self._is_suspect = is_suspect
@@ -144,7 +146,7 @@ class Scribe:
             tree = self.trees[identifier] = Tree(identifier, self._me, self._parameters.multicasts_kept_max)
             tree.beats = self._beats()
             self._relatives.loose[identifier] = tree
-            self.deadlines.set(("alive", identifier), now + self._parameters.heartbeat_interval_s)
+            self.deadlines.set(("alive", identifier), self._next_beat(now))
         return tree
 
     def _beats(self) -> int:

@@ -2,8 +2,8 @@
 
 P3, no wrong root. A message for key k is delivered at D, and another node Q is closer to k: that is wrong when Q lives, is awake, is
 settled, and Q and D have both been awake and have reached each other for grace_s without a break. Otherwise it is excused, and counted.
-Awake: not stopped, and no further behind with what has reached it than delay_max_s, which is what the parameters call a healthy peer. A node
-with more to do than it has time for hangs, as far as anybody else can see.
+Awake: not stopped, and no further behind with what has reached it than delay_max_s, which is what the parameters call a healthy peer. A
+node with more to do than it has time for hangs, as far as anybody else can see.
 
 Lost: its sender lives at the end, and it was never delivered. Of these, `excused`: the last node that is known to have had it died or left
 with it. A message that arrives more than once is a duplicate.

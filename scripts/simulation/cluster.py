@@ -75,7 +75,7 @@ class Process:
 
     @property
     def awake(self) -> bool:
-        """Does it run, and keep up with what reaches it? Who is further behind than delay_max_s is no healthy peer: it hangs, to all others."""
+        """Does it run, and keep up with what reaches it? Who is further behind than delay_max_s hangs, as all others see it."""
         cluster = self.cluster
         return not self.paused and not (self.inbox and self.inbox[0][0] < cluster.clock.now - cluster.parameters.delay_max_s)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 from protocol.identifiers import NodeId, Peer
@@ -26,13 +27,18 @@ PARENT, CHILD, OTHER = peer(0x40), peer(0x90), peer(0x70)
 BODY = m.RoundOpen("train", 1, 1, "exact", ROOT)
 
 
+def beat(now: float) -> float:
+    """The ring's heartbeats, as far as a tree alone can tell."""
+    return now + P.heartbeat_interval_s
+
+
 class Node:
     """A Scribe under test; `hop` and `ready` are Pastry's word."""
 
     def __init__(self, me: Peer = ME, hop: Peer | None = PARENT, parameters: OverlayParameters = P) -> None:
         self.hop = hop
         self.ready = True
-        self.scribe = Scribe(me, parameters, Random(1), lambda key: self.hop, lambda: self.ready, lambda _: False)
+        self.scribe = Scribe(me, parameters, Random(1), lambda key: self.hop, lambda: self.ready, lambda _: False, beat)
 
     def until(self, end: float) -> list[tuple[float, fx.Effect]]:
         seen: list[tuple[float, fx.Effect]] = []
@@ -90,7 +96,8 @@ class Grove:
         self.down.discard(leading)
         self.received.setdefault(leading, [])
         me = peer(leading, incarnation)
-        self.scribes[leading] = Scribe(me, self.parameters, Random(leading), lambda key: self._hop(leading), lambda: True, lambda _: False)
+        hop = partial(self._hop, leading)
+        self.scribes[leading] = Scribe(me, self.parameters, Random(leading), lambda key: hop(), lambda: True, lambda _: False, beat)
 
     def _hop(self, leading: int) -> Peer | None:
         hop = self.routes[leading]

@@ -6,7 +6,7 @@ import itertools
 
 from protocol.identifiers import Address, Peer
 from protocol.overlay import effects as fx
-from protocol.wire.messages import LeafProbe, LeafProbeReply
+from protocol.wire.messages import JoinReply, LeafProbe, LeafProbeReply
 from tests.overlay.ring import Ring
 from tests.overlay.scene import ME, P, of, peer
 
@@ -47,6 +47,23 @@ def test_rule_2_an_active_node_that_was_heard_is_waited_for() -> None:
     ring.pastry.probe_received(peer(0xA0), LeafProbe((ME,)), 0.1)
     ring.until(60.0)
     assert not ring.pastry.active
+
+
+def test_rule_2_who_has_lost_its_ring_founds_none_on_what_it_heard_in_there() -> None:
+    """A cut, with few on our side: a node that joined just before was still joining when it was last heard. Whoever is cut off with us and
+    does the same delivers our keys as well (500 nodes, seed 9, a cut of 2 %)."""
+    ring = joining()
+    ring.pastry.join_reply(LARGER, JoinReply((), ()), 0.1)
+    ring.pastry.probe_received(LARGER, LeafProbeReply((ME,)), 0.2)
+    newcomer = peer(0xE0)
+    ring.pastry.probe_received(newcomer, LeafProbe((), active=False), 0.3)
+    assert ring.pastry.active
+    for other in (newcomer, LARGER):
+        ring.pastry.died(other, 0.4)
+    ring.pastry.probe_received(peer(0x20), LeafProbe((), active=False), 0.5)
+    assert not ring.pastry.active
+    ring.until(60.0)
+    assert not ring.pastry.active, "0x20 is the one to found it"
 
 
 def test_rule_2_who_has_heard_nobody_founds_nothing() -> None:
