@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 from functools import lru_cache, partial
 
+from protocol.aio.alarm import Alarm
 from protocol.aio.link import Link, LinkClosed
 from protocol.identifiers import Address
 from protocol.wire.messages import Refusal
@@ -38,8 +39,12 @@ GIVEN_UP = Refusal("busy", "the dial was given up")
 async def dial(make_link: Callable[[], Link], address: Address, timeout_s: float) -> Link:
     """A link whose hello is through. DialFailed otherwise, nothing left open."""
     link: Link | None = None
+    loop = asyncio.get_running_loop()
+    deadline = asyncio.timeout(None)
+    # Time in which our own loop stood still is not held against the other side.
+    alarm = Alarm(loop, loop.time() + timeout_s, lambda: deadline.reschedule(loop.time()), timeout_s)
     try:
-        async with asyncio.timeout(timeout_s):
+        async with deadline:
             link = await _connect(make_link, address)
             await link.ready()
             return link
@@ -49,6 +54,7 @@ async def dial(make_link: Callable[[], Link], address: Address, timeout_s: float
         refusal = link.session.refusal if link else None
         raise DialFailed(str(error), refused=refusal is not None and refusal.code == "receiver") from error
     finally:
+        alarm.cancel()
         if link is not None and link.session.hello is None:
             link.refuse(GIVEN_UP)
 

@@ -2,7 +2,7 @@
 
 1. Events are handled one at a time, in the order of dispatch(). What an application or a connection dispatches while an event
    is being handled waits for its turn; nothing is ever handled inside something else.
-2. After the last event in line, one timer is armed for next_deadline().
+2. After the last event in line, one timer is armed for next_deadline(). Where it is late, what has come in is read first (alarm.py).
 3. An effect for the network starts a task, whose end is dispatched as the event that the effect's docstring names. An effect
    for the application is handed to it, at its place among the others.
 4. RemoteProtocolError from the node while it reads a message: that peer is dropped (P7). A message that cannot be sent (longer
@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
+from protocol.aio.alarm import Alarm
 from protocol.aio.bulk import BulkError, Purpose, PushOutcome
 from protocol.aio.connections import Connections
 from protocol.aio.store import RecordStore
@@ -82,7 +83,7 @@ class Driver:
         self._loop = asyncio.get_running_loop()
         self._events: deque[Event] = deque()
         self._handling = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Alarm | None = None
         self._armed_for: float | None = None  # the deadline that the timer stands for, in loop time
         self._tasks: set[asyncio.Task[None]] = set()
         self._transfers: dict[int, asyncio.Task[None]] = {}
@@ -233,7 +234,7 @@ class Driver:
             self._timer.cancel()
         self._armed_for = when
         # uvloop counts whole milliseconds and rounds to the nearest: upwards, or half of all timers would ring early.
-        self._timer = None if when is None else self._loop.call_at(math.ceil(when * 1000) / 1000, self._ring)
+        self._timer = None if when is None else Alarm(self._loop, math.ceil(when * 1000) / 1000, self._ring)
 
     def _ring(self) -> None:
         self._timer = self._armed_for = None

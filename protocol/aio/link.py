@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Protocol, cast
 from weakref import WeakKeyDictionary
 
+from protocol.aio.alarm import Alarm
 from protocol.errors import RemoteProtocolError
 from protocol.identifiers import Peer
 from protocol.wire.messages import Hello, Message, NotUnderstood, Refusal
@@ -82,7 +83,7 @@ class Link(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._inlet = _inlet(self._loop)
         self._transport: asyncio.Transport | None = None
-        self._timer: asyncio.TimerHandle | None = None  # the hello's deadline, later that of a slow close
+        self._timer: Alarm | None = None  # the hello's deadline, later that of a slow close
         self._ended = False
         # Made when somebody waits: few do, and there are many links.
         self._until_ready: asyncio.Future[None] | None = None
@@ -346,7 +347,7 @@ class Link(asyncio.BufferedProtocol):
     def _set_timer(self, act: Callable[[], None]) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(self._hello_timeout_s, act)
+        self._timer = Alarm(self._loop, self._loop.time() + self._hello_timeout_s, act, self._hello_timeout_s)
 
     def __str__(self) -> str:
         name = self._transport.get_extra_info("peername") if self._transport is not None else None

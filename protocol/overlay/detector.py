@@ -15,13 +15,14 @@ verdict needs evidence: a host that refuses a fresh dial, or silence that severa
    before: a hang is known to all of its neighbours in the time of one trial.
 6. Refutation (SWIM 4.2; Lifeguard's buddy system). The helper tells the suspect who doubts it, and the suspect dials the doubter.
 7. Local health (Lifeguard, section IV-A). A node whose own timer comes late, which hears nobody at all, or whose suspect answers
-   others, or whose dials come to no end, is itself the slow one: it adds its timeouts to themselves once more, up to
-   `local_health_max` times, believes no doubts of others in whom it has heard lately, and recovers with time.
+   others, or whose dials come to no end, is itself the slow one: it adds its timeouts (`patience`: those of ring and trees, too) to
+   themselves once more, up to `local_health_max` times, believes no doubts of others in whom it has heard lately, and recovers with time.
 8. The higher incarnation of an id wins at once: the lower one is dead ("restarted as ..."); a lower one that speaks is told so.
    A later life that others tell of, and that nobody finds, kills nobody: the life that was heard stands.
 9. The dead are remembered and dialled again, with doubling waits and jitter, at most one in `retry_max_s` in the long run: so a partition
    of any length heals. Who left in order is not.
-10. A node that slept forgives the silence of others, and begins its trials anew.
+10. A node that slept forgives the silence of others, and gives its trials as much time again; after a long sleep it begins them anew.
+    What came in meanwhile is read before anybody is judged; a busy machine is not made busier by new dials.
 
     unknown/alive --lost, silent, no ack, told--> suspect --heard, hello, answers others--> alive
                                 suspect --refused, all silent, unreachable, later life--> dead --heard--> alive
@@ -181,8 +182,8 @@ class Detector:
         return [said, Dial(peer), *(self._ask(self._suspects[peer.id], now) if silent else [])]
 
     def _begin_trial(self, identifier: NodeId, now: float) -> None:
-        self.deadlines.set(("ask", identifier), now + self._parameters.delay_max_s)
-        self.deadlines.set(("trial", identifier), now + self._parameters.trial_max_s * (1 + self.health))
+        self.deadlines.set(("ask", identifier), now + self._parameters.delay_max_s * self.patience)
+        self.deadlines.set(("trial", identifier), now + self._parameters.trial_max_s * self.patience)
 
     def dial_ended(self, peer: Peer, found: Peer | None, refused: bool, reason: str, now: float) -> list[Effect]:
         """A fresh dial ended: evidence on a suspect, an errand done, or news of one remembered as dead."""
@@ -343,8 +344,13 @@ class Detector:
     # --- local health -------------------------------------------------------------------------------------------------
 
     @property
+    def patience(self) -> int:
+        """By what every timeout of this node is multiplied now."""
+        return 1 + self.health
+
+    @property
     def _silence_max_s(self) -> float:
-        return self._parameters.silence_max_s * (1 + self.health)
+        return self._parameters.silence_max_s * self.patience
 
     def _ail(self, now: float) -> None:
         """Evidence that it is we who are slow."""
@@ -408,16 +414,22 @@ class Detector:
         self._listen(now)
         return effects
 
-    def forgive(self, now: float) -> list[Effect]:
-        """This node slept: nobody's silence counts, trials begin anew, and it is not well."""
+    def forgive(self, late_s: float, now: float) -> list[Effect]:
+        """Rule 10: this node slept for so long."""
         self._ail(now)
         for identifier in self._watched:
             self._heard[identifier] = now
         self._listen(now)
+        anew = late_s > self._parameters.probe_timeout_s
         for identifier, suspicion in self._suspects.items():
-            self._suspects[identifier] = Suspicion(suspicion.peer, suspicion.reason)
-            self._begin_trial(identifier, now)
-        return [Dial(suspicion.peer) for suspicion in self._suspects.values()]
+            if anew:
+                self._suspects[identifier] = Suspicion(suspicion.peer, suspicion.reason)
+                self._begin_trial(identifier, now)
+                continue
+            for kind in ("ask", "trial"):
+                if (when := self.deadlines.when((kind, identifier))) is not None:
+                    self.deadlines.set((kind, identifier), max(when, now) + late_s)
+        return [Dial(suspicion.peer) for suspicion in self._suspects.values()] if anew else []
 
     def check_invariants(self) -> None:
         both = [i for i in self._lives.keys() & self._dead.ids() if not self._newer_than_dead(i)]

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from protocol.identifiers import NodeId, Peer, rank, shared_prefix
 from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import DeliverBody, Effect, Notify, Send, Suspect
+from protocol.overlay.judgement import Judgement
 from protocol.overlay.leaf_set import LeafSet
 from protocol.overlay.proximity import Proximity
 from protocol.overlay.routing_table import RoutingTable
@@ -65,7 +66,7 @@ class Forwarding:
         table: RoutingTable,
         proximity: Proximity,
         inactive: Collection[NodeId],
-        is_suspect: Callable[[NodeId], bool],
+        judge: Judgement,
         ready: Callable[[], bool],
         claim: Callable[[NodeId], tuple[bool, Peer | None]],
     ) -> None:
@@ -75,7 +76,7 @@ class Forwarding:
         self._table = table
         self._proximity = proximity
         self._inactive = inactive
-        self._is_suspect = is_suspect
+        self._judge = judge
         self._ready = ready
         self._claim = claim
         self._held: deque[_Held] = deque()
@@ -95,13 +96,13 @@ class Forwarding:
         """
         if self._leaf_set.covers(key):
             hop = self._leaf_set.closest(key, avoid)
-            return hop, hop is None or not (hop.id in tried or self._is_suspect(hop.id))
+            return hop, hop is None or not (hop.id in tried or self._judge.is_suspect(hop.id))
         entry = self._table.towards(key)
-        if entry is not None and entry.id not in avoid and entry.id not in tried and not self._is_suspect(entry.id):
+        if entry is not None and entry.id not in avoid and entry.id not in tried and not self._judge.is_suspect(entry.id):
             return entry, True
         mine, prefix = rank(key, self._me.id), shared_prefix(self._me.id, key)
         closer = [peer for peer in (*self._leaf_set, *self._table) if peer.id not in avoid and rank(key, peer.id) < mine]
-        well = [peer for peer in closer if peer.id not in tried and not self._is_suspect(peer.id)]
+        well = [peer for peer in closer if peer.id not in tried and not self._judge.is_suspect(peer.id)]
         far = [peer for peer in well if shared_prefix(peer.id, key) >= prefix]
         hop = min(far or well or closer, key=lambda peer: rank(key, peer.id), default=None)
         return hop, hop is None or bool(well)
@@ -123,7 +124,7 @@ class Forwarding:
         hop, usable = self.next_hop(message.key, {body.joiner.id, *self._inactive} if isinstance(body, JoinRequest) else (), tried)
         if hop is None and not isinstance(body, JoinRequest):
             ours, hop = self._claim(message.key)
-            usable = ours or (hop is not None and hop.id not in tried and not self._is_suspect(hop.id))
+            usable = ours or (hop is not None and hop.id not in tried and not self._judge.is_suspect(hop.id))
         if not self._ready() or not usable:
             return self._hold(message, now, began)
         if hop is None:
@@ -136,7 +137,7 @@ class Forwarding:
             self.deadlines.drop(oldest := next(iter(self._sent)))
             del self._sent[oldest]
         self._sent[self._sequence] = _Sent(hop, message, now, began, tried)
-        self.deadlines.set(self._sequence, now + self._proximity.ack_timeout_s(hop.id))
+        self.deadlines.set(self._sequence, now + self._proximity.ack_timeout_s(hop.id) * self._judge.patience)
         return [Send(hop, onward)]
 
     def with_row(self, candidates: tuple[Peer, ...], joiner: NodeId) -> tuple[Peer, ...]:

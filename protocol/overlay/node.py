@@ -34,10 +34,8 @@ class OverlayNode:
         self.self_peer = me
         self._parameters = parameters
         self.detector = detector = Detector(me, parameters, rng, self._acquaintances)
-        self.pastry = Pastry(me, parameters, rng, detector.is_suspect, detector.is_dead, detector.recently_dead, detector.heard_at)
-        self.scribe = Scribe(
-            me, parameters, rng, self.pastry.next_hop, lambda: self.pastry.active, detector.is_suspect, self.pastry.next_beat
-        )
+        self.pastry = Pastry(me, parameters, rng, detector)
+        self.scribe = Scribe(me, parameters, rng, self.pastry, detector)
         self.replication = Replication(me, parameters, self.pastry.leaf_set.alternating)
         self._clocks = (self.detector.deadlines, *self.pastry.clocks, self.scribe.deadlines, self.replication.deadlines)
         self._left = False
@@ -268,7 +266,7 @@ class OverlayNode:
         self._due = None
         self.scribe.forgive(now)
         fact = fx.Notify("slept", {"late_s": round(late_s, 3)})
-        return [fact, *self.detector.forgive(now), *self.pastry.slept(now, late_s)]
+        return [fact, *self.detector.forgive(late_s, now), *self.pastry.slept(now, late_s)]
 
     def _timer(self, now: float) -> Effects:
         effects: Effects = []

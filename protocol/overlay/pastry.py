@@ -29,7 +29,7 @@ Here: the leaf set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from math import inf
 from random import Random
 
@@ -39,6 +39,7 @@ from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import Activated, Dial, Effect, LeafSetChanged, Notify, Send, Suspect
 from protocol.overlay.forwarding import Forwarding
 from protocol.overlay.joining import Joining
+from protocol.overlay.judgement import Judgement
 from protocol.overlay.leaf_set import LeafSet
 from protocol.overlay.proximity import Proximity
 from protocol.overlay.routing_table import RoutingTable
@@ -53,34 +54,28 @@ View = tuple[Peer, Peer]
 
 
 class Pastry:
-    """One node's view of the ring. The functions are the failure detector's word on a peer."""
+    """One node's view of the ring. `judge` is the failure detector."""
 
     def __init__(
         self,
         me: Peer,
         parameters: OverlayParameters,
         rng: Random,
-        is_suspect: Callable[[NodeId], bool],
-        is_dead: Callable[[Peer], bool],
-        recently_dead: Callable[[float], tuple[NodeId, ...]],
-        heard_at: Callable[[NodeId], float],
+        judge: Judgement,
     ) -> None:
         self._me = me
         self._parameters = parameters
         self._rng = rng
-        self._is_suspect = is_suspect
-        self._is_dead = is_dead
-        self._recently_dead = recently_dead
-        self._heard_at = heard_at
+        self._judge = judge
         self.leaf_set = LeafSet(me.id, parameters.side)
         self.proximity = Proximity(parameters)
         self.table = RoutingTable(me.id, self.proximity.rtt_s)
         self._inactive: set[NodeId] = set()
         """Who has said that it is joining itself: it places nobody."""
         self.forwarding = Forwarding(
-            me, parameters, self.leaf_set, self.table, self.proximity, self._inactive, is_suspect, lambda: self.active, self._claim
+            me, parameters, self.leaf_set, self.table, self.proximity, self._inactive, judge, lambda: self.active, self._claim
         )
-        self.upkeep = TableUpkeep(me, parameters, rng, self.leaf_set, self.table, self.proximity, is_dead, heard_at)
+        self.upkeep = TableUpkeep(me, parameters, rng, self.leaf_set, self.table, self.proximity, judge)
         self.joining = Joining(me, parameters, rng, self._activate, self._may_found)
         self.active = False
         self.revision = 0
@@ -154,7 +149,7 @@ class Pastry:
         named = view[1] if to_the_right else view[0]
         if named.id == self._me.id:
             return True, None
-        if not self._is_dead(named):
+        if not self._judge.is_dead(named):
             return False, None
         ours = mine < rank(key, named.id)
         return ours, None if ours else neighbour
@@ -170,7 +165,7 @@ class Pastry:
         self._views[sender] = right, left
         effects: list[Effect] = []
         for neighbour, other in ((self._adjacent[0], left), (self._adjacent[1], right)):
-            if neighbour is not None and neighbour.id == sender.id and other.id != self._me.id and self._is_dead(other):
+            if neighbour is not None and neighbour.id == sender.id and other.id != self._me.id and self._judge.is_dead(other):
                 effects.append(Dial(other))
         return effects
 
@@ -240,16 +235,20 @@ class Pastry:
     def _lacking(self) -> bool:
         return self._was_full and self.leaf_set.overlaps
 
+    @property
+    def _probe_timeout_s(self) -> float:
+        return self._parameters.probe_timeout_s * self._judge.patience
+
     def probe(self, now: float) -> LeafProbe:
         """What we know of our neighbourhood."""
-        return LeafProbe(tuple(self.leaf_set), self._recently_dead(now), self._lacking(), self.active)
+        return LeafProbe(tuple(self.leaf_set), self._judge.recently_dead(now), self._lacking(), self.active)
 
     def _consider_leaf(self, peer: Peer, now: float) -> list[Effect]:
         """Probe a candidate of the leaf set, unless it is in, under probe, dead, or too far."""
-        if not self._candidates.wanted(peer) or self._is_dead(peer):
+        if not self._candidates.wanted(peer) or self._judge.is_dead(peer):
             return []
         self._candidates.add(peer)
-        self.deadlines.set(("probe", peer.id), now + self._parameters.probe_timeout_s)
+        self.deadlines.set(("probe", peer.id), now + self._probe_timeout_s)
         return [Send(peer, self.probe(now))]
 
     def meet(self, peer: Peer, now: float) -> list[Effect]:
@@ -289,7 +288,7 @@ class Pastry:
         effects += self._note_view(sender, probe.leaf_set)
         if isinstance(probe, LeafProbe):
             near = self._nearest_to(sender.id) if probe.lacking else ()
-            effects.append(Send(sender, LeafProbeReply(tuple(self.leaf_set), self._recently_dead(now), near, self.active)))
+            effects.append(Send(sender, LeafProbeReply(tuple(self.leaf_set), self._judge.recently_dead(now), near, self.active)))
         else:
             for peer in probe.near[: 2 * self._parameters.leaf_set_size]:
                 effects += self._consider_leaf(peer, now)
@@ -312,7 +311,7 @@ class Pastry:
             self._candidates.remove(identifier)
             dropped = Notify("candidate_dropped", {"peer": candidate, "reason": "alive, but answers no probe"})
             return [dropped, *self._ask_for_others(now), *self._settle(now)]
-        self.deadlines.set(("probe", identifier), now + self._parameters.probe_timeout_s)
+        self.deadlines.set(("probe", identifier), now + self._probe_timeout_s)
         return [Send(candidate, self.probe(now)), Suspect(candidate, "silent when probed")]
 
     def _settle(self, now: float) -> list[Effect]:
@@ -365,13 +364,13 @@ class Pastry:
         """Probe these: who has not been heard within a probe's time is suspected. Where one died in silence, others may have with it."""
         effects: list[Effect] = []
         for member in members:
-            self.deadlines.set(("reply", member.id), now + self._parameters.probe_timeout_s)
+            self.deadlines.set(("reply", member.id), now + self._probe_timeout_s)
             effects.append(Send(member, self.probe(now)))
         return effects
 
     def _reply_due(self, identifier: NodeId, now: float) -> list[Effect]:
         member = self.leaf_set.get(identifier)
-        if member is None or self._heard_at(identifier) + self._parameters.probe_timeout_s > now:
+        if member is None or self._judge.heard_at(identifier) + self._probe_timeout_s > now:
             return []
         return [Suspect(member, "silent when told of a death")]
 
@@ -462,7 +461,7 @@ class Pastry:
         return hop if usable else self.forwarding.next_hop(key, avoid=self._suspects())[0] or hop
 
     def _suspects(self) -> set[NodeId]:
-        return {peer.id for peer in (*self.leaf_set, *self.table) if self._is_suspect(peer.id)}
+        return {peer.id for peer in (*self.leaf_set, *self.table) if self._judge.is_suspect(peer.id)}
 
     def check_invariants(self) -> None:
         assert self._me.id not in self.leaf_set, "a node is its own neighbour"

@@ -30,14 +30,15 @@ routed to the treeId ends there with no special case.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from random import Random
+from typing import Protocol
 
 from protocol.errors import LocalProtocolError, UnknownTree
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import Effect, MembersChanged, MulticastReceived, Notify, Send, Suspect
+from protocol.overlay.judgement import Judgement
 from protocol.overlay.multicasts import NOTHING, Multicasts
 from protocol.overlay.relatives import Relatives
 from protocol.overlay.tree import Branch, Cause, Tree, check_alive
@@ -51,29 +52,29 @@ COMPARE_EVERY = 300
 """Heartbeats between two whole lists that nobody asked for; by chance a quarter more or fewer, so that they spread out."""
 
 
+class Ring(Protocol):
+    """What a tree must know of the ring below it (pastry.py)."""
+
+    @property
+    def active(self) -> bool:
+        """Are we in it?"""
+
+    def next_hop(self, key: NodeId) -> Peer | None:
+        """Towards the key; None where we are closest."""
+
+    def next_beat(self, now: float) -> float:
+        """When its next heartbeat is due: trees beat with it."""
+
+
 class Scribe:
-    """The trees of one node. `next_hop` is Pastry's word: the next hop towards a key, None where we are closest; `ready`: we are active.
+    """The trees of one node. `judge` is the failure detector."""
 
-    `is_suspect` is the failure detector's: no newcomer is handed to a suspect. `next_beat`: when the ring's next heartbeat is due.
-    """
-
-    def __init__(
-        self,
-        me: Peer,
-        parameters: OverlayParameters,
-        rng: Random,
-        next_hop: Callable[[NodeId], Peer | None],
-        ready: Callable[[], bool],
-        is_suspect: Callable[[NodeId], bool],
-        next_beat: Callable[[float], float],
-    ) -> None:
+    def __init__(self, me: Peer, parameters: OverlayParameters, rng: Random, ring: Ring, judge: Judgement) -> None:
         self._me = me
         self._parameters = parameters
         self._rng = rng
-        self._next_beat = next_beat
-        self._next_hop = next_hop
-        self._ready = ready
-        self._is_suspect = is_suspect
+        self._ring = ring
+        self._judge = judge
         self.trees: dict[TreeId, Tree] = {}
         self._relatives = Relatives()
         self.deadlines: Deadlines[tuple[str, TreeId]] = Deadlines()
@@ -146,7 +147,7 @@ class Scribe:
             tree = self.trees[identifier] = Tree(identifier, self._me, self._parameters.multicasts_kept_max)
             tree.beats = self._beats()
             self._relatives.loose[identifier] = tree
-            self.deadlines.set(("alive", identifier), self._next_beat(now))
+            self.deadlines.set(("alive", identifier), self._ring.next_beat(now))
         return tree
 
     def _beats(self) -> int:
@@ -164,11 +165,11 @@ class Scribe:
         if tree.is_root or tree.parent is not None:
             return []
         self._relatives.ask(tree, None)
-        wait_s = self._parameters.delay_max_s * self._rng.uniform(1.0, 1.5)
+        wait_s = self._answer_max_s()
         self.deadlines.set(("attach", tree.id), now + wait_s)
-        if not self._ready():
+        if not self._ring.active:
             return []
-        hop = self._next_hop(tree.id)
+        hop = self._ring.next_hop(tree.id)
         if hop is None:
             tree.attempts = 0
             self.deadlines.set(("attach", tree.id), now + self._parameters.retry_min_s * self._rng.uniform(0.75, 1.25))
@@ -178,8 +179,12 @@ class Scribe:
         self._relatives.ask(tree, hop)
         return [Send(hop, TreeJoin(tree.id, tree.seen())), *self._tell_down(tree, (), lost=tree.attempts > ATTEMPTS_MAX)]
 
+    def _answer_max_s(self) -> float:
+        """How long the answer to a JOIN may take."""
+        return self._parameters.delay_max_s * self._rng.uniform(1.0, 1.5) * self._judge.patience
+
     def join_received(self, child: Peer, message: TreeJoin, now: float) -> list[Effect]:
-        if not self._ready():
+        if not self._ring.active:
             return [Send(child, TreeRefusal(message.tree, "not active yet"))]
         if message.tree not in self.trees and len(self.trees) >= self._parameters.trees_max:
             return [Send(child, TreeRefusal(message.tree, f"{len(self.trees)} trees are held here already"))]
@@ -209,7 +214,7 @@ class Scribe:
     def _push_down(self, tree: Tree, now: float) -> TreeRedirect | TreeRefusal:
         """Whom a newcomer shall join through. Nobody who may be dead: the newcomer would wait in vain."""
         since = now - self._parameters.silence_max_s
-        fit = [branch for branch in tree.children.values() if branch.heard >= since and not self._is_suspect(branch.peer.id)]
+        fit = [branch for branch in tree.children.values() if branch.heard >= since and not self._judge.is_suspect(branch.peer.id)]
         if not fit:
             return TreeRefusal(tree.id, "no room here, and of no child it is certain that it lives")
         chosen = min(fit, key=lambda branch: (branch.digest.members + branch.redirected, branch.peer.id))
@@ -226,7 +231,7 @@ class Scribe:
         if child.id in (self._me.id, sender.id) or child.id in tree.children or tree.redirects > self._parameters.path_max:
             return self._refused(tree, sender, f"redirected in a circle, to {child.id.short}", now)
         self._relatives.ask(tree, child)
-        self.deadlines.set(("attach", tree.id), now + self._parameters.delay_max_s * self._rng.uniform(1.0, 1.5))
+        self.deadlines.set(("attach", tree.id), now + self._answer_max_s())
         return [Send(child, TreeJoin(tree.id, tree.seen()))]
 
     def welcome_received(self, sender: Peer, message: TreeWelcome, now: float) -> list[Effect]:
@@ -360,8 +365,8 @@ class Scribe:
         if self._bad_path(message.path):
             return [Send(sender, TreeLeave(message.tree)), *self._detach(tree, "the path from the root closes a cycle", now)]
         tree.parent_heard = now
-        if message.path[:1] != (tree.id,) and self._ready():
-            hop = self._next_hop(tree.id)
+        if message.path[:1] != (tree.id,) and self._ring.active:
+            hop = self._ring.next_hop(tree.id)
             if hop is None or (message.lost and hop.id != sender.id):
                 return self._go(tree, "the way to the root does not lead through this parent", now)
         effects = self._tell_down(tree, message.path, lost=message.lost)

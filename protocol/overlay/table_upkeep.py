@@ -13,13 +13,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from random import Random
 
 from protocol.identifiers import RING, NodeId, Peer, clockwise
 from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import Effect, Send, Suspect
 from protocol.overlay.failure_rate import FailureRate, probe_period_s
+from protocol.overlay.judgement import Judgement
 from protocol.overlay.leaf_set import LeafSet
 from protocol.overlay.proximity import Proximity
 from protocol.overlay.routing_table import RoutingTable
@@ -37,7 +37,7 @@ Slot = tuple[int, int]
 
 
 class TableUpkeep:
-    """Keeps `table` full, near and alive. `heard_at`: when a peer was last heard, in the same time as `now`."""
+    """Keeps `table` full, near and alive. `judge` is the failure detector."""
 
     def __init__(
         self,
@@ -47,8 +47,7 @@ class TableUpkeep:
         leaf_set: LeafSet,
         table: RoutingTable,
         proximity: Proximity,
-        is_dead: Callable[[Peer], bool],
-        heard_at: Callable[[NodeId], float],
+        judge: Judgement,
     ) -> None:
         self._me = me
         self._parameters = parameters
@@ -56,8 +55,7 @@ class TableUpkeep:
         self._leaf_set = leaf_set
         self._table = table
         self._proximity = proximity
-        self._is_dead = is_dead
-        self._heard_at = heard_at
+        self._judge = judge
         self.pinged: dict[NodeId, tuple[Peer, float]] = {}
         """Who was pinged when, and has not answered."""
         self._repairs: dict[Slot, list[Peer]] = {}
@@ -98,10 +96,10 @@ class TableUpkeep:
 
     def ping(self, peer: Peer, now: float) -> list[Effect]:
         """Does it live, and how far is it? Silence makes a suspect."""
-        if peer.id in self.pinged or self._is_dead(peer) or len(self.pinged) >= PINGS_MAX:
+        if peer.id in self.pinged or self._judge.is_dead(peer) or len(self.pinged) >= PINGS_MAX:
             return []
         self.pinged[peer.id] = peer, now
-        self.deadlines.set(("ping", peer.id), now + self._parameters.probe_timeout_s)
+        self.deadlines.set(("ping", peer.id), now + self._parameters.probe_timeout_s * self._judge.patience)
         return [Send(peer, Ping())]
 
     def lost(self, peer: Peer) -> None:
@@ -213,7 +211,7 @@ class TableUpkeep:
             return []
         entry = entries[self._turn]
         self._turn += 1
-        return self.ping(entry, now) if self._heard_at(entry.id) < now - self._period_s / 2 else []
+        return self.ping(entry, now) if self._judge.heard_at(entry.id) < now - self._period_s / 2 else []
 
     def _exchange(self, now: float) -> list[Effect]:
         """Rule 5."""

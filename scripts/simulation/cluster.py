@@ -1,7 +1,7 @@
 """The processes of a simulated cluster, and the seam to the machines: an event in, its effects done, one timer armed.
 
 A process is one life: what starts again at its place is another. What reaches a paused or busy one waits in its inbox; on going on, the
-timer that is late comes first, then what was read, as a real event loop would have it.
+timer that is late gives way to it once, as in production (aio/alarm.py).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Process:
     """One life of one node, with its place, its inbox and what it told its application."""
 
     __slots__ = (
-        "alive", "armed", "awake_since", "blocked", "busy", "cluster", "due", "facts", "handle", "host_gone", "inbox", "index", "late",
-        "links", "name", "next_deadline", "node", "outcome", "paused", "peer", "slow_s", "store", "x", "y",
+        "alive", "armed", "awake_since", "blocked", "busy", "cluster", "due", "facts", "gave_way", "handle", "host_gone", "inbox", "index",
+        "late", "links", "name", "next_deadline", "node", "outcome", "paused", "peer", "slow_s", "store", "x", "y",
     )  # fmt: skip
 
     def __init__(self, cluster: Cluster, index: int, name: str, peer: Peer, node: OverlayNode, place: tuple[float, float]) -> None:
@@ -58,7 +58,8 @@ class Process:
         """What the node last said of its next deadline."""
         self.armed = inf
         """When the one timer that counts fires; others in the heap are stale."""
-        self.late = False
+        self.late = self.gave_way = False
+        """The timer is due; it has let what had come in be read first."""
         self.links: dict[Any, Link] = {}
         self.inbox: deque[tuple[float, Act, Any, Any]] = deque()
         """What has reached it while it could not read, and when."""
@@ -202,7 +203,7 @@ class Cluster:
             self.note(process, "stopped")
 
     def resume(self, process: Process) -> None:
-        """SIGCONT: the late timer, then what has come in."""
+        """SIGCONT: what has come in, then the late timer."""
         if process.alive and process.paused:
             process.paused = False
             process.awake_since = self.clock.now
@@ -279,16 +280,23 @@ class Cluster:
             self._go_on(process, None)
 
     def _go_on(self, process: Process, _: None) -> None:
-        """Neither paused nor busy any more: the late timer, then what waits, until it is paused or busy again."""
+        """Neither paused nor busy any more: what waits, until it is paused or busy again; then the late timer, at the latest next time."""
         process.blocked = False
-        if process.late and process.alive:
-            process.late = False
-            self._handle(process, TIMER)
+        if process.late and process.gave_way:
+            self._late_timer(process)
+        process.gave_way = process.late
         while process.inbox and not process.blocked:
             when, act, subject, detail = process.inbox.popleft()
             if when < self.clock.now - self.parameters.delay_max_s:
                 process.awake_since = self.clock.now
             act(subject, detail)
+        if process.late and not process.blocked:
+            self._late_timer(process)
+
+    def _late_timer(self, process: Process) -> None:
+        process.late = process.gave_way = False
+        if process.alive:
+            self._handle(process, TIMER)
 
     # --- effects for the application ----------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from protocol.overlay.tree import Tree
 from protocol.parameters import OverlayParameters
 from protocol.wire import messages as m
 from protocol.wire.values import Progress, SubtreeDigest
-from tests.overlay.scene import ME, P, member, node_id, peer
+from tests.overlay.scene import ME, P, detector, member, node_id, peer
 
 TREE = node_id(0x10)
 ROOT = peer(0x10)
@@ -27,9 +27,18 @@ PARENT, CHILD, OTHER = peer(0x40), peer(0x90), peer(0x70)
 BODY = m.RoundOpen("train", 1, 1, "exact", ROOT)
 
 
-def beat(now: float) -> float:
-    """The ring's heartbeats, as far as a tree alone can tell."""
-    return now + P.heartbeat_interval_s
+class Route:
+    """The ring below one node of a tree, as the test dictates it."""
+
+    def __init__(self, hop: Callable[[], Peer | None]) -> None:
+        self.active = True
+        self._hop = hop
+
+    def next_hop(self, key: NodeId) -> Peer | None:
+        return self._hop()
+
+    def next_beat(self, now: float) -> float:
+        return now + P.heartbeat_interval_s
 
 
 class Node:
@@ -37,8 +46,17 @@ class Node:
 
     def __init__(self, me: Peer = ME, hop: Peer | None = PARENT, parameters: OverlayParameters = P) -> None:
         self.hop = hop
-        self.ready = True
-        self.scribe = Scribe(me, parameters, Random(1), lambda key: self.hop, lambda: self.ready, lambda _: False, beat)
+        self._ring = Route(lambda: self.hop)
+        self.judge = detector(parameters)
+        self.scribe = Scribe(me, parameters, Random(1), self._ring, self.judge)
+
+    @property
+    def ready(self) -> bool:
+        return self._ring.active
+
+    @ready.setter
+    def ready(self, ready: bool) -> None:
+        self._ring.active = ready
 
     def until(self, end: float) -> list[tuple[float, fx.Effect]]:
         seen: list[tuple[float, fx.Effect]] = []
@@ -96,8 +114,8 @@ class Grove:
         self.down.discard(leading)
         self.received.setdefault(leading, [])
         me = peer(leading, incarnation)
-        hop = partial(self._hop, leading)
-        self.scribes[leading] = Scribe(me, self.parameters, Random(leading), lambda key: hop(), lambda: True, lambda _: False, beat)
+        ring = Route(partial(self._hop, leading))
+        self.scribes[leading] = Scribe(me, self.parameters, Random(leading), ring, detector(self.parameters))
 
     def _hop(self, leading: int) -> Peer | None:
         hop = self.routes[leading]

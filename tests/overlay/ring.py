@@ -21,15 +21,20 @@ class Ring:
         self.suspects: set[NodeId] = set()
         self.dead: set[Peer] = set()
         self.heard: dict[NodeId, float] = {}
-        self.pastry = Pastry(
-            ME,
-            parameters,
-            Random(seed),
-            self.suspects.__contains__,
-            self.dead.__contains__,
-            lambda now: tuple(sorted(other.id for other in self.dead)),
-            lambda identifier: self.heard.get(identifier, -inf),
-        )
+        self.patience = 1
+        self.pastry = Pastry(ME, parameters, Random(seed), self)
+
+    def is_suspect(self, identifier: NodeId) -> bool:
+        return identifier in self.suspects
+
+    def is_dead(self, other: Peer) -> bool:
+        return other in self.dead
+
+    def recently_dead(self, now: float) -> tuple[NodeId, ...]:
+        return tuple(sorted(other.id for other in self.dead))
+
+    def heard_at(self, identifier: NodeId) -> float:
+        return self.heard.get(identifier, -inf)
 
     def until(self, end: float) -> list[tuple[float, fx.Effect]]:
         """Fire each timer at its time; what followed, and when."""

@@ -310,7 +310,7 @@ def test_a_verdict_needs_a_failed_dial_a_goodbye_a_later_life_or_the_word_of_oth
             case "timer":
                 found = judge.on_timer(now)
             case _:
-                found = judge.forgive(now)
+                found = judge.forgive(1.5 * helper, now)
         seen += [(now, effect) for effect in found]
         judge.check_invariants()
     seen += run_timers(judge, now + P.trial_max_s * (1 + 2 * P.local_health_max))

@@ -40,7 +40,7 @@ def test_rule_3_who_has_no_room_hands_newcomers_to_the_child_with_the_fewest_mem
 
 def test_rule_3_nobody_is_handed_to_a_child_that_may_be_dead() -> None:
     node = full()
-    node.scribe._is_suspect = lambda identifier: identifier == OTHER.id
+    node.judge.suspect(OTHER, "reset", 0.0)
     late = P.silence_max_s + 0.1
     for child in (CHILD, OTHER):
         node.scribe.alive_received(child, lists(child), late)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from protocol.identifiers import BITS, RING, NodeId, Peer, closest, rank, shared_prefix
 from protocol.overlay.pastry import Pastry
-from tests.overlay.scene import P
+from tests.overlay.scene import P, detector
 
 
 def ring(ids: list[NodeId], seed: int) -> dict[NodeId, Pastry]:
@@ -20,7 +20,7 @@ def ring(ids: list[NodeId], seed: int) -> dict[NodeId, Pastry]:
     rng, nodes = Random(seed), dict[NodeId, Pastry]()
     peers = [Peer(identifier, "h", index, 1) for index, identifier in enumerate(ids)]
     for me in peers:
-        nodes[me.id] = pastry = Pastry(me, P, rng, lambda _: False, lambda _: False, lambda _: (), lambda _: 0.0)
+        nodes[me.id] = pastry = Pastry(me, P, rng, detector())
         for other in rng.sample(peers, len(peers)):
             pastry.table.insert(other)
             pastry.leaf_set.insert(other)

@@ -113,7 +113,7 @@ def test_rule_7_who_is_the_slow_one_suspects_nobody_on_hearsay_whom_it_has_heard
     for health in range(1, P.local_health_max + 1):
         judge = watching(A)
         for _ in range(health):
-            judge.forgive(0.0)
+            judge.forgive(P.delay_max_s, 0.0)
         judge.deadlines.drop(("health", ME.id))
         assert judge.suspect(A, "B believes it dead", 0.9 * health * P.silence_max_s, hearsay=True) == []
         late = judge.suspect(A, "B believes it dead", 1.1 * health * P.silence_max_s, hearsay=True)
@@ -123,10 +123,10 @@ def test_rule_7_who_is_the_slow_one_suspects_nobody_on_hearsay_whom_it_has_heard
 def test_rule_7_direct_evidence_stands_however_unwell_we_are() -> None:
     """Rules 2 and 4: a connection that broke, a hop that did not acknowledge, a refusal."""
     judge = watching(A)
-    judge.forgive(0.0)
+    judge.forgive(P.delay_max_s, 0.0)
     assert facts(judge.suspect(A, "reset", 0.1)) == ["peer_suspected"]
     judge = watching(A)
-    judge.forgive(0.0)
+    judge.forgive(P.delay_max_s, 0.0)
     assert facts(judge.dial_ended(A, None, True, "refused", 0.1)) == ["peer_suspected"]
 
 
@@ -159,7 +159,7 @@ def test_rule_7_each_point_adds_silence_and_trial_to_themselves_once_more() -> N
     for health in range(P.local_health_max + 1):
         judge = detector(friends=FRIENDS)
         for _ in range(health):
-            judge.forgive(0.0)
+            judge.forgive(P.delay_max_s, 0.0)
         assert judge.health == health
         judge.heard(A, 0.0)
         judge.watch([A], 0.0)
@@ -175,7 +175,7 @@ def test_rule_7_each_point_adds_silence_and_trial_to_themselves_once_more() -> N
 def test_rule_7_health_is_bounded_and_mends_with_time() -> None:
     judge = detector()
     for _ in range(10):
-        judge.forgive(0.0)
+        judge.forgive(P.delay_max_s, 0.0)
     assert judge.health == P.local_health_max
     for point in range(P.local_health_max):
         assert judge.health == P.local_health_max - point
@@ -273,7 +273,7 @@ def test_rule_10_a_node_that_slept_forgives_and_dials_anew() -> None:
     judge = watching(A, B)
     judge.suspect(A, "reset", 0.1)
     woke = 100.0
-    assert judge.forgive(woke) == [fx.Dial(A)]
+    assert judge.forgive(woke - 0.1, woke) == [fx.Dial(A)]
     assert judge.health == 1
     assert not of(fx.PeerDied, judge.on_timer(woke)), "the old trial's deadline is over, but it was our fault"
     assert not judge.is_suspect(B.id)
@@ -283,7 +283,7 @@ def test_rule_10_a_node_that_slept_forgives_and_dials_anew() -> None:
 
 def test_rule_10_the_word_of_helpers_asked_before_the_sleep_counts_no_more() -> None:
     judge, asked = on_trial(A)
-    judge.forgive(100.0)
+    judge.forgive(99.0, 100.0)
     for helper in asked:
         assert judge.indirect_answer(helper, IndirectAnswer(A, "silent"), 100.1) == []
     assert len(sent(judge.dial_ended(A, None, False, "no hello", 100.2), IndirectProbe)) == P.helpers, "others are asked anew"
