@@ -18,7 +18,7 @@ async def test_what_came_in_while_the_loop_stood_still_is_read_before_a_late_ala
     loop.add_reader(ours, lambda: told.append(ours.recv(16).decode()))
     Alarm(loop, loop.time() + LATE_S, lambda: (told.append("alarm"), rung.set()))
     theirs.send(b"heartbeat")
-    time.sleep(4 * LATE_S)  # noqa: ASYNC251: the loop stands still
+    time.sleep(4 * LATE_S)  # noqa: ASYNC251 (the loop stands still)
     async with asyncio.timeout(10):
         await rung.wait()
     loop.remove_reader(ours)
@@ -32,7 +32,7 @@ async def test_a_cancelled_alarm_does_not_ring_whenever_it_is_cancelled() -> Non
     early = Alarm(loop, loop.time() + LATE_S, lambda: told.append("early"))
     early.cancel()
     late = Alarm(loop, loop.time() + LATE_S, lambda: told.append("late"), 10.0)
-    time.sleep(4 * LATE_S)  # noqa: ASYNC251: the loop stands still
+    time.sleep(4 * LATE_S)  # noqa: ASYNC251 (the loop stands still)
     Alarm(loop, loop.time(), later.set)
     async with asyncio.timeout(10):
         await later.wait()  # after the turn in which `late` gave way
