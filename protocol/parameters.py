@@ -79,6 +79,16 @@ class OverlayParameters:
         return 2 * self.delay_max_s
 
     @property
+    def late_max_s(self) -> float:
+        """A node whose own timer comes later than this is not well: half of what an answer may take is gone before it is begun."""
+        return self.delay_max_s / 2
+
+    @property
+    def hello_timeout_s(self) -> float:
+        """Whoever connects has said hello within this, however slow it is, or is no peer."""
+        return self.probe_timeout_s * (1 + self.local_health_max)
+
+    @property
     def trial_max_s(self) -> float:
         """A suspect's trial: no answer to our dial within delay_max_s, then a dial by others, and their word."""
         return self.probe_timeout_s + 2 * self.delay_max_s

@@ -135,10 +135,10 @@ class Connections:
         if not lane.links and lane.dialling is None:
             lane.dialling = self._spawn(self._dial_lane(lane))
 
-    async def dial_fresh(self, local: Peer, peer: Peer) -> Dialled:
-        """A new connection with its hello, whatever connections exist, within probe_timeout_s. Never raises for what the
-        network does. A connection that was made stays in the pool, first in line."""
-        return await self._dial_kept(local, peer.address, peer.id)
+    async def dial_fresh(self, local: Peer, peer: Peer, patience: int = 1) -> Dialled:
+        """A new connection with its hello, whatever connections exist, within probe_timeout_s times `patience`. Never raises for what
+        the network does. A connection that was made stays in the pool, first in line."""
+        return await self._dial_kept(local, peer.address, peer.id, patience)
 
     async def dial_seed(self, local: Peer, address: Address) -> Dialled:
         """As dial_fresh(), whoever lives there; finding ourselves is a failure."""
@@ -199,7 +199,7 @@ class Connections:
         reason, link = "", None
         try:
             async with self._lane_dials:
-                link = await self._dial(lane.local, lane.remote.address, lane.remote.id, "control")
+                link = await self._dial(lane.local, lane.remote.address, lane.remote.id, "control", self.parameters.trial_max_s)
             if link.peer.incarnation != lane.remote.incarnation:
                 reason = f"incarnation {link.peer.incarnation} lives there, not {lane.remote.incarnation}"
         except DialFailed as error:
@@ -243,10 +243,10 @@ class Connections:
 
     # --- dials --------------------------------------------------------------------------------------------------------
 
-    async def _dial_kept(self, local: Peer, address: Address, receiver: NodeId | None) -> Dialled:
+    async def _dial_kept(self, local: Peer, address: Address, receiver: NodeId | None, patience: int = 1) -> Dialled:
         try:
             async with self._fresh_dials:
-                link = await self._dial(local, address, receiver, "control")
+                link = await self._dial(local, address, receiver, "control", self.parameters.probe_timeout_s * patience)
         except DialFailed as error:
             return Dialled(None, error.refused, str(error))
         if link.peer == local:
@@ -255,9 +255,9 @@ class Connections:
         return Dialled(link.peer)
 
     async def _dial_bulk(self, local: Peer, remote: Peer) -> Link:
-        return await self._dial(local, remote.address, remote.id, "bulk")
+        return await self._dial(local, remote.address, remote.id, "bulk", self.parameters.probe_timeout_s)
 
-    async def _dial(self, local: Peer, address: Address, receiver: NodeId | None, channel: Channel) -> Link:
+    async def _dial(self, local: Peer, address: Address, receiver: NodeId | None, channel: Channel, timeout_s: float) -> Link:
         """A link past its hello, or DialFailed."""
 
         def make() -> Link:
@@ -266,7 +266,6 @@ class Connections:
 
         if self._closed:
             raise DialFailed("this process is closing")
-        timeout_s = self.parameters.probe_timeout_s
         try:
             return await dial(make, address, timeout_s)
         except DialFailed as error:
@@ -287,7 +286,7 @@ class Connections:
         return found[0] if found is not None else None
 
     def _link(self, session: Session, *, inbound: bool) -> Link:
-        return Link(session, self, self.parameters.probe_timeout_s, inbound=inbound)
+        return Link(session, self, self.parameters.hello_timeout_s, self.parameters.probe_timeout_s, inbound=inbound)
 
     def _accepted(self) -> Link:
         return self._link(Session.listening(self.cluster, self._resident, self.parameters.control_frame_bytes_max), inbound=True)

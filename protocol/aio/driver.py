@@ -198,8 +198,8 @@ class Driver:
         match effect:
             case Send(peer, message):
                 self._send(peer, message)
-            case Dial(peer):
-                self._spawn(self._dial(peer))
+            case Dial(peer, patience):
+                self._spawn(self._dial(peer, patience))
             case DialSeed(address):
                 self._spawn(self._dial_seed(address))
             case Disconnect(peer):
@@ -251,8 +251,8 @@ class Driver:
 
     # --- what effects start -------------------------------------------------------------------------------------------
 
-    async def _dial(self, peer: Peer) -> None:
-        ended = await self._connections.dial_fresh(self.node.self_peer, peer)
+    async def _dial(self, peer: Peer, patience: int) -> None:
+        ended = await self._connections.dial_fresh(self.node.self_peer, peer, patience)
         self.dispatch(DialEnded(peer, ended.found, ended.refused, ended.reason))
 
     async def _dial_seed(self, address: Address) -> None:

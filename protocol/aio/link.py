@@ -70,6 +70,7 @@ class Link(asyncio.BufferedProtocol):
         session: Session,
         owner: LinkOwner,
         hello_timeout_s: float,
+        close_timeout_s: float,
         *,
         inbound: bool,
     ) -> None:
@@ -80,6 +81,7 @@ class Link(asyncio.BufferedProtocol):
         self.on_writable: Callable[[], None] | None = None
         self._owner = owner
         self._hello_timeout_s = hello_timeout_s
+        self._close_timeout_s = close_timeout_s
         self._loop = asyncio.get_running_loop()
         self._inlet = _inlet(self._loop)
         self._transport: asyncio.Transport | None = None
@@ -188,19 +190,19 @@ class Link(asyncio.BufferedProtocol):
 
     def part(self, last_word: Refusal) -> None:
         """Asks the other side to end the link. What it has under way still arrives, which a close from here would destroy; it has
-        as long as a hello may take."""
+        `close_timeout_s`."""
         self._parting = True
         self._reason = self._reason or last_word.reason
         self.send(last_word)
-        self._set_timer(lambda: self.abort(last_word.reason))
+        self._set_timer(self._close_timeout_s, lambda: self.abort(last_word.reason))
 
     def close(self, reason: str) -> None:
-        """Ends the link when what was written has left; after as long as a hello may take, at once."""
+        """Ends the link when what was written has left; after `close_timeout_s`, at once."""
         self._reason = self._reason or reason
         if self._transport is None or self._transport.is_closing():
             return
         self._transport.close()
-        self._set_timer(self._transport.abort)
+        self._set_timer(self._close_timeout_s, self._transport.abort)
 
     def abort(self, reason: str) -> None:
         """Ends the link now; what was not sent is lost."""
@@ -228,7 +230,7 @@ class Link(asyncio.BufferedProtocol):
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
         # On both sides, or small messages wait 40 ms for the other side's delayed acknowledgement.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._set_timer(lambda: self.abort(f"no hello within {self._hello_timeout_s:g} s"))
+        self._set_timer(self._hello_timeout_s, lambda: self.abort(f"no hello within {self._hello_timeout_s:g} s"))
         self._owner.link_made(self)
         self._flush()
 
@@ -344,10 +346,10 @@ class Link(asyncio.BufferedProtocol):
         if self._writer is not None and not self._writer.done():
             self._writer.set_result(None)
 
-    def _set_timer(self, act: Callable[[], None]) -> None:
+    def _set_timer(self, seconds: float, act: Callable[[], None]) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = Alarm(self._loop, self._loop.time() + self._hello_timeout_s, act, self._hello_timeout_s)
+        self._timer = Alarm(self._loop, self._loop.time() + seconds, act, seconds)
 
     def __str__(self) -> str:
         name = self._transport.get_extra_info("peername") if self._transport is not None else None

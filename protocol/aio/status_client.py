@@ -33,7 +33,7 @@ async def request_stop(address: Address, cluster: str, timeout_s: float) -> dict
 async def _ask(address: Address, cluster: str, timeout_s: float, question: StatusRequest | StopRequest) -> dict[str, Any]:
     def make() -> Link:
         session = Session.dialling(cluster, NOBODY, None, "status", DOCUMENT_BYTES_MAX)
-        return Link(session, _Nobody(), timeout_s, inbound=False)
+        return Link(session, _Nobody(), timeout_s, timeout_s, inbound=False)
 
     link: Link | None = None
     try:

@@ -179,7 +179,10 @@ class Detector:
         said = Notify("peer_suspected", {"peer": peer, "reason": reason})
         if not dialled:
             return [said]
-        return [said, Dial(peer), *(self._ask(self._suspects[peer.id], now) if silent else [])]
+        return [said, self._dial(peer), *(self._ask(self._suspects[peer.id], now) if silent else [])]
+
+    def _dial(self, peer: Peer) -> Effect:
+        return Dial(peer, self.patience)
 
     def _begin_trial(self, identifier: NodeId, now: float) -> None:
         self.deadlines.set(("ask", identifier), now + self._parameters.delay_max_s * self.patience)
@@ -278,8 +281,8 @@ class Detector:
             return [Send(asker, IndirectAnswer(suspect, "silent"))]
         if not self._errands.take(asker, suspect):
             return []
-        self.deadlines.set(("errand", suspect.id), now + 2 * self._parameters.probe_timeout_s)
-        return [Dial(suspect)]
+        self.deadlines.set(("errand", suspect.id), now + 2 * self._parameters.probe_timeout_s * self.patience)
+        return [self._dial(suspect)]
 
     def _errand_ends(self, suspect: Peer, found: Peer | None, refused: bool, now: float) -> list[Effect]:
         askers = self._errands.done(suspect)
@@ -301,8 +304,8 @@ class Detector:
         if by.id == self._me.id or by.id in self._refuting or len(self._refuting) >= self._parameters.helpers**2:
             return []
         self._refuting.add(by.id)
-        self.deadlines.set(("refute", by.id), now + 2 * self._parameters.probe_timeout_s)
-        return [Dial(by)]
+        self.deadlines.set(("refute", by.id), now + 2 * self._parameters.probe_timeout_s * self.patience)
+        return [self._dial(by)]
 
     # --- verdicts -----------------------------------------------------------------------------------------------------
 
@@ -377,7 +380,7 @@ class Detector:
                 case "trial" if identifier in self._suspects:
                     effects += self._trial_ends(self._suspects[identifier], now)
                 case "redial" if (dead := self._dead.get(identifier)) is not None:
-                    effects.append(Dial(dead))
+                    effects.append(self._dial(dead))
                     self.deadlines.set((kind, identifier), now + self._dead.next_wait_s(identifier))
                 case "errand":
                     self._errands.drop(identifier)
@@ -429,7 +432,7 @@ class Detector:
             for kind in ("ask", "trial"):
                 if (when := self.deadlines.when((kind, identifier))) is not None:
                     self.deadlines.set((kind, identifier), max(when, now) + late_s)
-        return [Dial(suspicion.peer) for suspicion in self._suspects.values()] if anew else []
+        return [self._dial(suspicion.peer) for suspicion in self._suspects.values()] if anew else []
 
     def check_invariants(self) -> None:
         both = [i for i in self._lives.keys() & self._dead.ids() if not self._newer_than_dead(i)]

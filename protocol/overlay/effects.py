@@ -25,9 +25,11 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """A fresh connection with its hello, whatever connections exist: is this process there? Ends in DialEnded."""
+    """A fresh connection with its hello, whatever connections exist: is this process there? Ends in DialEnded, within probe_timeout_s
+    times `patience`: both ends, and the hello's way, wait for our own loop."""
 
     peer: Peer
+    patience: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ class OverlayNode:
         """
         if self._left:
             return []
-        if self._due is not None and now - self._due > self._parameters.delay_max_s:
+        if self._due is not None and now - self._due > self._parameters.late_max_s:
             self._owed = self._settle(self._wake(now - self._due, now), now)
         self._handled_at = now
         effects = self._settle(self._events[type(event)](event, now), now)

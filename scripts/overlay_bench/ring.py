@@ -359,11 +359,15 @@ class Ring:
         back = [node for node in self.victims if node.id != self._tree]
         woken_s = self._processes[0].signal(signal.SIGCONT)
         found_s: float | None = None
-        while time.monotonic() < woken_s + BACK_WITHIN_S and (found_s is None or not self.quits):
-            asker = self._rng.choice(self.survivors)
-            look_ups = await self._look_ups([(asker, node.id) for node in back])
-            deliverers = [one.deliveries[0].by if one.deliveries else None for one in look_ups]
-            if found_s is None and deliverers == [node.id for node in back]:
-                found_s = time.monotonic() - woken_s
+        missing = list(back)
+        while time.monotonic() < woken_s + BACK_WITHIN_S and (missing or not self.quits):
+            if missing:
+                [look_up] = await self._look_ups([(self._rng.choice(self.survivors), missing[0].id)])
+                if look_up.deliveries and look_up.deliveries[0].by == missing[0].id:
+                    missing.pop(0)
+                    found_s = time.monotonic() - woken_s
+                    continue
             await asyncio.sleep(LOOK_EVERY_S)
+            await self._drain(self._processes)
+        found_s = None if missing else found_s or 0.0
         return {"back_s": round(found_s, 3) if found_s is not None else None, "old_root_quit": bool(self.quits)}

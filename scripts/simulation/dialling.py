@@ -1,7 +1,7 @@
 """Dials: how a connection comes to be, or why it does not.
 
 Nobody listens: refused, after one round trip. A host that is gone, or paths that are cut, answer nothing: the dial fails when
-probe_timeout_s is over. A paused process accepts, for its kernel does, and says no hello until it goes on. A later life at the same
+its time is over. A paused process accepts, for its kernel does, and says no hello until it goes on. A later life at the same
 address says its own hello; another node there refuses.
 """
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from protocol.identifiers import Address, Peer
 from protocol.overlay import events as ev
+from protocol.parameters import OverlayParameters
 
 if TYPE_CHECKING:
     from scripts.simulation.cluster import Process
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 class Attempt:
     """One dial. peer: whom; None where anybody at the address will do (a seed)."""
 
-    __slots__ = ("address", "began", "delay_s", "done", "index", "link", "name", "peer", "source")
+    __slots__ = ("address", "delay_s", "done", "index", "link", "name", "peer", "source", "until")
 
-    def __init__(self, source: Process, address: Address, peer: Peer | None, link: Link | None, began: float) -> None:
+    def __init__(self, source: Process, address: Address, peer: Peer | None, link: Link | None, until: float) -> None:
         self.source = source
         self.address = address
         self.peer = peer
         self.link = link
-        self.began = began
+        self.until = until
         self.delay_s = 0.0
         self.done = False
         self.index = source.index
@@ -38,18 +39,19 @@ class Attempt:
 class Dialling:
     """All dials of one network."""
 
-    def __init__(self, network: Network, timeout_s: float, rng: Random) -> None:
+    def __init__(self, network: Network, parameters: OverlayParameters, rng: Random) -> None:
         self.count = 0
         self._network = network
         self._clock = network.clock
-        self._timeout_s = timeout_s
+        self._parameters = parameters
         self._rng = rng
 
-    def begin(self, source: Process, address: Address, peer: Peer | None = None, link: Link | None = None) -> None:
+    def begin(self, source: Process, address: Address, peer: Peer | None = None, link: Link | None = None, patience: int = 1) -> None:
         """To `peer`, or to whoever is at the address; for messages that wait for `link`, or for the hello alone."""
         self.count += 1
         network = self._network
-        attempt = Attempt(source, address, peer, link, self._clock.now)
+        timeout_s = self._parameters.probe_timeout_s * patience if link is None else self._parameters.trial_max_s
+        attempt = Attempt(source, address, peer, link, self._clock.now + timeout_s)
         target = network.at.get(address)
         attempt.delay_s = network.terrain.delay(source, target) if target is not None else network.terrain.mean_s
         if target is not None and self._unheard(source, target):
@@ -67,7 +69,7 @@ class Dialling:
         return target.host_gone or self._network.blocked(source, target) or self._network.blocked(target, source)
 
     def _give_up_later(self, attempt: Attempt) -> None:
-        self._clock.at(attempt.began + self._timeout_s, self._failed, attempt, "no hello in time")
+        self._clock.at(max(attempt.until, self._clock.now), self._failed, attempt, "no hello in time")
 
     def accept(self, attempt: Attempt, _: Any) -> None:
         """The dialler's hello is there: the connection stands, and each side may send."""

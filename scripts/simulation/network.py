@@ -88,7 +88,7 @@ class Network:
         self.stall_s = (0.0, 0.0)
         self.sent: dict[type, int] = {}
         """Messages by type; what is routed by the type of its body."""
-        self.dialling = Dialling(self, parameters.probe_timeout_s, rng)
+        self.dialling = Dialling(self, parameters, rng)
         self._rng = rng
         self._random = rng.random
         self._parameters = parameters
@@ -159,7 +159,7 @@ class Network:
         link.open = link.state == "open"
 
     def dial(self, source: Process, effect: fx.Dial) -> None:
-        self.dialling.begin(source, effect.peer.address, effect.peer)
+        self.dialling.begin(source, effect.peer.address, effect.peer, patience=effect.patience)
 
     def dial_seed(self, source: Process, effect: fx.DialSeed) -> None:
         self.dialling.begin(source, effect.address)

@@ -47,7 +47,7 @@ async def test_a_dial_cancelled_as_it_connects_ends_its_link(start: Callable[...
 
     def make() -> Link:
         session = Session.dialling("c", me, b.peer.id, "control", OverlayParameters().control_frame_bytes_max)
-        links.append(AtTheWorstMoment(session, owner, 5.0, inbound=False))
+        links.append(AtTheWorstMoment(session, owner, 5.0, 5.0, inbound=False))
         links[0].dialler = dialler
         return links[0]
 
