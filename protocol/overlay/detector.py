@@ -11,6 +11,8 @@ verdict needs evidence: a host that refuses a fresh dial, or silence that severa
    asked to dial it: those nearest to it on the ring, who will want to know themselves, and whose ids say nothing of where they are. One
    that gets a hello clears it; when our dial and all of theirs have ended in silence, it is dead, at the latest after `trial_max_s`.
    Who answers others time and again, and never us, is dead to us: we cannot route through it.
+   Where most helpers give no word at all, it is we who are not heard (Lifeguard's missing nack): the trial begins anew, once, with more
+   patience and other helpers.
    A helper that gets no answer from a peer of its own has a suspect of its own; its dial counts, and so does that of others shortly
    before: a hang is known to all of its neighbours in the time of one trial.
 6. Refutation (SWIM 4.2; Lifeguard's buddy system). The helper tells the suspect who doubts it, and the suspect dials the doubter.
@@ -238,6 +240,7 @@ class Detector:
         suspicion.was_asked = True
         self.deadlines.drop(("ask", suspect))
         others = {peer.id: peer for peer in self._acquaintances() if peer.id != suspect and peer.id not in self._suspects}
+        others = {identifier: peer for identifier, peer in others.items() if identifier not in suspicion.deaf} or others
         chosen = nsmallest(self._parameters.helpers, others.values(), key=lambda peer: rank(suspect, peer.id))
         suspicion.asked = {peer.id for peer in chosen}
         return [*(Send(peer, IndirectProbe(suspicion.peer)) for peer in chosen), *self._judge(suspicion, now)]
@@ -392,6 +395,11 @@ class Detector:
 
     def _trial_ends(self, suspicion: Suspicion, now: float) -> list[Effect]:
         """Time is up. Where nobody at all was heard, that says something about us; else the helpers are gone, too."""
+        if len(suspicion.asked) > len(suspicion.agreeing) and not suspicion.deaf:
+            self._ail(now)
+            again = self._suspects[suspicion.peer.id] = Suspicion(suspicion.peer, suspicion.reason, deaf=frozenset(suspicion.asked))
+            self._begin_trial(again.peer.id, now)
+            return [self._dial(again.peer), *self._ask(again, now)]
         if suspicion.asked:
             if self._anyone_at < now - self._parameters.probe_timeout_s:
                 self._ail(now)

@@ -26,6 +26,8 @@ class Suspicion:
     """Helpers whose word is awaited."""
     agreeing: list[str] = field(default_factory=list)
     refused_helper: bool = False
+    deaf: frozenset[NodeId] = frozenset()
+    """Helpers of a first trial, which gave no word; empty in that."""
     extensions: int = 0
 
 

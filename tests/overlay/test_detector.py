@@ -56,13 +56,29 @@ def test_rules_2_and_4_a_killed_process_is_known_after_one_refused_dial() -> Non
 
 
 def test_rules_3_to_5_a_hang_is_dead_within_silence_and_a_trial() -> None:
-    """SIGSTOP: no reset, no refusal, our dial ends in silence, and no helper says anything. The trial has a deadline of its own (P8)."""
+    """SIGSTOP: no reset, no refusal, our dial ends in silence, and most helpers meet the same. The trial has a deadline of its own (P8)."""
     judge, dial_ends_at = watching(A, friends=FRIENDS), P.silence_max_s + P.probe_timeout_s
     seen = run_timers(judge, dial_ends_at)
     assert next(when for when, effect in seen if effect == fx.Dial(A)) == pytest.approx(P.silence_max_s)
     assert not deaths((dial_ends_at, effect) for effect in judge.dial_ended(A, None, False, "no hello", dial_ends_at))
+    asked = [to for to, _ in sent((effect for _, effect in seen), IndirectProbe)]
+    for helper in asked[:2]:
+        assert not judge.indirect_answer(helper, IndirectAnswer(A, "silent"), dial_ends_at + 0.1)
     seen += run_timers(judge, P.silence_max_s + P.trial_max_s)
     assert [when for when, _ in deaths(seen)] == [pytest.approx(P.silence_max_s + P.trial_max_s)]
+
+
+def test_rule_5_where_most_helpers_give_no_word_the_trial_begins_anew_once() -> None:
+    """A machine so busy that neither our dial nor anybody's answer comes through in time: 500 nodes in four processes buried each other."""
+    judge = watching(A, friends=FRIENDS)
+    judge.suspect(A, "no acknowledgement", 1.0, silent=True)
+    judge.dial_ended(A, None, False, "no hello", 1.0 + P.probe_timeout_s)
+    [(again, dialled)] = [(when, effect) for when, effect in run_timers(judge, 1.0 + P.trial_max_s) if isinstance(effect, fx.Dial)]
+    assert again == pytest.approx(1.0 + P.trial_max_s)
+    assert dialled == fx.Dial(A, patience=2), "with more time than before"
+    assert judge.is_suspect(A.id)
+    judge.dial_ended(A, None, False, "no hello", again + 2 * P.probe_timeout_s)
+    assert [when for when, _ in deaths(run_timers(judge, 60.0))] == [pytest.approx(again + 2 * P.trial_max_s)], "but it has an end"
 
 
 def test_rule_3_nobody_else_is_suspected_for_silence() -> None:
@@ -313,7 +329,7 @@ def test_a_verdict_needs_a_failed_dial_a_goodbye_a_later_life_or_the_word_of_oth
                 found = judge.forgive(1.5 * helper, now)
         seen += [(now, effect) for effect in found]
         judge.check_invariants()
-    seen += run_timers(judge, now + P.trial_max_s * (1 + 2 * P.local_health_max))
+    seen += run_timers(judge, now + P.trial_max_s * (2 + 3 * P.local_health_max))
     assert not any(judge.is_suspect(other.id) for other in others if other not in (A, B)), "a trial has an end"
     reasons = ("refused", "silent", "no end of the dial", "left in order", "restarted as", "never us", "an earlier life")
     assert all(any(reason in gone.reason for reason in reasons) for _, gone in deaths(seen))
@@ -324,9 +340,11 @@ def test_a_trial_and_a_silence_that_end_in_the_same_moment() -> None:
     judge = watching(A, friends=FRIENDS)
     judge.suspect(A, "reset", 0.0)
     assert sent(judge.dial_ended(A, None, False, "no hello", 0.1), IndirectProbe), "helpers, who will be silent"
-    assert len(of(fx.PeerDied, judge.on_timer(P.silence_max_s + P.trial_max_s))) == 1
-    judge.heard(A, 2.0)
-    assert not run_timers(judge, 60.0), "no deadline is left behind for one that nobody watches"
+    assert not of(fx.PeerDied, judge.on_timer(P.silence_max_s + P.trial_max_s)), "a second trial"
+    judge.dial_ended(A, None, False, "no hello", 3.0)
+    assert len(of(fx.PeerDied, judge.on_timer(20.0))) == 1
+    judge.heard(A, 20.0)
+    assert not run_timers(judge, 90.0), "no deadline is left behind for one that nobody watches"
 
 
 def test_lives_are_bounded_and_the_watched_are_kept() -> None:

@@ -69,15 +69,19 @@ def test_rule_7_helpers_that_are_silent_at_the_end_make_us_doubt_ourselves() -> 
     """Not even a nack: it may be our own link. The suspect is dead all the same, at the end of its time."""
     judge, asked = on_trial(A)
     assert not of(fx.PeerDied, judge.dial_ended(A, None, False, "no hello", 1.0 + P.probe_timeout_s))
-    seen = run_timers(judge, 1.0 + P.trial_max_s)
-    assert f"no word from {len(asked)} helpers" in deaths(seen)[0][1].reason
+    assert not deaths(run_timers(judge, 1.0 + P.trial_max_s))
     assert judge.health == 1
+    judge.dial_ended(A, None, False, "no hello", 3.0)
+    others = len(FRIENDS) - len(asked)
+    assert f"no word from {others} helpers" in deaths(run_timers(judge, 60.0))[0][1].reason, "those that had not been asked"
 
 
 def test_rule_7_helpers_are_not_missed_by_who_hears_others() -> None:
     """Their words are late, those of another are not: it is not our link."""
-    judge, _ = on_trial(A)
+    judge, asked = on_trial(A)
     judge.dial_ended(A, None, False, "no hello", 1.0 + P.probe_timeout_s)
+    for helper in asked[:2]:
+        judge.indirect_answer(helper, IndirectAnswer(A, "silent"), 1.0 + P.probe_timeout_s)
     judge.heard(B, 1.0 + P.trial_max_s - P.probe_timeout_s)
     assert deaths(run_timers(judge, 1.0 + P.trial_max_s))
     assert judge.health == 0
@@ -166,8 +170,10 @@ def test_rule_7_each_point_adds_silence_and_trial_to_themselves_once_more() -> N
         judge.deadlines.drop(("health", ME.id))
         suspected_at = (1 + health) * P.silence_max_s
         seen = run_timers(judge, suspected_at + P.probe_timeout_s)
-        assert next(when for when, effect in seen if effect == fx.Dial(A)) == pytest.approx(suspected_at)
+        assert next(when for when, effect in seen if effect == fx.Dial(A, 1 + health)) == pytest.approx(suspected_at)
         assert not of(fx.PeerDied, judge.dial_ended(A, None, False, "no hello", suspected_at + P.probe_timeout_s))
+        for helper in [to for to, _ in sent((effect for _, effect in seen), IndirectProbe)][:2]:
+            judge.indirect_answer(helper, IndirectAnswer(A, "silent"), suspected_at + P.probe_timeout_s)
         [(when, _)] = deaths(run_timers(judge, 60.0))
         assert when == pytest.approx((1 + health) * (P.silence_max_s + P.trial_max_s))
 
@@ -273,7 +279,7 @@ def test_rule_10_a_node_that_slept_forgives_and_dials_anew() -> None:
     judge = watching(A, B)
     judge.suspect(A, "reset", 0.1)
     woke = 100.0
-    assert judge.forgive(woke - 0.1, woke) == [fx.Dial(A)]
+    assert judge.forgive(woke - 0.1, woke) == [fx.Dial(A, patience=2)]
     assert judge.health == 1
     assert not of(fx.PeerDied, judge.on_timer(woke)), "the old trial's deadline is over, but it was our fault"
     assert not judge.is_suspect(B.id)

@@ -79,8 +79,10 @@ def test_silence_makes_a_suspect_which_stays_a_member() -> None:
 
 def test_a_suspect_is_declared_failed_after_a_while() -> None:
     """If it has not been found alive by the end of a period, the suspect is declared faulty (SWIM 4.2)."""
-    node, _, _ = suspecting()
+    node, helpers, _ = suspecting()
     silent_dial(node)
+    for helper in helpers[:2]:
+        answer(node, helper, "silent")
     died = when_dead(node.until(3.0, hearing=OTHERS))
     assert died is not None
     assert died <= P.trial_max_s + 0.001
@@ -152,7 +154,7 @@ def test_bad_local_health_multiplies_the_timeouts() -> None:
         node.until(0.5, hearing=[SUSPECT, *OTHERS])
         quiet_since = node.now
         seen = node.until(quiet_since + 6.0, hearing=OTHERS)
-        suspicion = next(when for when, effect in seen if fx.Dial(peer(SUSPECT)) == effect)
+        suspicion = next(when for when, effect in seen if fx.Dial(peer(SUSPECT), times) == effect)
         assert suspicion - quiet_since == pytest.approx(times * P.silence_max_s, abs=P.heartbeat_interval_s)
 
 
@@ -185,8 +187,8 @@ def test_independent_confirmations_shorten_a_suspicion() -> None:
         if node is confirmed[0]:
             effects = [effect for helper in helpers for effect in answer(node, helper, "silent")]
             assert node_id(SUSPECT) in node.dead(effects), "all have met the same silence"
-    died = when_dead(alone[0].until(3.0, hearing=OTHERS))
-    assert died == pytest.approx(P.trial_max_s)
+    died = when_dead(alone[0].until(6.0, hearing=OTHERS))
+    assert died is None or died > P.trial_max_s
 
 
 def test_a_suspect_is_told_first_so_that_it_can_refute() -> None:
