@@ -6,7 +6,8 @@ Awake: not stopped, and no further behind with what has reached it than delay_ma
 node with more to do than it has time for hangs, as far as anybody else can see.
 
 Lost: its sender lives at the end, and it was never delivered. Of these, `excused`: the last node that is known to have had it died or left
-with it. A message that arrives more than once is a duplicate.
+with it; `said`: who had it gave it up after hold_max_s and told so (a node that is cut off from the ring, say). The others are mistakes. A
+message that arrives more than once is a duplicate.
 
 A false death: a node declares a peer dead that lives, has been awake, and has been reached by the judge without a break for the
 last window_s, which is longer than a suspicion and its trial.
@@ -91,6 +92,8 @@ class Routing:
         self.delay_s = self.direct_s = 0.0
         """Of the workload: what the ways took, and would have taken straight."""
         self.underway: dict[int, Underway] = {}
+        self.dropped: set[NodeId] = set()
+        """The keys of messages that some node told to have dropped."""
         self._seen = bytearray()
         self._cluster = cluster
         self._grace_s = grace_s(cluster.parameters)
@@ -141,25 +144,31 @@ class Routing:
         self.wrong_excused += should is not None
         return should
 
-    def lost(self) -> tuple[Mistakes, int]:
-        """What will not be delivered any more, but for what its sender took with it; and how many of these died with their holder."""
-        lost, excused = Mistakes(), 0
+    def lost(self) -> tuple[Mistakes, int, int]:
+        """What will not be delivered any more, but for what its sender took with it: in silence, with the holder, and said to be dropped."""
+        lost, excused, said = Mistakes(), 0, 0
         for number, message in self.underway.items():
             if not message.sender.alive:
+                continue
+            if not message.holder.alive:
+                excused += 1
+                continue
+            if message.key in self.dropped:
+                said += 1
                 continue
             lost.add(
                 f"message {number} of {message.sender} for {message.key}, routed at {message.began:.4f}, last with {message.holder.name}",
                 message.sender,
                 message.holder,
             )
-            excused += not message.holder.alive
-        return lost, excused
+        return lost, excused, said
 
 
 class Deaths:
     """Judges the verdicts of the failure detectors, and counts all facts."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, routing: Routing | None = None) -> None:
+        self._routing = routing
         self.false = Mistakes()
         self.false_excused = 0
         """Of living peers that had slept, restarted, or been cut off shortly before."""
@@ -170,6 +179,8 @@ class Deaths:
 
     def _on_fact(self, judge: Process, effect: fx.Notify) -> None:
         self.facts[effect.fact] = self.facts.get(effect.fact, 0) + 1
+        if effect.fact == "route_dropped" and self._routing is not None:
+            self._routing.dropped.add(effect.details["key"])
         peer = effect.details.get("peer")
         if effect.fact != "peer_died" or not isinstance(peer, Peer):
             return

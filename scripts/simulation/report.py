@@ -7,7 +7,7 @@ from typing import Any
 
 Figures = dict[str, Any]
 SUMS = (
-    "nodes", "routed", "delivered", "wrong_roots", "wrong_roots_excused", "lost", "lost_with_holder", "duplicates",
+    "nodes", "routed", "delivered", "wrong_roots", "wrong_roots_excused", "lost", "lost_with_holder", "lost_and_said", "duplicates",
     "false_deaths", "false_deaths_excused", "events",
 )  # fmt: skip
 MEANS = ("hops_mean", "stretch", "control_msgs_per_s_per_node", "tree_msgs_per_s_per_node", "routing_msgs_per_s_per_node")
@@ -35,7 +35,7 @@ def text(result: Figures) -> str:
         f"built in {result['built_s']:.1f} virtual seconds, {result['build_wall_s']:.1f} s of ours; the rest took {wall:.1f} s; "
         f"{result['events']:,} events; {result['live']} nodes at the end",
         f"routed {result['routed']:,}: wrong roots {result['wrong_roots']} (excused {result['wrong_roots_excused']}), "
-        f"lost {result['lost']} ({result['lost_with_holder']} with their holder), duplicates {result['duplicates']}",
+        f"lost {result['lost']} ({result['lost_with_holder']} with their holder, {result['lost_and_said']} dropped and said to be), duplicates {result['duplicates']}",
         f"hops {result['hops_mean']} (max {result['hops_max']}), delay stretch {result['stretch']}",
         f"after the last fault: look-ups right in {after('lookups_right_after_s')}, trees in {after('trees_complete_after_s')}, "
         f"leaf sets in {after('ring_right_after_s')}",

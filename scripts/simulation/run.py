@@ -82,6 +82,7 @@ class Result:
     delivered: int = 0
     duplicates: int = 0
     lost_with_holder: int = 0
+    lost_and_said: int = 0
     wrong_roots_excused: int = 0
     false_deaths_excused: int = 0
     hops_max: int | None = None
@@ -126,7 +127,7 @@ class Run:
         )
         rng = self.cluster.rng
         self.routing = Routing(self.cluster)
-        self.deaths = Deaths(self.cluster)
+        self.deaths = Deaths(self.cluster, self.routing)
         self.population = Population(self.cluster, Random(rng.getrandbits(64)), members=options.tree)
         self.injector = Injector(self.cluster, self.population, self.faults, Random(rng.getrandbits(64)))
         self.workload = Workload(self.cluster, self.routing, Random(rng.getrandbits(64)))
@@ -229,17 +230,17 @@ class Run:
     def _drain(self) -> None:
         """A message may wait for verdicts and neighbours as long as the parameters say; what is not there then is lost."""
         waiting = self.parameters.hold_max_s + self.parameters.trial_max_s
-        self.cluster.clock.run_until(lambda: not self.routing.lost()[0].count, waiting, 0.25)
+        self.cluster.clock.run_until(lambda: not any((self.routing.lost()[0].count, *self.routing.lost()[1:])), waiting, 0.25)
 
     # --- the result ---------------------------------------------------------------------------------------------------
 
     def _sum_up(self, wall_s: float) -> None:
         result, routing, deaths = self.result, self.routing, self.deaths
-        lost, excused = routing.lost()
+        lost, excused, said = routing.lost()
         count = sum(routing.hops.values())
         result.routed, result.delivered, result.duplicates = routing.routed, routing.delivered, routing.duplicates
         result.wrong_roots, result.wrong_roots_excused = routing.wrong.count, routing.wrong_excused
-        result.lost, result.lost_with_holder = lost.count, excused
+        result.lost, result.lost_with_holder, result.lost_and_said = lost.count + excused + said, excused, said
         result.false_deaths, result.false_deaths_excused = deaths.false.count, deaths.false_excused
         if count:
             result.hops_mean = round(sum(hops * of for hops, of in routing.hops.items()) / count, 4)
@@ -251,16 +252,15 @@ class Run:
         result.struck, result.facts = dict(sorted(self.injector.struck.items())), dict(sorted(deaths.facts.items()))
         result.remarks = deaths.false.words
         self._blame("wrong roots", routing.wrong)
-        if lost.count > excused:
-            self._blame("messages lost whose last holder lives", lost, lost.count - excused)
+        self._blame("messages lost in silence", lost)
         if result.failures:
             names = list(dict.fromkeys(self._names))[: 2 * STORY_NODES]
             result.story = self.cluster.story(*names) if names else ""
         result.wall_s = round(wall_s, 2)
 
-    def _blame(self, what: str, mistakes: Mistakes, count: int | None = None) -> None:
+    def _blame(self, what: str, mistakes: Mistakes) -> None:
         if mistakes.count:
-            self.result.failures += [f"{mistakes.count if count is None else count} {what}", *mistakes.words]
+            self.result.failures += [f"{mistakes.count} {what}", *mistakes.words]
             self._names += mistakes.names[:STORY_NODES]
 
 

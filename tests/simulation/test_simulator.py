@@ -168,19 +168,22 @@ def test_a_delivery_in_a_partition_is_excused_until_the_grace_is_over() -> None:
     assert (routing.wrong.count, routing.wrong_excused) == (1, 1)
 
 
-def test_what_is_never_delivered_is_lost_and_excused_only_with_its_holder() -> None:
+def test_what_is_never_delivered_is_lost_and_excused_only_with_its_holder_or_where_that_was_said() -> None:
     cluster, _ = ring()
     routing = Routing(cluster)
+    Deaths(cluster, routing)
     holder, far = two(cluster)
     cluster.pause(holder)
     routing.route(cluster.processes["n5"], holder.peer.id)
     cluster.clock.run(0.1)
-    lost, excused = routing.lost()
-    assert (lost.count, excused) == (1, 0)
+    lost, excused, said = routing.lost()
+    assert (lost.count, excused, said) == (1, 0, 0)
     assert routing.underway[0].holder is not holder, "a paused node has read nothing"
+    cluster.on_fact(far, fx.Notify("route_dropped", {"key": holder.peer.id, "reason": "it waited"}))
+    assert routing.lost()[2] == 1
     routing.underway[0].holder = far
     cluster.kill(far)
-    assert routing.lost()[1] == 1
+    assert routing.lost()[1:] == (1, 0)
 
 
 def test_a_false_death_is_found_and_a_true_one_is_none() -> None:
