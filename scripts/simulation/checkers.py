@@ -145,7 +145,7 @@ class Routing:
         return should
 
     def lost(self) -> tuple[Mistakes, int, int]:
-        """What will not be delivered any more, but for what its sender took with it: in silence, with the holder, and said to be dropped."""
+        """What will not be delivered any more, but for what its sender took with it: in silence, with its holder, said to be dropped."""
         lost, excused, said = Mistakes(), 0, 0
         for number, message in self.underway.items():
             if not message.sender.alive:

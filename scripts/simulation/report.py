@@ -35,7 +35,8 @@ def text(result: Figures) -> str:
         f"built in {result['built_s']:.1f} virtual seconds, {result['build_wall_s']:.1f} s of ours; the rest took {wall:.1f} s; "
         f"{result['events']:,} events; {result['live']} nodes at the end",
         f"routed {result['routed']:,}: wrong roots {result['wrong_roots']} (excused {result['wrong_roots_excused']}), "
-        f"lost {result['lost']} ({result['lost_with_holder']} with their holder, {result['lost_and_said']} dropped and said to be), duplicates {result['duplicates']}",
+        f"lost {result['lost']} ({result['lost_with_holder']} with their holder, {result['lost_and_said']} said to be dropped), "
+        f"duplicates {result['duplicates']}",
         f"hops {result['hops_mean']} (max {result['hops_max']}), delay stretch {result['stretch']}",
         f"after the last fault: look-ups right in {after('lookups_right_after_s')}, trees in {after('trees_complete_after_s')}, "
         f"leaf sets in {after('ring_right_after_s')}",
