@@ -119,6 +119,16 @@ class OverlayParameters:
         return self.silence_max_s + self.trial_max_s + self.join_timeout_s
 
     @property
+    def upkeep_interval_s(self) -> float:
+        """How often a holder tells of a copy that is not its own to keep, as long as it has it."""
+        return 2 * self.exchange_interval_s
+
+    @property
+    def verdict_max_s(self) -> float:
+        """Within this everyone in a neighbourhood has been heard, or been found dead."""
+        return self.silence_max_s + self.trial_max_s
+
+    @property
     def gather_timeout_s(self) -> float:
         """Who asks its leaf set for holdings answers with what it has after this."""
         return self.delay_max_s

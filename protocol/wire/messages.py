@@ -303,6 +303,31 @@ class HoldingsReply:
     record: RecordSummary | None
 
 
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """Routed with the owner's id as key: `holder` holds this record of an owner that it does not see. Whose is it to keep?"""
+
+    record: RecordSummary
+    holder: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """To a holder that is far from the owner's id: k others hold this version, or a newer one; your copy of it may go."""
+
+    owner: NodeId
+    tree: TreeId
+    version: int
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """To a holder of the sender's record in this tree: the tree is closed, nobody needs it any more."""
+
+    tree: TreeId
+
+
 # --- routing ----------------------------------------------------------------------------------------------------------
 
 
@@ -313,7 +338,7 @@ class Datagram:
     payload: bytes
 
 
-Routable = JoinRequest | LookUp | Datagram
+Routable = JoinRequest | LookUp | Stray | Datagram
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,6 +468,9 @@ TABLE = (
     Row(51, LookUpReply, "closest node", "asker"),
     Row(52, HoldingsQuery, "closest node", "its leaf set", HoldingsReply),
     Row(53, HoldingsReply, "leaf-set member", "closest node"),
+    Row(54, Stray, "holder", "closest node, inside Route", Release),
+    Row(55, Release, "owner or closest node", "holder"),
+    Row(56, Withdrawn, "owner", "holder"),
     Row(60, BulkPush, "owner", "holder or manager", BulkAccept),
     Row(61, BulkFetch, "whoever needs a record", "holder", BulkAccept),
     Row(62, BulkAccept, "receiver of push or fetch", "the other"),
@@ -457,7 +485,7 @@ Message = (
     Hello | Refusal | NotUnderstood | Heartbeat | JoinReply | LeafProbe | LeafProbeReply | Ping | Pong | Measured | RowRequest | RowReply
     | IndirectProbe | IndirectAnswer | Suspected | Goodbye | Superseded | Route | RouteAck
     | TreeJoin | TreeWelcome | TreeRefusal | TreeRedirect | TreeLeave | Alive | TreePulse | Multicast
-    | LookUpReply | HoldingsQuery | HoldingsReply
+    | LookUpReply | HoldingsQuery | HoldingsReply | Release | Withdrawn
     | BulkPush | BulkFetch | BulkAccept | BulkRefuse | BulkStored | StatusRequest | StatusReply | StopRequest
 )  # fmt: skip
 """What a frame may hold at its top: every row but the bodies that travel inside Route and Multicast."""

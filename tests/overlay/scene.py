@@ -189,11 +189,13 @@ class Pool:
         return m.Holding(self.peer(), self.summary())
 
     def routable(self) -> m.Routable:
-        kind = self.rng.randrange(3)
+        kind = self.rng.randrange(4)
         if kind == 0:
             return m.JoinRequest(self.peer(), self.several(self.peer))
         if kind == 1:
             return m.LookUp(self.small(), self.identifier(), self.tree(), self.peer())
+        if kind == 2:
+            return m.Stray(self.summary(), self.peer())
         return m.Datagram(b"x")
 
     def message(self) -> m.Message:
@@ -237,6 +239,8 @@ class Pool:
             lambda: m.LookUpReply(self.small(), self.several(self.holding, 30)),
             lambda: m.HoldingsQuery(self.number(), self.identifier(), self.tree()),
             lambda: m.HoldingsReply(self.small(), self.summary() if self.rng.random() < 0.7 else None),
+            lambda: m.Release(self.identifier(), self.tree(), self.number(), self.number()),
+            lambda: m.Withdrawn(self.tree()),
             lambda: m.BulkFetch(self.identifier(), self.tree(), 1),
             lambda: m.StatusRequest(),
         )

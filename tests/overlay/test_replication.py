@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from protocol.identifiers import Peer
+from protocol.identifiers import NodeId, Peer
 from protocol.overlay import effects as fx
-from protocol.overlay.replication import LOOK_UPS_MAX, Replication
+from protocol.overlay.leaf_set import LeafSet
+from protocol.overlay.replication import Replication
+from protocol.overlay.retrieval import LOOK_UPS_MAX
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import HoldingsQuery, HoldingsReply, LookUp, LookUpReply
 from protocol.wire.values import Holding, RecordSummary
@@ -21,12 +23,26 @@ OWNER, ASKER = peer(0x55), peer(0x20)
 
 
 class Node:
-    """A Replication under test; `neighbours` is Pastry's word."""
+    """A Replication under test, and its leaf set."""
 
     def __init__(self, *neighbours: Peer, parameters: OverlayParameters = P) -> None:
-        self.neighbours = list(neighbours)
-        self.machine = Replication(ME, parameters, lambda: self.neighbours)
+        self.leaf_set = LeafSet(ME.id, parameters.side)
+        self.suspects: set[NodeId] = set()
+        self.active = True
+        self.machine = Replication(ME, parameters, self.leaf_set, self.suspects.__contains__, lambda: self.active)
         self.transfers: dict[Peer, int] = {}
+        self.neighbours = list(neighbours)
+
+    @property
+    def neighbours(self) -> list[Peer]:
+        return self.leaf_set.alternating()
+
+    @neighbours.setter
+    def neighbours(self, peers: list[Peer]) -> None:
+        for gone in list(self.leaf_set):
+            self.leaf_set.remove(gone.id)
+        for one in peers:
+            self.leaf_set.insert(one)
 
     def replicate(self, version: int, now: float = 0.0) -> list[fx.Effect]:
         return self.note(self.machine.replicate(record(ME, version), now))
@@ -155,7 +171,7 @@ def test_rule_4_a_dead_holder_is_replaced() -> None:
     node.replicate(1)
     for holder in FIVE[:3]:
         node.ends(holder, "stored")
-    node.neighbours.remove(FIVE[1])
+    node.leaf_set.remove(FIVE[1].id)
     assert targets(node.note(node.machine.died(FIVE[1], 1.0))) == [FIVE[3]]
     assert held_by(node) == {FIVE[0].id, FIVE[2].id}
 
@@ -163,10 +179,10 @@ def test_rule_4_a_dead_holder_is_replaced() -> None:
 def test_rule_4_who_dies_under_a_push_is_replaced() -> None:
     node = Node(*FIVE)
     node.replicate(1)
-    node.neighbours.remove(FIVE[0])
+    node.leaf_set.remove(FIVE[0].id)
     effects = node.machine.died(FIVE[0], 1.0)
     assert of(fx.CancelTransfer, effects) == [fx.CancelTransfer(node.transfers[FIVE[0]])]
-    assert targets(effects) == [FIVE[3]]
+    assert targets(effects) == [FIVE[4]], "the right side has its turn"
 
 
 def test_rule_4_a_holder_that_the_ring_has_moved_away_from_does_not_count() -> None:
@@ -190,7 +206,7 @@ def look_up(asker: Peer = ASKER, request: int = 7) -> LookUp:
 
 def test_rule_5_the_closest_node_asks_its_leaf_set_and_answers_newest_first() -> None:
     node = Node(*FIVE[:2])
-    node.machine.record_held(record(OWNER, 2))
+    node.machine.record_held(record(OWNER, 2), 0.0)
     queries = sent(node.machine.look_up_delivered(look_up(), 0.0), HoldingsQuery)
     assert [to for to, _ in queries] == FIVE[:2]
     number = queries[0][1].request
@@ -235,7 +251,7 @@ def test_rule_5_answers_about_another_record_and_from_strangers_do_not_count() -
 def test_rule_5_a_holder_says_what_it_holds() -> None:
     node = Node(*FIVE)
     for version in (1, 3, 2):
-        node.machine.record_held(record(OWNER, version))
+        node.machine.record_held(record(OWNER, version), 0.0)
     query = HoldingsQuery(5, OWNER.id, TREE)
     assert node.machine.query_received(FIVE[0], query) == [fx.Send(FIVE[0], HoldingsReply(5, record(OWNER, 3)))]
 
@@ -299,7 +315,7 @@ def test_rule_6_no_holder_left_is_lost_and_said_with_the_last_reason() -> None:
 def test_rule_6_what_we_hold_ourselves_needs_no_transfer() -> None:
     """A restart with its disk: among equals our own copy is taken; a newer one elsewhere is fetched."""
     node = Node(*FIVE)
-    node.machine.record_held(record(OWNER, 3))
+    node.machine.record_held(record(OWNER, 3), 0.0)
     _, effects = wanting(Holding(FIVE[0], record(OWNER, 3)), node=node)
     assert ended(effects).record == record(OWNER, 3)
     assert not of(fx.Fetch, effects)
@@ -319,7 +335,7 @@ def test_rule_6_a_look_up_that_nobody_answers_is_repeated_and_then_given_up() ->
 
 def test_rule_6_when_no_look_up_is_answered_our_own_copy_is_better_than_nothing() -> None:
     node = Node(*FIVE)
-    node.machine.record_held(record(OWNER, 3))
+    node.machine.record_held(record(OWNER, 3), 0.0)
     node.machine.retrieve(1, OWNER.id, TREE, 0.0)
     assert ended(node.until(60.0)).record == record(OWNER, 3)
 
@@ -350,7 +366,7 @@ def test_rule_6_one_answer_cannot_keep_us_busy_for_ever() -> None:
 
 def test_rule_6_asked_again_under_the_same_number_it_begins_anew_and_ends_once() -> None:
     """A manager looks for its own record when it starts, and again when enough members have come."""
-    node, _ = wanting(Holding(FIVE[0], record(OWNER, 3)))
+    node, _ = wanting(Holding(FIVE[0], record(OWNER, 3)), node=Node(*FIVE, OWNER))
     effects = node.machine.retrieve(1, OWNER.id, TREE, 0.2)
     assert of(fx.CancelTransfer, effects) == [fx.CancelTransfer(1)]
     assert node.machine.fetch_ended(1, record(OWNER, 3), "", 0.3) == []
