@@ -33,6 +33,11 @@ def one_an_address(peers: Iterable[Peer], taken: Address) -> list[Peer]:
     return list(found.values())
 
 
+def is_possible(record: RecordSummary, parameters: OverlayParameters) -> bool:
+    """Is it of a size that a record can have? What peers say of records is not believed before."""
+    return 0 <= record.record_bytes <= parameters.record_bytes_max
+
+
 @dataclass(slots=True)
 class Pushing:
     """A copy on its way. slow: another place is being tried beside it."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from protocol.identifiers import NodeId, Peer, TreeId, rank
 from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import CancelTransfer, Effect, Fetch, RetrievalEnded, RouteBody
-from protocol.overlay.placement import RecordKey
+from protocol.overlay.placement import RecordKey, is_possible
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import LookUp, LookUpReply
 from protocol.wire.values import Holding, RecordSummary
@@ -105,8 +105,7 @@ class Retrievals:
 
     def _is_credible(self, holding: Holding, wanted: Retrieval) -> bool:
         """Is this a copy of what we want, and of a size that can be?"""
-        record = holding.record
-        return record.key == (wanted.owner, wanted.tree) and 0 <= record.record_bytes <= self._parameters.record_bytes_max
+        return holding.record.key == (wanted.owner, wanted.tree) and is_possible(holding.record, self._parameters)
 
     # --- fetched ------------------------------------------------------------------------------------------------------
 

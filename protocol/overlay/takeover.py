@@ -23,7 +23,7 @@ from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import CancelTransfer, Discard, Effect, Fetch, Notify, RouteBody, Send
 from protocol.overlay.leaf_set import LeafSet
-from protocol.overlay.placement import Placements, RecordKey
+from protocol.overlay.placement import Placements, RecordKey, is_possible
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Release, Stray, Withdrawn
 from protocol.wire.values import RecordSummary
@@ -65,7 +65,7 @@ class Takeover:
     def record_held(self, record: RecordSummary, now: float) -> list[Effect]:
         """The store holds this now."""
         known = self.held.get(record.key)
-        if known is not None and known.order > record.order:
+        if not is_possible(record, self._parameters) or (known is not None and known.order > record.order):
             return []
         self.held[record.key] = record
         return self._tend(record, now)
@@ -131,7 +131,7 @@ class Takeover:
     def stray_delivered(self, stray: Stray, now: float) -> list[Effect]:
         """Somebody holds a record, and we are the live node closest to its owner's id, or are the owner."""
         record, key = stray.record, stray.record.key
-        if stray.holder.id == self._me.id or not 0 <= record.record_bytes <= self._parameters.record_bytes_max:
+        if stray.holder.id == self._me.id or not is_possible(record, self._parameters):
             return []
         if record.owner == self._me.id:
             return self._release(stray)
