@@ -121,6 +121,20 @@ def grown(*members: int, routes: dict[int, int | None] = CHAIN, **others: int) -
     return grove
 
 
+def test_a_forwarder_that_becomes_a_member_is_given_the_order_that_it_has_passed_on() -> None:
+    """An agent looks for its own record; meanwhile its neighbour joins through it, and the round is opened."""
+    grove = grown(0x30)
+    grove.order(0x10, 7)
+    grove.run(0.5)
+    assert grove.rounds(0x30) == [7]
+    assert grove.rounds(0x20) == [], "a forwarder is given no orders"
+    grove.join(0x20)
+    assert grove.rounds(0x20) == [7]
+    grove.order(0x10, 8)
+    grove.run(0.5)
+    assert grove.rounds(0x20) == [7, 8]
+
+
 def test_a_newcomer_gets_the_last_one_and_no_gap() -> None:
     """Old rounds are of no use to it."""
     grove = grown(0x30)
