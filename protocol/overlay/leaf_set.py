@@ -27,6 +27,8 @@ class LeafSet:
         """Successors, nearest first."""
         self.left: tuple[Peer, ...] = ()
         """Predecessors, nearest first."""
+        self._alternating: list[Peer] | None = []
+        """Found when it is asked for, and good until the set changes."""
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -83,7 +85,7 @@ class LeafSet:
         if len(around) > 2 * self.side:
             around = around[: self.side] + around[-self.side :]
             self._peers = {peer.id: peer for peer in around}
-        self._around = around
+        self._around, self._alternating = around, None
         self._ways = [clockwise(self.center, peer.id) for peer in around]
 
     def covers(self, key: int) -> bool:
@@ -109,9 +111,11 @@ class LeafSet:
 
     def alternating(self) -> list[Peer]:
         """Every member once, nearest first, right and left in turn: the order in which replicas are placed."""
-        order: list[Peer] = []
-        for index in range(self.side):
-            for side in (self.right, self.left):
-                if index < len(side) and side[index] not in order:
-                    order.append(side[index])
-        return order
+        if self._alternating is None:
+            order: dict[NodeId, Peer] = {}
+            for index in range(self.side):
+                for side in (self.right, self.left):
+                    if index < len(side):
+                        order.setdefault(side[index].id, side[index])
+            self._alternating = list(order.values())
+        return list(self._alternating)

@@ -68,6 +68,11 @@ class Placement:
     def complete(self) -> bool:
         return len(self.holders) >= self.copies
 
+    @property
+    def is_under_way(self) -> bool:
+        """On its way to a quorum."""
+        return bool(self.pushing) and not self.durable
+
     def missing(self) -> int:
         """Copies that neither are there nor under way in good time."""
         return self.copies - len(self.holders) - sum(not push.slow for push in self.pushing.values())
@@ -111,14 +116,17 @@ class Placements:
     def bring(self, record: RecordSummary, now: float, *, adopted: bool = False) -> list[Effect]:
         """Bring this version to its places; one that is older than what is placed stays here."""
         before = self._placed.get(record.key)
-        hurried = False
         if before is not None:
             if before.record.order > record.order:
                 return []
-            hurried = bool(before.pushing) and not before.durable
-            if hurried and before.hurried and before.record.order < record.order:
+            if before.hurried and before.is_under_way and before.record.order < record.order:
                 self._next[record.key] = record
                 return []
+        return self._supersede(record, now, adopted=adopted)
+
+    def _supersede(self, record: RecordSummary, now: float, *, adopted: bool) -> list[Effect]:
+        before = self._placed.get(record.key)
+        hurried = before is not None and before.is_under_way
         effects = self.drop(record.key)
         # We hold what we have adopted, and are one of the k; an owner is none of its k.
         copies = self._parameters.replicas - adopted
@@ -172,11 +180,11 @@ class Placements:
         return max(SLOWER_MAX * placement.fastest_s, self._parameters.delay_max_s)
 
     def _judge(self, placement: Placement, now: float) -> list[Effect]:
-        """Is it durable now? Then a newer version need not wait for it."""
+        """Is it durable now? Then, or where it cannot be, a newer version need not wait for it."""
         present = {peer.id for peer in self._places()}
         needed = min(self._parameters.write_quorum, len(present))
         if placement.durable or not needed or len(placement.holders.keys() & present) < needed:
-            return []
+            return [] if placement.is_under_way else self._go_on(placement.record.key, now)
         placement.durable = True
         said: list[Effect] = [] if placement.adopted else [Durable(placement.record, tuple(placement.holders))]
         return said + self._go_on(placement.record.key, now)
@@ -184,7 +192,7 @@ class Placements:
     def _go_on(self, key: RecordKey, now: float) -> list[Effect]:
         """To the version that waits, where there is one."""
         newer = self._next.pop(key, None)
-        return self.bring(newer, now) if newer is not None else []
+        return self._supersede(newer, now, adopted=self._placed[key].adopted) if newer is not None else []
 
     # --- what becomes of it -------------------------------------------------------------------------------------------
 
