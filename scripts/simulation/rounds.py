@@ -161,8 +161,9 @@ class RoundRun:
 
     def go(self) -> RoundResult:
         began = time.perf_counter()
-        gc.collect()
-        gc.freeze()
+        thresholds = gc.get_threshold()
+        gc.collect()  # what the run before has left
+        gc.disable()  # a build makes millions of objects and no garbage
         try:
             if self._build():
                 self._safety()
@@ -173,6 +174,8 @@ class RoundRun:
             self.result.failures.append(f"at {self.cluster.clock.now:.4f}: {traceback.format_exc()}")
         finally:
             gc.unfreeze()
+            gc.set_threshold(*thresholds)
+            gc.enable()
         self._sum_up(time.perf_counter() - began)
         return self.result
 
@@ -182,6 +185,9 @@ class RoundRun:
         self.population.build(self.options.nodes)
         right = clock.run_until(lambda: self.manager.root.stage == "train", 2 * convergence_max_s(self.parameters), 0.25)
         self.result.built_s = clock.now
+        gc.freeze()
+        gc.set_threshold(100_000, 20, 20)
+        gc.enable()
         if not right:
             self._not_done("the first round is not open")
         return right
@@ -210,7 +216,8 @@ class RoundRun:
         self._next_kill()
 
     def _manager_comes_back(self, _: object, __: object) -> None:
-        self.population.come_back(ROOT, self.faults)
+        if not self.manager.process.alive:
+            self.population.come_back(ROOT, self.faults)
 
     def _liveness(self) -> None:
         """Everything is healed, many die in that instant, all the dead come back, and all rounds must be done in time."""
