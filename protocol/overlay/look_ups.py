@@ -26,6 +26,7 @@ class Gathering:
 
     asker: Peer
     number: int
+    far: bool
     key: RecordKey
     waiting: set[NodeId]
     holdings: dict[NodeId, Holding] = field(default_factory=dict)
@@ -59,7 +60,8 @@ class LookUps:
             return [Notify("look_up_dropped", {"asker": look_up.asker, "reason": "too many look-ups are being answered"})]
         self._queries += 1
         neighbours = [peer for peer in self._leaf_set.alternating() if peer.id != look_up.asker.id]
-        gathering = Gathering(look_up.asker, look_up.request, (look_up.owner, look_up.tree), {peer.id for peer in neighbours})
+        waiting = {peer.id for peer in neighbours}
+        gathering = Gathering(look_up.asker, look_up.request, look_up.far, (look_up.owner, look_up.tree), waiting)
         mine = self._held.get(gathering.key)
         if mine is not None:
             gathering.holdings[self._me.id] = Holding(self._me, mine)
@@ -111,7 +113,7 @@ class LookUps:
         self._deadlines.drop(("gather", query))
         self._deadlines.drop(("doubtful", query))
         newest = sorted(gathering.holdings.values(), key=lambda holding: (holding.record.order, holding.holder.id), reverse=True)
-        return [Send(gathering.asker, LookUpReply(gathering.number, tuple(newest), len(gathering.waiting)))]
+        return [Send(gathering.asker, LookUpReply(gathering.number, tuple(newest), len(gathering.waiting), gathering.far))]
 
     def check_invariants(self) -> None:
         assert all(("gather", query) in self._deadlines for query in self._gatherings), "a look-up that is never answered"

@@ -112,6 +112,7 @@ class OverlayNode:
             m.LookUpReply: lambda p, x, now: self.replication.look_up_answered(x, now),
             m.HoldingsQuery: lambda p, x, now: self.replication.query_received(p, x),
             m.HoldingsReply: lambda p, x, now: self.replication.reply_received(p, x),
+            m.FarReply: lambda p, x, now: self.replication.far_replied(x, now),
             m.Release: lambda p, x, now: self.replication.released(x),
             m.Withdrawn: lambda p, x, now: self.replication.withdrawn(p.id, x.tree),
         }
@@ -259,6 +260,8 @@ class OverlayNode:
                 return self.pastry.join_request(effect.body)
             case m.LookUp():
                 return self.replication.look_up_delivered(effect.body, now)
+            case m.FarQuery():
+                return self.replication.far_query_delivered(effect.body)
             case m.Stray():
                 return self.replication.stray_delivered(effect.body, now)
             case m.Datagram():

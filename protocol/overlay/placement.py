@@ -1,7 +1,7 @@
 """Where the copies of a record are, and whom it is brought to next.
 
-Places: leaf-set members in the order of placement, one for each address. Two nodes of one process (a manager's trees) die together and are
-one place; none is at our own address. Who is under suspicion comes last.
+Places: leaf-set members in the order of placement (with zones perhaps others, see far_places.py), one for each address. Two nodes of one
+process (a manager's trees) die together and are one place; none is at our own address. Who is under suspicion comes last.
 
     waiting (a newer version, while this one is under way) --> under way --quorum--> durable --k holders--> complete
 """
@@ -83,13 +83,13 @@ class Placement:
 
 
 class Placements:
-    """The records that this node keeps copies of elsewhere: its own, and those that it stands in for. `places` as the module says;
-    `number` gives the next transfer's."""
+    """The records that this node keeps copies of elsewhere: its own, and those that it stands in for. `places` as the module says, of
+    our own or of adopted records; `number` gives the next transfer's."""
 
     def __init__(
         self,
         parameters: OverlayParameters,
-        places: Callable[[], list[Peer]],
+        places: Callable[[bool], list[Peer]],
         deadlines: Deadlines[tuple[str, int]],
         number: Callable[[], int],
     ) -> None:
@@ -156,7 +156,7 @@ class Placements:
         """Start as many pushes as copies are missing, and see whether it is durable."""
         effects: list[Effect] = []
         missing, record_bytes = placement.missing(), placement.record.record_bytes
-        for peer in self._places() if missing > 0 else ():
+        for peer in self._places(placement.adopted) if missing > 0 else ():
             if placement.is_tried(peer.id):
                 continue
             transfer = self._number()
@@ -181,7 +181,7 @@ class Placements:
 
     def _judge(self, placement: Placement, now: float) -> list[Effect]:
         """Is it durable now? Then, or where it cannot be, a newer version need not wait for it."""
-        present = {peer.id for peer in self._places()}
+        present = {peer.id for peer in self._places(placement.adopted)}
         needed = min(self._parameters.write_quorum, len(present))
         if placement.durable or not needed or len(placement.holders.keys() & present) < needed:
             return [] if placement.is_under_way else self._go_on(placement.record.key, now)
@@ -227,7 +227,7 @@ class Placements:
     def found(self, key: RecordKey, holder: Peer) -> list[Effect]:
         """This peer says that it holds the very version that is placed: one push less."""
         placement = self._placed[key]
-        if placement.complete or placement.is_tried(holder.id) or holder not in self._places():
+        if placement.complete or placement.is_tried(holder.id) or holder not in self._places(placement.adopted):
             return []
         placement.holders[holder.id] = holder
         return self._cancel(placement, list(placement.pushing)) if placement.complete else []
@@ -246,9 +246,10 @@ class Placements:
     def leaf_set_changed(self, now: float) -> list[Effect]:
         """Upkeep: the places of now shall hold the newest versions."""
         effects: list[Effect] = []
-        present = {peer.id for peer in self._places()}
+        present = {adopted: set(self._places(adopted)) for adopted in {placement.adopted for placement in self._placed.values()}}
         for placement in list(self._placed.values()):
-            placement.holders = {identifier: peer for identifier, peer in placement.holders.items() if identifier in present}
+            there = present[placement.adopted]
+            placement.holders = {identifier: peer for identifier, peer in placement.holders.items() if peer in there}
             placement.refused.clear()
             placement.failed.clear()
             effects += self._place(placement, now)

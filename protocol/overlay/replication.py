@@ -1,7 +1,8 @@
 """Replication: k copies of every agent's meta knowledge on its leaf set, and the way back to them (FMRec, section III-D).
 
-Only summaries pass through here; the bytes are in the store, and move in bulk transfers that effects start. This composes the four parts:
-placement.py (who has our copies), takeover.py (what we hold for others), look_ups.py (who holds what), retrieval.py (the way back).
+Only summaries pass through here; the bytes are in the store, and move in bulk transfers that effects start. This composes the parts:
+placement.py (who has our copies; far_places.py: in which zone), takeover.py (what we hold for others), look_ups.py (who holds what),
+retrieval.py (the way back).
 
 1. Placement. A record goes to k leaf-set members, nearest first, right and left in turn. It is durable when `write_quorum` hold it. Two
    nodes at one address are one place.
@@ -26,13 +27,14 @@ from itertools import count
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import CancelTransfer, Effect
+from protocol.overlay.far_places import FAR, FarPlaces, in_order
 from protocol.overlay.leaf_set import LeafSet
 from protocol.overlay.look_ups import LookUps
 from protocol.overlay.placement import RETRY, Placements, RecordKey, one_an_address
 from protocol.overlay.retrieval import Retrievals
 from protocol.overlay.takeover import UPKEEP, Takeover
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import HoldingsQuery, HoldingsReply, LookUp, LookUpReply, Release, Stray
+from protocol.wire.messages import FarQuery, FarReply, HoldingsQuery, HoldingsReply, LookUp, LookUpReply, Release, Stray
 from protocol.wire.values import RecordSummary
 
 
@@ -52,6 +54,8 @@ class Replication:
         self._is_suspect = is_suspect
         self.deadlines: Deadlines[tuple[str, int]] = Deadlines()
         number = count(1).__next__
+        self._parameters = parameters
+        self._far = FarPlaces(me, parameters, leaf_set, self.deadlines)
         self._placements = Placements(parameters, self._places, self.deadlines, number)
         self._takeover = Takeover(me, parameters, leaf_set, in_ring, self._placements, self.deadlines, number)
         self._look_ups = LookUps(me, parameters, leaf_set, is_suspect, self._takeover.held, self.deadlines)
@@ -60,10 +64,11 @@ class Replication:
     def next_deadline(self) -> float | None:
         return self.deadlines.next()
 
-    def _places(self) -> list[Peer]:
-        """Rule 1, and suspects last."""
-        places = one_an_address(self._leaf_set.alternating(), self._me.address)
-        return sorted(places, key=lambda peer: self._is_suspect(peer.id))
+    def _places(self, adopted: bool) -> list[Peer]:
+        """Rule 1, and suspects last. What we have adopted stays near: our far places are not its owner's."""
+        near = self._leaf_set.alternating()
+        ordered = in_order(self._me.id, near, self._far.known, "local" if adopted else self._parameters.placement)
+        return sorted(one_an_address(ordered, self._me.address), key=lambda peer: self._is_suspect(peer.id))
 
     def held(self) -> tuple[RecordSummary, ...]:
         """What this node holds, for others or of its own."""
@@ -86,7 +91,8 @@ class Replication:
         if known is not None and known.order > record.order:
             return []
         self._takeover.held[record.key] = record
-        return self._placements.bring(record, now)
+        asked = self._far.ask(now) if self._far.are_wanted and FAR not in self.deadlines else []
+        return asked + self._placements.bring(record, now)
 
     def record_held(self, record: RecordSummary, now: float) -> list[Effect]:
         """The store holds this now."""
@@ -130,10 +136,17 @@ class Replication:
         """Every round of the tree is done."""
         return self._takeover.tree_closed(tree)
 
+    def far_query_delivered(self, query: FarQuery) -> list[Effect]:
+        return self._far.query_delivered(query)
+
+    def far_replied(self, reply: FarReply, now: float) -> list[Effect]:
+        return self._placements.leaf_set_changed(now) if self._far.replied(reply) else []
+
     # --- look-ups and retrievals --------------------------------------------------------------------------------------
 
     def look_up_delivered(self, look_up: LookUp, now: float) -> list[Effect]:
-        return self._look_ups.delivered(look_up, now)
+        forwarded = self._far.forwarded(look_up)
+        return self._look_ups.delivered(look_up, now) if forwarded is None else forwarded
 
     def query_received(self, sender: Peer, query: HoldingsQuery) -> list[Effect]:
         return self._look_ups.query_received(sender, query)
@@ -161,6 +174,8 @@ class Replication:
         kind, number = key
         if key == RETRY:
             return self._placements.try_again(now)
+        if key == FAR:
+            return self._far.ask(now)
         if key == UPKEEP:
             return self._takeover.upkeep(now)
         match kind:

@@ -10,11 +10,12 @@ hold a newer version, we ask again, until `verdict_max_s` is over and everyone t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from protocol.identifiers import NodeId, Peer, TreeId, rank
 from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import CancelTransfer, Effect, Fetch, RetrievalEnded, RouteBody
+from protocol.overlay.far_places import opposite
 from protocol.overlay.placement import RecordKey, is_possible
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import LookUp, LookUpReply
@@ -40,6 +41,14 @@ class Retrieval:
     attempts: int = 0
     reason: str = ""
     complete: bool = False
+    replies: dict[bool, LookUpReply] = field(default_factory=dict)
+    """The last one from near, and from the far places where there may be any."""
+
+
+def merged(replies: Iterable[LookUpReply]) -> LookUpReply:
+    """Near and far as one."""
+    found = list(replies)
+    return LookUpReply(found[0].request, tuple(h for reply in found for h in reply.holdings), sum(reply.silent for reply in found))
 
 
 class Retrievals:
@@ -58,6 +67,7 @@ class Retrievals:
         self._held = held
         self._deadlines = deadlines
         self._number = number
+        self._looks_far = parameters.placement != "local"
         self._retrievals: dict[int, Retrieval] = {}
 
     def retrieve(self, request: int, owner: NodeId, tree: TreeId, now: float) -> list[Effect]:
@@ -71,7 +81,10 @@ class Retrievals:
     def _look_up(self, request: int, now: float) -> list[Effect]:
         wanted = self._retrievals[request]
         self._deadlines.set(("look_up", request), now + self._parameters.look_up_timeout_s)
-        return [RouteBody(wanted.owner, LookUp(request, wanted.owner, wanted.tree, self._me))]
+        wanted.replies.clear()
+        look_up = LookUp(request, wanted.owner, wanted.tree, self._me)
+        near: list[Effect] = [RouteBody(wanted.owner, look_up)]
+        return [*near, RouteBody(opposite(wanted.owner), replace(look_up, far=True))] if self._looks_far else near
 
     # --- located ------------------------------------------------------------------------------------------------------
 
@@ -79,6 +92,13 @@ class Retrievals:
         wanted = self._retrievals.get(reply.request)
         if wanted is None or wanted.located is not None:
             return []
+        wanted.replies[reply.far] = reply
+        if len(wanted.replies) < 1 + self._looks_far:
+            return []
+        return self._located(merged(wanted.replies.values()), now)
+
+    def _located(self, reply: LookUpReply, now: float) -> list[Effect]:
+        wanted = self._retrievals[reply.request]
         wanted.complete = reply.silent == 0
         if self._asks_again(wanted, reply, now):
             wanted.look_ups += 1
@@ -91,7 +111,7 @@ class Retrievals:
         said.pop(self._me.id, None)
         found = [*([Holding(self._me, mine)] if mine is not None else []), *said.values()]
         newest = sorted(found, key=lambda holding: holding.record.order, reverse=True)
-        wanted.holdings = tuple(newest[: self._parameters.leaf_set_size + 1])
+        wanted.holdings = tuple(newest[: (1 + self._looks_far) * (self._parameters.leaf_set_size + 1)])
         wanted.untried = list(wanted.holdings)
         return self._fetch_next(reply.request, now)
 
@@ -159,6 +179,8 @@ class Retrievals:
         wanted = self._retrievals.get(request)
         if wanted is None:
             return []
+        if wanted.look_ups >= LOOK_UPS_MAX and wanted.replies:
+            return self._located(replace(merged(wanted.replies.values()), silent=1), now)  # near or far: the other gives no answer
         if wanted.look_ups >= LOOK_UPS_MAX:
             wanted.located = now
             mine = self._held.get((wanted.owner, wanted.tree))

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from protocol.identifiers import NodeId, Peer, TreeId
+from protocol.identifiers import NodeId, Peer, TreeId, zone_of
 from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import CancelTransfer, Discard, Effect, Fetch, Notify, RouteBody, Send
 from protocol.overlay.leaf_set import LeafSet
@@ -148,9 +148,16 @@ class Takeover:
     def _release(self, stray: Stray) -> list[Effect]:
         """Rule 3: only who is far from here, and only where k have it as new."""
         placement, record = self._placements.get(stray.record.key), stray.record
-        if placement is None or not placement.complete or placement.record.order < record.order or stray.holder.id in self._leaf_set:
+        if placement is None or not placement.complete or placement.record.order < record.order:
+            return []
+        if stray.holder.id in self._leaf_set or stray.holder.id in placement.holders or self._is_abroad(stray):
             return []
         return [Send(stray.holder, Release(record.owner, record.tree, record.version, record.incarnation))]
+
+    def _is_abroad(self, stray: Stray) -> bool:
+        """A copy in another zone is there for the day on which this one is gone: who stands in has none there to put in its place."""
+        owner = stray.record.owner
+        return self._parameters.placement != "local" and owner != self._me.id and zone_of(stray.holder.id) != zone_of(owner)
 
     def _take(self, stray: Stray, now: float) -> list[Effect]:
         """Fetch what we are to care for."""

@@ -273,12 +273,17 @@ class Multicast:
 
 @dataclass(frozen=True, slots=True)
 class LookUp:
-    """Routed with the owner's id as key: who holds which version of its record?"""
+    """Routed with the owner's id as key: who holds which version of its record?
+
+    far: routed to the owner's far places instead, as FarQuery is.
+    """
 
     request: int
     owner: NodeId
     tree: TreeId
     asker: Peer
+    far: bool = False
+    turned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +293,7 @@ class LookUpReply:
     request: int
     holdings: tuple[Holding, ...]
     silent: int = 0
+    far: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +328,23 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
+class FarQuery:
+    """Routed to the point opposite to the owner's id, and from there, `turned`, to its point in another zone: who is there?"""
+
+    owner: NodeId
+    asker: Peer
+    turned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FarReply:
+    """From the live node closest to the owner's point in another zone: itself and its neighbours. None: there is no other zone."""
+
+    owner: NodeId
+    places: tuple[Peer, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Withdrawn:
     """To a holder of the sender's record in this tree: the tree is closed, nobody needs it any more."""
 
@@ -338,7 +361,7 @@ class Datagram:
     payload: bytes
 
 
-Routable = JoinRequest | LookUp | Stray | Datagram
+Routable = JoinRequest | LookUp | Stray | FarQuery | Datagram
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,6 +494,8 @@ TABLE = (
     Row(54, Stray, "holder", "closest node, inside Route", Release),
     Row(55, Release, "owner or closest node", "holder"),
     Row(56, Withdrawn, "owner", "holder"),
+    Row(57, FarQuery, "owner", "closest node, inside Route", FarReply),
+    Row(58, FarReply, "closest node", "owner"),
     Row(60, BulkPush, "owner", "holder or manager", BulkAccept),
     Row(61, BulkFetch, "whoever needs a record", "holder", BulkAccept),
     Row(62, BulkAccept, "receiver of push or fetch", "the other"),
@@ -485,7 +510,7 @@ Message = (
     Hello | Refusal | NotUnderstood | Heartbeat | JoinReply | LeafProbe | LeafProbeReply | Ping | Pong | Measured | RowRequest | RowReply
     | IndirectProbe | IndirectAnswer | Suspected | Goodbye | Superseded | Route | RouteAck
     | TreeJoin | TreeWelcome | TreeRefusal | TreeRedirect | TreeLeave | Alive | TreePulse | Multicast
-    | LookUpReply | HoldingsQuery | HoldingsReply | Release | Withdrawn
+    | LookUpReply | HoldingsQuery | HoldingsReply | Release | Withdrawn | FarReply
     | BulkPush | BulkFetch | BulkAccept | BulkRefuse | BulkStored | StatusRequest | StatusReply | StopRequest
 )  # fmt: skip
 """What a frame may hold at its top: every row but the bodies that travel inside Route and Multicast."""

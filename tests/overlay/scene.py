@@ -189,13 +189,15 @@ class Pool:
         return m.Holding(self.peer(), self.summary())
 
     def routable(self) -> m.Routable:
-        kind = self.rng.randrange(4)
+        kind = self.rng.randrange(5)
         if kind == 0:
             return m.JoinRequest(self.peer(), self.several(self.peer))
         if kind == 1:
             return m.LookUp(self.small(), self.identifier(), self.tree(), self.peer())
         if kind == 2:
             return m.Stray(self.summary(), self.peer())
+        if kind == 3:
+            return m.FarQuery(self.identifier(), self.peer(), self.rng.random() < 0.5)
         return m.Datagram(b"x")
 
     def message(self) -> m.Message:
@@ -241,6 +243,7 @@ class Pool:
             lambda: m.HoldingsReply(self.small(), self.summary() if self.rng.random() < 0.7 else None),
             lambda: m.Release(self.identifier(), self.tree(), self.number(), self.number()),
             lambda: m.Withdrawn(self.tree()),
+            lambda: m.FarReply(self.identifier(), self.several(self.peer, 30)),
             lambda: m.BulkFetch(self.identifier(), self.tree(), 1),
             lambda: m.StatusRequest(),
         )
