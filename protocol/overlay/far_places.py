@@ -25,7 +25,8 @@ from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import Effect, RouteBody, Send
 from protocol.overlay.leaf_set import LeafSet
 from protocol.parameters import OverlayParameters, PlacementPolicy
-from protocol.wire.messages import FarQuery, FarReply, LookUp
+from protocol.wire.keeping import FarQuery, FarReply
+from protocol.wire.messages import LookUp
 
 FAR = ("far", 0)
 """The deadline at which far places are asked for again."""

@@ -23,6 +23,7 @@ from protocol.overlay.replication import Replication
 from protocol.overlay.scribe import Scribe
 from protocol.parameters import OverlayParameters
 from protocol.wire import messages as m
+from protocol.wire.keeping import FarQuery, FarReply, Release, Stray, Withdrawn
 
 Effects = list[fx.Effect]
 
@@ -112,9 +113,9 @@ class OverlayNode:
             m.LookUpReply: lambda p, x, now: self.replication.look_up_answered(x, now),
             m.HoldingsQuery: lambda p, x, now: self.replication.query_received(p, x),
             m.HoldingsReply: lambda p, x, now: self.replication.reply_received(p, x),
-            m.FarReply: lambda p, x, now: self.replication.far_replied(x, now),
-            m.Release: lambda p, x, now: self.replication.released(x),
-            m.Withdrawn: lambda p, x, now: self.replication.withdrawn(p.id, x.tree),
+            FarReply: lambda p, x, now: self.replication.far_replied(x, now),
+            Release: lambda p, x, now: self.replication.released(x),
+            Withdrawn: lambda p, x, now: self.replication.withdrawn(p.id, x.tree),
         }
 
     # --- the seam -----------------------------------------------------------------------------------------------------
@@ -260,9 +261,9 @@ class OverlayNode:
                 return self.pastry.join_request(effect.body)
             case m.LookUp():
                 return self.replication.look_up_delivered(effect.body, now)
-            case m.FarQuery():
+            case FarQuery():
                 return self.replication.far_query_delivered(effect.body)
-            case m.Stray():
+            case Stray():
                 return self.replication.stray_delivered(effect.body, now)
             case m.Datagram():
                 return [fx.Delivered(effect.key, effect.body.payload, effect.hops)]

@@ -34,7 +34,8 @@ from protocol.overlay.placement import RETRY, Placements, RecordKey, one_an_addr
 from protocol.overlay.retrieval import Retrievals
 from protocol.overlay.takeover import UPKEEP, Takeover
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import FarQuery, FarReply, HoldingsQuery, HoldingsReply, LookUp, LookUpReply, Release, Stray
+from protocol.wire.keeping import FarQuery, FarReply, Release, Stray
+from protocol.wire.messages import HoldingsQuery, HoldingsReply, LookUp, LookUpReply
 from protocol.wire.values import RecordSummary
 
 

@@ -25,7 +25,7 @@ from protocol.overlay.effects import CancelTransfer, Discard, Effect, Fetch, Not
 from protocol.overlay.leaf_set import LeafSet
 from protocol.overlay.placement import Placements, RecordKey, is_possible
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import Release, Stray, Withdrawn
+from protocol.wire.keeping import Release, Stray, Withdrawn
 from protocol.wire.values import RecordSummary
 
 UPKEEP = ("upkeep", 0)

@@ -1,4 +1,5 @@
-"""Every message that peers exchange, and the one table that lists them: tag, who sends, who receives, what answers.
+"""Every message that peers exchange (those about who keeps which copies: keeping.py), and the one table that lists them: tag, who
+sends, who receives, what answers.
 
 A message is a frozen dataclass; its fields are its wire form. Tags are never reused. Adding a field with a default is compatible
 with the version before (unknown fields are ignored); anything else raises WIRE_VERSION.
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from protocol.identifiers import NodeId, Peer, TreeId
+from protocol.wire.keeping import FarQuery, FarReply, Release, Stray, Withdrawn
 from protocol.wire.values import Departed, Holding, MemberInfo, Progress, RecordSummary, SubtreeDigest
 
 Channel = Literal["control", "bulk", "status"]
@@ -309,48 +311,6 @@ class HoldingsReply:
     record: RecordSummary | None
 
 
-@dataclass(frozen=True, slots=True)
-class Stray:
-    """Routed with the owner's id as key: `holder` holds this record of an owner that it does not see. Whose is it to keep?"""
-
-    record: RecordSummary
-    holder: Peer
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """To a holder that is far from the owner's id: k others hold this version, or a newer one; your copy of it may go."""
-
-    owner: NodeId
-    tree: TreeId
-    version: int
-    incarnation: int
-
-
-@dataclass(frozen=True, slots=True)
-class FarQuery:
-    """Routed to the point opposite to the owner's id, and from there, `turned`, to its point in another zone: who is there?"""
-
-    owner: NodeId
-    asker: Peer
-    turned: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class FarReply:
-    """From the live node closest to the owner's point in another zone: itself and its neighbours. None: there is no other zone."""
-
-    owner: NodeId
-    places: tuple[Peer, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Withdrawn:
-    """To a holder of the sender's record in this tree: the tree is closed, nobody needs it any more."""
-
-    tree: TreeId
-
-
 # --- routing ----------------------------------------------------------------------------------------------------------
 
 
@@ -487,15 +447,15 @@ TABLE = (
     Row(36, Multicast, "parent", "child"),
     Row(37, RoundOpen, "root", "members, inside Multicast"),
     Row(38, TreeRedirect, "full parent", "child"),
+    Row(40, Stray, "holder", "closest node, inside Route", Release),
+    Row(41, Release, "owner or closest node", "holder"),
+    Row(42, Withdrawn, "owner", "holder"),
+    Row(43, FarQuery, "owner", "closest node, inside Route", FarReply),
+    Row(44, FarReply, "closest node", "owner"),
     Row(50, LookUp, "manager or owner", "closest node, inside Route", LookUpReply),
     Row(51, LookUpReply, "closest node", "asker"),
     Row(52, HoldingsQuery, "closest node", "its leaf set", HoldingsReply),
     Row(53, HoldingsReply, "leaf-set member", "closest node"),
-    Row(54, Stray, "holder", "closest node, inside Route", Release),
-    Row(55, Release, "owner or closest node", "holder"),
-    Row(56, Withdrawn, "owner", "holder"),
-    Row(57, FarQuery, "owner", "closest node, inside Route", FarReply),
-    Row(58, FarReply, "closest node", "owner"),
     Row(60, BulkPush, "owner", "holder or manager", BulkAccept),
     Row(61, BulkFetch, "whoever needs a record", "holder", BulkAccept),
     Row(62, BulkAccept, "receiver of push or fetch", "the other"),

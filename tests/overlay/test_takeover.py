@@ -9,7 +9,7 @@ import pytest
 from protocol.identifiers import Peer
 from protocol.overlay import effects as fx
 from protocol.overlay.takeover import FETCHES_MAX
-from protocol.wire.messages import Release, Stray, Withdrawn
+from protocol.wire.keeping import Release, Stray, Withdrawn
 from protocol.wire.values import RecordSummary
 from tests.overlay.holder import FIVE, TREE, Node, targets
 from tests.overlay.scene import ME, P, facts, node_id, of, peer, record, sent
