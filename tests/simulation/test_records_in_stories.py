@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from protocol.identifiers import agent_id, rank, tree_id
+from protocol.identifiers import agent_id, rank, tree_id, zone_of
 from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
-from protocol.parameters import loopback
+from protocol.parameters import PlacementPolicy, loopback
 from protocol.wire.codec import decode, encode
 from protocol.wire.messages import LookUp, Route
 from protocol.wire.values import RecordSummary
@@ -26,8 +27,9 @@ K = loopback().replicas
 class Story:
     """A ring of so many agents and a manager; the agent `owner` has a record."""
 
-    def __init__(self, seed: int, nodes: int = 20, record_bytes: int = 1000) -> None:
-        self.cluster = Cluster(seed, codec=(encode, decode))
+    def __init__(self, seed: int, nodes: int = 20, record_bytes: int = 1000, zones: int = 0, placement: PlacementPolicy = "local") -> None:
+        self.cluster = Cluster(seed, replace(loopback(), placement=placement), codec=(encode, decode))
+        self.zones = zones
         self.record_bytes = record_bytes
         self.manager = self.cluster.start("manager", TREE)
         for index in range(nodes - 1):
@@ -38,7 +40,8 @@ class Story:
         self.key = self.owner.peer.id, TREE
 
     def start(self, name: str, *, moved: bool = False) -> Process:
-        return self.cluster.start(name, agent_id("test", name), [self.cluster.processes["manager"].peer.address], moved=moved)
+        zone = f"rack-{int(name.split('-')[1]) % self.zones}" if self.zones else ""
+        return self.cluster.start(name, agent_id("test", name, zone), [self.cluster.processes["manager"].peer.address], moved=moved)
 
     def until(self, condition: Callable[[], bool], within_s: float = 20.0) -> None:
         assert self.cluster.clock.run_until(condition, within_s, 0.001), self.cluster.story("agent-3", "manager")
@@ -260,3 +263,26 @@ def test_copies_that_no_look_up_would_find_go_when_the_ring_has_moved_on(seed: i
     moved = [process for process in before if process.peer.id not in near]
     story.until(lambda: not any(story.key in process.store for process in moved), 30.0)
     assert len([process for process in story.holders(5) if process.peer.id in near]) >= K
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("placement", "abroad"), [("local", 0), ("mixed", 1), ("spread", K)])
+def test_a_whole_rack_dies_and_what_left_it_is_left(placement: PlacementPolicy, abroad: int, seed: int) -> None:
+    """Thirty agents in two racks. The owner's goes dark; the manager looks for the record where its owner has put it."""
+    story = Story(seed, nodes=31, zones=2, placement=placement)
+    story.write(5)
+    story.cluster.clock.run(2 * story.cluster.parameters.upkeep_interval_s)
+    record = story.write(6)
+    rack = zone_of(story.owner.peer.id)
+    outside = [process for process in story.holders(6) if zone_of(process.peer.id) != rack and process is not story.manager]
+    assert len(outside) == abroad
+    for process in list(story.cluster.view.living):
+        if zone_of(process.peer.id) == rack:
+            story.cluster.kill(process, silent=True)
+    story.cluster.clock.run(5.0)
+    found = story.retrieve(story.manager)
+    assert found.record == (record if abroad else None)
+    if abroad:
+        story.owner = story.start("agent-3", moved=True)
+        story.until(lambda: story.owner.node.pastry.active)
+        assert story.retrieve(story.owner, 1).record == record, "and so does the owner on a new machine"
