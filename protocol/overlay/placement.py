@@ -174,10 +174,13 @@ class Placements:
         return effects + self._judge(placement, now)
 
     def _patience_s(self, placement: Placement) -> float:
-        """How long a push may take before another place is tried: measured by the first that was done, half of all time before."""
-        if placement.fastest_s is None:
-            return self._parameters.transfer_timeout_s(placement.record.record_bytes) / 2
-        return max(SLOWER_MAX * placement.fastest_s, self._parameters.delay_max_s)
+        """How long a push may take before another place is tried: measured by the first that was done, half of all time before; but
+        whoever is only busy is not passed over."""
+        if placement.fastest_s is not None:
+            measured_s = SLOWER_MAX * placement.fastest_s
+        else:
+            measured_s = self._parameters.transfer_timeout_s(placement.record.record_bytes) / 2
+        return max(measured_s, self._parameters.probe_timeout_s)
 
     def _judge(self, placement: Placement, now: float) -> list[Effect]:
         """Is it durable now? Then, or where it cannot be, a newer version need not wait for it."""

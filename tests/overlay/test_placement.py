@@ -13,6 +13,7 @@ from tests.overlay.holder import FIVE, TREE, Node, targets
 from tests.overlay.scene import ME, P, facts, of, peer, record
 
 KEY = (ME.id, TREE)
+LARGE = 40 << 20
 
 
 def test_one_that_is_slow_beside_the_others_is_passed_over_long_before_its_time() -> None:
@@ -20,20 +21,20 @@ def test_one_that_is_slow_beside_the_others_is_passed_over_long_before_its_time(
     node.replicate(1)
     node.ends(FIVE[0], "stored", now=0.01)
     node.ends(FIVE[1], "stored", now=0.01)
-    assert targets(node.until(0.9 * P.delay_max_s)) == []
-    seen = node.until(P.delay_max_s)
+    assert targets(node.until(0.9 * P.probe_timeout_s)) == []
+    seen = node.until(P.probe_timeout_s)
     assert (facts(seen), targets(seen)) == (["replica_slow"], [FIVE[3]])
-    assert P.delay_max_s < P.transfer_timeout_s(1000)
+    assert P.probe_timeout_s < P.transfer_timeout_s(1000)
 
 
 def test_how_slow_is_measured_by_the_first_that_was_done() -> None:
-    """The record is large, or the network slow: two seconds are what it takes."""
+    """The record is large, or the network slow: a second is what it takes."""
     node = Node(*FIVE)
-    node.replicate(1, now=0.0)
-    node.machine.deadlines.drop(("slow", node.transfers[FIVE[0]]))
-    node.ends(FIVE[1], "stored", now=0.2)
-    assert targets(node.until(SLOWER_MAX * 0.2 - 0.01)) == []
-    assert FIVE[3] in targets(node.until(SLOWER_MAX * 0.2 + 0.01))
+    node.note(node.machine.replicate(record(ME, 1, record_bytes=LARGE), 0.0))
+    node.ends(FIVE[1], "stored", now=1.0)
+    assert targets(node.until(0.99 * SLOWER_MAX)) == []
+    assert targets(node.until(1.01 * SLOWER_MAX)) == [FIVE[3], FIVE[4]]
+    assert 1.01 * SLOWER_MAX < P.transfer_timeout_s(LARGE) / 2
 
 
 def test_the_slow_one_counts_where_it_is_done_after_all_and_the_other_is_given_up() -> None:
@@ -41,7 +42,7 @@ def test_the_slow_one_counts_where_it_is_done_after_all_and_the_other_is_given_u
     node.replicate(1)
     for holder in FIVE[:2]:
         node.ends(holder, "stored", now=0.01)
-    node.until(P.delay_max_s)
+    node.until(P.probe_timeout_s)
     late = node.ends(FIVE[2], "stored", now=0.3)
     assert of(fx.CancelTransfer, late) == [fx.CancelTransfer(node.transfers[FIVE[3]])]
     assert set(node.machine.holders(KEY)) == {holder.id for holder in FIVE[:3]}
@@ -50,9 +51,9 @@ def test_the_slow_one_counts_where_it_is_done_after_all_and_the_other_is_given_u
 def test_all_that_are_slow_without_measure_are_doubled_at_half_of_their_time() -> None:
     """Three hang, and nobody knows yet."""
     node = Node(*FIVE, peer(0x50))
-    node.replicate(1)
-    assert targets(node.until(0.49 * P.transfer_timeout_s(1000))) == []
-    assert len(targets(node.until(0.51 * P.transfer_timeout_s(1000)))) == 3
+    node.note(node.machine.replicate(record(ME, 1, record_bytes=LARGE), 0.0))
+    assert targets(node.until(0.49 * P.transfer_timeout_s(LARGE))) == []
+    assert len(targets(node.until(0.51 * P.transfer_timeout_s(LARGE)))) == 3
 
 
 def test_two_nodes_at_one_address_are_one_place() -> None:
