@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +23,7 @@ from scripts.simulation.population import ROOT, TREE
 from scripts.simulation.rounds import RoundOptions, RoundRun
 from scripts.survival import lost_share, survive
 
+ROOT_FOLDER = Path(__file__).resolve().parents[2]
 WILD = "wild,crash_per_node_s=0.02,pause_per_node_s=0.01,partition_per_s=0.1,partition_max_s=5"
 
 
@@ -179,3 +184,27 @@ def test_theta_depends_on_each_contribution_and_not_on_the_order_in_which_they_c
     assert aggregate(theta, parts) != undisturbed(1, agents[:-1], 1, 4)
 
 
+
+
+# --- the tools --------------------------------------------------------------------------------------------------------
+
+
+def tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, f"scripts/{name}", *arguments]
+    return subprocess.run(command, cwd=ROOT_FOLDER, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_simulate_with_rounds_prints_one_object_for_programs() -> None:
+    run = tool("simulate.py", "--rounds", "2", "--nodes", "6", "--faults", "none", "--preset", "loopback", "--seconds", "1", "--json")
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert (found["theta_equal"], found["double_contributions"], found["durable_lost"], found["committed_lost"]) == (True, 0, 0, 0)
+    assert tool("simulate.py", "--rounds", "2", "--no-tree").returncode == 2
+
+
+def test_survival_prints_one_object_for_programs() -> None:
+    run = tool("survival.py", "--agents", "10", "--killed", "5", "--replicas", "2", "--trials", "1", "--json")
+    assert run.returncode == 0, run.stderr
+    [found] = json.loads(run.stdout)["results"]
+    assert found["found"] == found["survived"] == found["dead"] - found["lost"]
+    assert tool("survival.py", "--agents", "10", "--killed", "10").returncode == 2
