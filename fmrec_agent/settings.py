@@ -32,6 +32,9 @@ class AgentSettings(Settings):
     """The agentId is made from it, so that a restart is the same agent. With count above 1 the agents are name-0, name-1, ..."""
     count: int = Field(default=1, ge=1, le=1024)
     """Agents to start, one process each."""
+    zone: str = Field(default="", max_length=64)
+    """The rack or site of these agents, where there are several: agents of one zone are ring neighbours, and overlay.placement says
+    whether their replicas stay in it. An agent that moves to another zone is another agent."""
     host: str = Field(default="127.0.0.1", min_length=1)
     """The address to listen at and to be told to peers; of this machine alone, unless it is changed."""
     port: Port | Literal["auto"] = "auto"

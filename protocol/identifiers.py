@@ -19,6 +19,8 @@ BYTES = BITS // 8
 DIGIT_BITS = 4
 DIGITS = BITS // DIGIT_BITS
 RING = 1 << BITS
+ZONE_BITS = 16
+"""The leading bits of an id that its zone fills, where it has one: of a few hundred zones hardly two share a stretch of the ring."""
 
 
 class NodeId(int):
@@ -73,9 +75,18 @@ def _named(kind: bytes, *parts: str) -> NodeId:
     return NodeId.unpack(digest.digest())
 
 
-def agent_id(cluster: str, name: str) -> NodeId:
-    """The id of the agent `name`: the same after each restart, on whatever machine."""
-    return _named(b"agent", cluster, name)
+def agent_id(cluster: str, name: str, zone: str = "") -> NodeId:
+    """The id of the agent `name`: the same after each restart, on whatever machine of its zone. Agents of one zone are ring neighbours."""
+    identifier = _named(b"agent", cluster, name)
+    if not zone:
+        return identifier
+    rest = BITS - ZONE_BITS
+    return NodeId(zone_of(_named(b"zone", cluster, zone)) << rest | identifier & (1 << rest) - 1)
+
+
+def zone_of(identifier: int) -> int:
+    """The leading bits. Ids that were made without a zone have one each, but for chance."""
+    return identifier >> (BITS - ZONE_BITS)
 
 
 def tree_id(tree: str, task: str) -> TreeId:

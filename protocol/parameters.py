@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from math import isfinite
+from typing import Literal
+
+PlacementPolicy = Literal["local", "spread", "mixed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class OverlayParameters:
     """k: how many leaf-set members hold each record beside its owner."""
     write_quorum: int = 2
     """How many of them must have stored a version before it is called durable."""
+    placement: PlacementPolicy = "local"
+    """Where agents have zones: replicas stay in the owner's zone (fast, private), leave it (they survive the rack), or both in turn."""
     retry_min_s: float = 0.1
     """First wait before a seed or a remembered dead node is dialled again; doubles, with jitter."""
     retry_max_s: float = 2.0
@@ -129,6 +134,16 @@ class OverlayParameters:
         return self.silence_max_s + self.trial_max_s + self.join_timeout_s
 
     @property
+    def upkeep_interval_s(self) -> float:
+        """How often a holder tells of a copy that is not its own to keep, as long as it has it."""
+        return 2 * self.exchange_interval_s
+
+    @property
+    def verdict_max_s(self) -> float:
+        """Within this everyone in a neighbourhood has been heard, or been found dead."""
+        return self.silence_max_s + self.trial_max_s
+
+    @property
     def gather_timeout_s(self) -> float:
         """Who asks its leaf set for holdings answers with what it has after this."""
         return self.delay_max_s
@@ -145,7 +160,8 @@ class OverlayParameters:
     def validate(self) -> None:
         """ValueError with one plain sentence for the first rule that does not hold."""
         for field in fields(self):
-            if not (isfinite(value := getattr(self, field.name)) and value > 0):
+            value = getattr(self, field.name)
+            if not isinstance(value, str) and not (isfinite(value) and value > 0):
                 raise ValueError(f"{field.name} must be above 0 and finite, not {value}")
         if self.leaf_set_size % 2:
             raise ValueError(f"leaf_set_size must be even, half on each side, not {self.leaf_set_size}")

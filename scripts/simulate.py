@@ -3,9 +3,11 @@
     make simulate SEED=1 NODES=1000 FAULTS=drawn
     python scripts/simulate.py --nodes 1000 --routed 10000000 --seeds 1-8 --jobs 2
     python scripts/simulate.py --curve hops
+    python scripts/simulate.py --rounds 12 --nodes 1000 --faults wild
 
 Nodes join, faults strike while messages are routed, then everything is healed and must come right. FAULTS is a list of presets and
 fields: none, calm, messages, crashes, churn-60, burst-50, partition, wild, ..., drawn (from the seed), or silent_share=0.5.
+With --rounds, agents keep records and the root runs rounds (P1, P2, P5, P6), without routed messages.
 Exit code 1 where something is wrong: the seed, the story of the nodes that were part of it, and the command that replays it are printed.
 """
 
@@ -24,7 +26,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from scripts.simulation.report import header, summed, text  # noqa: E402
+from scripts.simulation import report, round_report  # noqa: E402
+from scripts.simulation.report import header  # noqa: E402
+from scripts.simulation.rounds import RoundOptions, simulate_rounds  # noqa: E402
 from scripts.simulation.run import Options, simulate  # noqa: E402
 
 HOPS_NODES = (100, 250, 450, 1000, 2500, 5000, 10000)
@@ -56,13 +60,18 @@ def seeds_of(words: str) -> list[int]:
     return seeds
 
 
-def run_all(runs: Sequence[Options], jobs: int) -> Iterator[dict[str, Any]]:
+def run_one(options: Options | RoundOptions) -> dict[str, Any]:
+    """One run, as plain values."""
+    return simulate_rounds(options) if isinstance(options, RoundOptions) else simulate(options)
+
+
+def run_all(runs: Sequence[Options | RoundOptions], jobs: int) -> Iterator[dict[str, Any]]:
     """The results in the order of the runs, as they come."""
     if jobs == 1 or len(runs) == 1:
-        yield from map(simulate, runs)
+        yield from map(run_one, runs)
         return
     with ProcessPoolExecutor(min(jobs, len(runs)), max_tasks_per_child=1) as pool:
-        yield from pool.map(simulate, runs)
+        yield from pool.map(run_one, runs)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -74,6 +83,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--preset", default=quiet.preset, choices=("loopback", "lan", "wan"), help="parameters and delays (%(default)s)")
     parser.add_argument("--seconds", type=float, default=quiet.seconds, help="virtual, of the phase with faults (%(default)s)")
     parser.add_argument("--routed", type=int, help="messages routed in that phase, over all seeds (10 for each node)")
+    parser.add_argument("--rounds", type=int, default=0, help="records and so many rounds, instead of routed messages")
     parser.add_argument("--no-tree", action="store_true", help="no tree: the ring alone")
     parser.add_argument("--jobs", type=int, default=1, help="processes, where there are several runs (%(default)s)")
     parser.add_argument("--curve", choices=tuple(CURVES), help="one run for each point of a curve, written to --output")
@@ -82,7 +92,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def chosen_runs(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> list[Options]:
+def chosen_runs(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> Sequence[Options | RoundOptions]:
     """One set of options for each run; a usage error where one is wrong."""
     try:
         seeds = seeds_of(chosen.seeds)
@@ -90,11 +100,15 @@ def chosen_runs(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> 
         parser.error(f"--seeds is 3, 1-8 or 1,5,9, not {chosen.seeds!r}")
     if chosen.nodes < 1 or chosen.jobs < 1 or chosen.seconds <= 0 or (chosen.routed is not None and chosen.routed < 0):
         parser.error("--nodes and --jobs are at least 1, --seconds is above 0, --routed is not negative")
+    if chosen.rounds < 0 or (chosen.rounds and (chosen.curve or chosen.no_tree or chosen.routed is not None or chosen.nodes < 2)):
+        parser.error("--rounds is not negative, needs an agent beside the manager, and goes without --curve, --no-tree and --routed")
     routed = None if chosen.routed is None else -(-chosen.routed // len(seeds))
     base = Options(seeds[0], chosen.nodes, chosen.faults, chosen.preset, chosen.seconds, routed, not chosen.no_tree)
-    runs = [replace(base, seed=seed) for seed in seeds]
+    runs: list[Options | RoundOptions] = [replace(base, seed=seed) for seed in seeds]
     if chosen.curve:
-        runs = [point for run in runs for point in CURVES[chosen.curve](run)]
+        runs = [point for seed in seeds for point in CURVES[chosen.curve](replace(base, seed=seed))]
+    elif chosen.rounds:
+        runs = [RoundOptions(seed, chosen.nodes, chosen.faults, chosen.preset, chosen.seconds, chosen.rounds) for seed in seeds]
     try:
         for run in runs:
             run.drawn_faults()
@@ -107,7 +121,7 @@ def main() -> int:
     """Parse, run, print; the exit code."""
     parser = arguments()
     chosen = parser.parse_args()
-    runs = chosen_runs(parser, chosen)
+    runs, words = chosen_runs(parser, chosen), round_report if chosen.rounds else report
     began = time.perf_counter()
     if len(runs) == 1 and not chosen.json:
         print(header(asdict(runs[0]), str(runs[0].drawn_faults())), flush=True)
@@ -117,8 +131,8 @@ def main() -> int:
         if not chosen.json:
             if len(runs) > 1:
                 print(f"\n{header(asdict(options), result['faults'])}")
-            print(text(result), flush=True)
-    total = results[0] if len(runs) == 1 else summed(results, chosen.seeds)
+            print(words.text(result), flush=True)
+    total = results[0] if len(runs) == 1 else words.summed(results, chosen.seeds)
     total["wall_s"] = round(time.perf_counter() - began, 2)
     if chosen.curve:
         output = chosen.output or ROOT / "docs" / f"overlay_{chosen.curve}.json"

@@ -57,11 +57,12 @@ class Push:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Bring the record from `peer` into the store and verify it. Ends in FetchEnded."""
+    """Bring the record from `peer` into the store and verify it; `others` hold the same bytes. Ends in FetchEnded."""
 
     transfer: int
     peer: Peer
     record: RecordSummary
+    others: tuple[Peer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

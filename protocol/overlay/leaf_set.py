@@ -28,6 +28,8 @@ class LeafSet:
         """Successors, nearest first."""
         self.left: tuple[Peer, ...] = ()
         """Predecessors, nearest first."""
+        self._alternating: list[Peer] | None = []
+        """Found when it is asked for, and good until the set changes."""
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -84,7 +86,7 @@ class LeafSet:
         if len(around) > 2 * self.side:
             around = around[: self.side] + around[-self.side :]
             self._peers = {peer.id: peer for peer in around}
-        self._around = around
+        self._around, self._alternating = around, None
         self.ways = [clockwise(self.center, peer.id) for peer in around]
 
     def covers(self, key: int) -> bool:
@@ -110,9 +112,11 @@ class LeafSet:
 
     def alternating(self) -> list[Peer]:
         """Every member once, nearest first, right and left in turn: the order in which replicas are placed."""
-        order: dict[NodeId, Peer] = {}
-        for pair in zip_longest(self.right, self.left):
-            for peer in pair:
-                if peer is not None:
-                    order.setdefault(peer.id, peer)
-        return list(order.values())
+        if self._alternating is None:
+            order: dict[NodeId, Peer] = {}
+            for pair in zip_longest(self.right, self.left):
+                for peer in pair:
+                    if peer is not None:
+                        order.setdefault(peer.id, peer)
+            self._alternating = list(order.values())
+        return list(self._alternating)

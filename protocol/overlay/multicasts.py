@@ -41,6 +41,10 @@ class Multicasts:
         """Of the last one passed on."""
         return self._kept[-1].order if self._kept else NOTHING
 
+    @property
+    def last(self) -> Multicast | None:
+        return self._kept[-1] if self._kept else None
+
     def make(self, tree: TreeId, incarnation: int, body: RoundOpen) -> Multicast:
         """The root's next one."""
         life, sequence = before = self.order

@@ -23,6 +23,7 @@ from protocol.overlay.replication import Replication
 from protocol.overlay.scribe import Scribe
 from protocol.parameters import OverlayParameters
 from protocol.wire import messages as m
+from protocol.wire.keeping import FarQuery, FarReply, Release, Stray, Withdrawn
 
 Effects = list[fx.Effect]
 
@@ -36,7 +37,7 @@ class OverlayNode:
         self.detector = detector = Detector(me, parameters, rng, self._acquaintances)
         self.pastry = Pastry(me, parameters, rng, detector)
         self.scribe = Scribe(me, parameters, rng, self.pastry, detector)
-        self.replication = Replication(me, parameters, self.pastry.leaf_set.alternating)
+        self.replication = Replication(me, parameters, self.pastry.leaf_set, detector.is_suspect, lambda: self.pastry.active)
         self._clocks = (self.detector.deadlines, *self.pastry.clocks, self.scribe.deadlines, self.replication.deadlines)
         self._left = False
         self._due: float | None = None
@@ -56,7 +57,7 @@ class OverlayNode:
             ev.SeedFailed: lambda e, now: self.pastry.seed_failed(e.address, e.reason, now),
             ev.PushEnded: lambda e, now: self.replication.push_ended(e.transfer, e.outcome, e.reason, now),
             ev.FetchEnded: lambda e, now: self.replication.fetch_ended(e.transfer, e.record, e.reason, now),
-            ev.RecordHeld: lambda e, now: self.replication.record_held(e.record),
+            ev.RecordHeld: lambda e, now: self.replication.record_held(e.record, now),
             ev.TimerFired: lambda e, now: self._timer(now),
             ev.Started: lambda e, now: self.pastry.start(e.seeds, e.hints, now),
             ev.Leave: lambda e, now: self._leave(),
@@ -77,6 +78,8 @@ class OverlayNode:
             fx.RouteBody: lambda e, now: self.pastry.originate(e.key, e.body, now),
             fx.DeliverBody: self._deliver,
         }
+        self._overheard: dict[type, Callable[..., Effects]] = {fx.MulticastReceived: self._order_received}
+        """Of the effects for the outside, those that concern a machine as well."""
         self._messages = self._message_handlers()
 
     def _message_handlers(self) -> dict[type, Callable[..., Effects]]:
@@ -110,6 +113,9 @@ class OverlayNode:
             m.LookUpReply: lambda p, x, now: self.replication.look_up_answered(x, now),
             m.HoldingsQuery: lambda p, x, now: self.replication.query_received(p, x),
             m.HoldingsReply: lambda p, x, now: self.replication.reply_received(p, x),
+            FarReply: lambda p, x, now: self.replication.far_replied(x, now),
+            Release: lambda p, x, now: self.replication.released(x),
+            Withdrawn: lambda p, x, now: self.replication.withdrawn(p.id, x.tree),
         }
 
     # --- the seam -----------------------------------------------------------------------------------------------------
@@ -166,6 +172,8 @@ class OverlayNode:
                 waiting.extend(handler(effect, now))
             elif type(effect) is not fx.Send:
                 out.append(effect)
+                if (overheard := self._overheard.get(type(effect))) is not None:
+                    waiting.extend(overheard(effect))
             elif effect.peer.id == self.self_peer.id:
                 # What a machine sends to the node's own id (the closest node to its own key asks itself) takes no wire.
                 waiting.extend(self._messages[type(effect.message)](self.self_peer, effect.message, now))
@@ -180,7 +188,7 @@ class OverlayNode:
         return [
             *self.pastry.died(effect.peer, now),
             *self.scribe.died(effect.peer, effect.reason, effect.in_order, effect.silent_s, now),
-            *self.replication.died(effect.peer, now),
+            *self.replication.died(effect.peer, now, in_order=effect.in_order),
         ]
 
     def _cleared(self, effect: fx.PeerCleared, now: float) -> Effects:
@@ -190,6 +198,9 @@ class OverlayNode:
     def _leaf_set_changed(self, effect: fx.LeafSetChanged, now: float) -> Effects:
         self._ring_moved = True
         return []
+
+    def _order_received(self, effect: fx.MulticastReceived) -> Effects:
+        return self.replication.tree_closed(effect.tree) if effect.body.phase == "done" else []
 
     def _acquaintances(self) -> list[Peer]:
         """Whom we may ask for help."""
@@ -255,6 +266,10 @@ class OverlayNode:
                 return self.pastry.join_request(effect.body)
             case m.LookUp():
                 return self.replication.look_up_delivered(effect.body, now)
+            case FarQuery():
+                return self.replication.far_query_delivered(effect.body)
+            case Stray():
+                return self.replication.stray_delivered(effect.body, now)
             case m.Datagram():
                 return [fx.Delivered(effect.key, effect.body.payload, effect.hops)]
         raise RemoteProtocolError(f"{type(effect.body).__name__} cannot be delivered by key")

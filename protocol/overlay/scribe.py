@@ -112,8 +112,13 @@ class Scribe:
     def join(self, identifier: TreeId, member: MemberInfo, now: float) -> list[Effect]:
         """Become a member, and attach."""
         tree = self._tree(identifier, now)
+        last = tree.multicasts.last if tree.member is None else None
         tree.add_self(member)
-        return self._attach(tree, now) if tree.parent is None and not tree.is_root else self._tell_up(tree)
+        effects = self._attach(tree, now) if tree.parent is None and not tree.is_root else self._tell_up(tree)
+        if last is not None and not tree.is_root:
+            # As a forwarder it has passed on the order that it now needs itself; nobody will send that again.
+            effects.append(MulticastReceived(tree.id, tree.parent or last.body.holder, last.body, last.order))
+        return effects
 
     def leave(self, identifier: TreeId) -> list[Effect]:
         """Stop being a member; prune where nobody is below (Scribe III-A)."""

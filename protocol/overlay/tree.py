@@ -278,7 +278,11 @@ class Tree:
 
     def seen(self) -> Order:
         """What the parent is told: where we stand, or a child further back whom we cannot serve."""
-        return self.multicasts.seen([branch.seen for branch in self.children.values()])
+        told = self.multicasts.seen([branch.seen for branch in self.children.values()])
+        if self.member is None or self.multicasts.order != NOTHING or told == NOTHING:
+            return told
+        # A member without any: its child may have had the last one, and it has not.
+        return told[0], max(told[1], 1) - 1
 
     def pass_on(self, message: Multicast, *, old: bool) -> list[tuple[Peer, Multicast]]:
         """To the children; what we had before, only to those that lack it. Who waits for what lies between is sent nothing yet."""

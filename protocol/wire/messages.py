@@ -1,4 +1,5 @@
-"""Every message that peers exchange, and the one table that lists them: tag, who sends, who receives, what answers.
+"""Every message that peers exchange (those about who keeps which copies: keeping.py), and the one table that lists them: tag, who
+sends, who receives, what answers.
 
 A message is a frozen dataclass; its fields are its wire form. Tags are never reused. Adding a field with a default is compatible
 with the version before (unknown fields are ignored); anything else raises WIRE_VERSION.
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from protocol.identifiers import NodeId, Peer, TreeId
+from protocol.wire.keeping import FarQuery, FarReply, Release, Stray, Withdrawn
 from protocol.wire.values import Departed, Holding, MemberInfo, Progress, RecordSummary, SubtreeDigest
 
 Channel = Literal["control", "bulk", "status"]
@@ -273,12 +275,17 @@ class Multicast:
 
 @dataclass(frozen=True, slots=True)
 class LookUp:
-    """Routed with the owner's id as key: who holds which version of its record?"""
+    """Routed with the owner's id as key: who holds which version of its record?
+
+    far: routed to the owner's far places instead, as FarQuery is.
+    """
 
     request: int
     owner: NodeId
     tree: TreeId
     asker: Peer
+    far: bool = False
+    turned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +295,7 @@ class LookUpReply:
     request: int
     holdings: tuple[Holding, ...]
     silent: int = 0
+    far: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +321,7 @@ class Datagram:
     payload: bytes
 
 
-Routable = JoinRequest | LookUp | Datagram
+Routable = JoinRequest | LookUp | Stray | FarQuery | Datagram
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,6 +447,11 @@ TABLE = (
     Row(36, Multicast, "parent", "child"),
     Row(37, RoundOpen, "root", "members, inside Multicast"),
     Row(38, TreeRedirect, "full parent", "child"),
+    Row(40, Stray, "holder", "closest node, inside Route", Release),
+    Row(41, Release, "owner or closest node", "holder"),
+    Row(42, Withdrawn, "owner", "holder"),
+    Row(43, FarQuery, "owner", "closest node, inside Route", FarReply),
+    Row(44, FarReply, "closest node", "owner"),
     Row(50, LookUp, "manager or owner", "closest node, inside Route", LookUpReply),
     Row(51, LookUpReply, "closest node", "asker"),
     Row(52, HoldingsQuery, "closest node", "its leaf set", HoldingsReply),
@@ -457,7 +470,7 @@ Message = (
     Hello | Refusal | NotUnderstood | Heartbeat | JoinReply | LeafProbe | LeafProbeReply | Ping | Pong | Measured | RowRequest | RowReply
     | IndirectProbe | IndirectAnswer | Suspected | Goodbye | Superseded | Route | RouteAck
     | TreeJoin | TreeWelcome | TreeRefusal | TreeRedirect | TreeLeave | Alive | TreePulse | Multicast
-    | LookUpReply | HoldingsQuery | HoldingsReply
+    | LookUpReply | HoldingsQuery | HoldingsReply | Release | Withdrawn | FarReply
     | BulkPush | BulkFetch | BulkAccept | BulkRefuse | BulkStored | StatusRequest | StatusReply | StopRequest
 )  # fmt: skip
 """What a frame may hold at its top: every row but the bodies that travel inside Route and Multicast."""

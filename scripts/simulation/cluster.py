@@ -23,6 +23,7 @@ from protocol.wire.values import RecordSummary
 from scripts.simulation.clock import Act, Clock
 from scripts.simulation.network import Codec, Link, Network
 from scripts.simulation.terrain import TERRAINS, Terrain, address_of
+from scripts.simulation.transfers import Transfers
 from scripts.simulation.view import View
 
 FACTS_KEPT = 40
@@ -88,7 +89,8 @@ class Cluster:
     """Processes on a network under virtual time. A run is a seed: nothing here reads a clock or a global random source.
 
     check_every: a node checks its invariants after so many events of the whole cluster. keep: remember what nodes tell their applications.
-    on_delivered, on_fact, on_route: called for every Delivered, every Notify, and every Route that reaches a node.
+    on_delivered, on_fact, on_route: called for every Delivered, every Notify, and every Route that reaches a node; on_told for what is left
+    for the application; on_start and on_end with each life, before its node is told anything, and when it has ended.
     """
 
     def __init__(
@@ -108,11 +110,15 @@ class Cluster:
         self.clock = Clock()
         self.view = View(self.parameters.side)
         self.network = Network(self.clock, Random(self.rng.getrandbits(64)), self.parameters, terrain, self.tell, self._receive, codec)
+        self.transfers = Transfers(self)
         self.processes: dict[str, Process] = {}
         """The latest life under each name."""
         self.on_delivered: Callable[[Process, fx.Delivered], None] = lambda process, effect: None
         self.on_fact: Callable[[Process, fx.Notify], None] = lambda process, effect: None
         self.on_route: Callable[[Process, Route], None] = lambda process, message: None
+        self.on_told: Callable[[Process, fx.Effect], None] = lambda process, effect: None
+        self.on_start: Callable[[Process], None] = lambda process: None
+        self.on_end: Callable[[Process], None] = lambda process: None
         self.handled = 0
         self._keep = keep
         self._machine = machine
@@ -127,10 +133,10 @@ class Cluster:
             fx.Dial: self.network.dial,
             fx.DialSeed: self.network.dial_seed,
             fx.Disconnect: self.network.disconnect,
-            fx.Push: self._push,
-            fx.Fetch: self._fetch,
-            fx.CancelTransfer: lambda process, effect: None,
-            fx.Discard: lambda process, effect: None,
+            fx.Push: self.transfers.push,
+            fx.Fetch: self.transfers.fetch,
+            fx.CancelTransfer: self.transfers.cancel,
+            fx.Discard: self.transfers.discard,
             fx.Notify: self._fact,
             fx.Delivered: self._delivered,
             fx.Quit: self._quit,
@@ -166,6 +172,7 @@ class Cluster:
         process = self.processes[name] = self.network.at[peer.address] = Process(self, self._lives, name, peer, node, place)
         self.view.add(process)
         self.note(process, f"started at {peer.address}, incarnation {incarnation}")
+        self.on_start(process)
         self.tell(process, ev.Started(tuple(seeds), tuple(hints)))
         return process
 
@@ -194,6 +201,7 @@ class Cluster:
         process.inbox.clear()
         self.view.remove(process)
         self.note(process, how)
+        self.on_end(process)
 
     def pause(self, process: Process) -> None:
         """SIGSTOP."""
@@ -242,7 +250,7 @@ class Cluster:
             act = do.get(effect.__class__)
             if act is not None:
                 act(process, effect)
-            elif self._keep:
+            else:
                 self._told(process, effect)
         when = process.next_deadline()
         process.due = when = inf if when is None else when
@@ -301,8 +309,10 @@ class Cluster:
     # --- effects for the application ----------------------------------------------------------------------------------
 
     def _told(self, process: Process, effect: fx.Effect) -> None:
-        process.outcome.append(effect)
-        self.clock.note(process, effect)
+        if self._keep:
+            process.outcome.append(effect)
+            self.clock.note(process, effect)
+        self.on_told(process, effect)
 
     def _delivered(self, process: Process, effect: fx.Delivered) -> None:
         self.clock.note(process, effect)
@@ -318,39 +328,6 @@ class Cluster:
     def _quit(self, process: Process, effect: fx.Quit) -> None:
         self._told(process, effect)
         self.kill(process)
-
-    # --- records ------------------------------------------------------------------------------------------------------
-
-    def _push(self, process: Process, effect: fx.Push) -> None:
-        self._move(process, effect.peer, self._pushed, effect)
-
-    def _fetch(self, process: Process, effect: fx.Fetch) -> None:
-        self._move(process, effect.peer, self._fetched, effect)
-
-    def _move(self, process: Process, peer: Peer, act: Act, effect: fx.Push | fx.Fetch) -> None:
-        other = self.network.at.get(peer.address, self.nobody)
-        self.clock.after(6 * self.network.terrain.delay(process, other), act, process, effect)
-
-    def _holder(self, process: Process, peer: Peer) -> Process | None:
-        other = self.network.at.get(peer.address)
-        blocked = self.network.blocked
-        if other is None or not other.alive or other.paused or blocked(process, other) or blocked(other, process):
-            return None
-        return other
-
-    def _pushed(self, process: Process, effect: fx.Push) -> None:
-        holder = self._holder(process, effect.peer)
-        if holder is not None:
-            holder.store[effect.record.key] = effect.record
-            self.tell(holder, ev.RecordHeld(effect.record))
-        self.tell(process, ev.PushEnded(effect.transfer, "failed" if holder is None else "stored"))
-
-    def _fetched(self, process: Process, effect: fx.Fetch) -> None:
-        holder = self._holder(process, effect.peer)
-        record = holder.store.get(effect.record.key) if holder is not None else None
-        if record is not None:
-            process.store[record.key] = record
-        self.tell(process, ev.FetchEnded(effect.transfer, record, "" if record else "holder gone"))
 
     # --- stories ------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from protocol.overlay.detector import Detector
 from protocol.overlay.node import OverlayNode
 from protocol.parameters import OverlayParameters
 from protocol.wire import messages as m
+from protocol.wire.keeping import FarQuery, FarReply, Release, Stray, Withdrawn
 
 Kind = TypeVar("Kind")
 P = OverlayParameters()
@@ -189,11 +190,15 @@ class Pool:
         return m.Holding(self.peer(), self.summary())
 
     def routable(self) -> m.Routable:
-        kind = self.rng.randrange(3)
+        kind = self.rng.randrange(5)
         if kind == 0:
             return m.JoinRequest(self.peer(), self.several(self.peer))
         if kind == 1:
             return m.LookUp(self.small(), self.identifier(), self.tree(), self.peer())
+        if kind == 2:
+            return Stray(self.summary(), self.peer())
+        if kind == 3:
+            return FarQuery(self.identifier(), self.peer(), self.rng.random() < 0.5)
         return m.Datagram(b"x")
 
     def message(self) -> m.Message:
@@ -237,6 +242,9 @@ class Pool:
             lambda: m.LookUpReply(self.small(), self.several(self.holding, 30)),
             lambda: m.HoldingsQuery(self.number(), self.identifier(), self.tree()),
             lambda: m.HoldingsReply(self.small(), self.summary() if self.rng.random() < 0.7 else None),
+            lambda: Release(self.identifier(), self.tree(), self.number(), self.number()),
+            lambda: Withdrawn(self.tree()),
+            lambda: FarReply(self.identifier(), self.several(self.peer, 30)),
             lambda: m.BulkFetch(self.identifier(), self.tree(), 1),
             lambda: m.StatusRequest(),
         )

@@ -121,6 +121,35 @@ def grown(*members: int, routes: dict[int, int | None] = CHAIN, **others: int) -
     return grove
 
 
+def test_a_forwarder_that_becomes_a_member_is_given_the_order_that_it_has_passed_on() -> None:
+    """An agent looks for its own record; meanwhile its neighbour joins through it, and the round is opened."""
+    grove = grown(0x30)
+    grove.order(0x10, 7)
+    grove.run(0.5)
+    assert grove.rounds(0x30) == [7]
+    assert grove.rounds(0x20) == [], "a forwarder is given no orders"
+    grove.join(0x20)
+    assert grove.rounds(0x20) == [7]
+    grove.order(0x10, 8)
+    grove.run(0.5)
+    assert grove.rounds(0x20) == [7, 8]
+
+
+def test_a_member_whose_child_is_ahead_of_it_is_given_the_last_order_too() -> None:
+    """It restarts, and its child of before, which has the order, joins through it first: the child's place is not the member's."""
+    grove = grown(0x30)
+    grove.order(0x10, 7)
+    grove.run(0.5)
+    grove.die(0x20)
+    grove.start(0x20, 2)
+    grove.run(2.0)
+    assert grove.way_up(0x30) == [0x20, 0x10]
+    grove.join(0x20)
+    grove.run(1.0)
+    assert grove.rounds(0x20) == [7]
+    assert grove.rounds(0x30) == [7], "once"
+
+
 def test_a_newcomer_gets_the_last_one_and_no_gap() -> None:
     """Old rounds are of no use to it."""
     grove = grown(0x30)

@@ -8,47 +8,11 @@ import pytest
 
 from protocol.identifiers import Peer
 from protocol.overlay import effects as fx
-from protocol.overlay.replication import LOOK_UPS_MAX, Replication
-from protocol.parameters import OverlayParameters
+from protocol.overlay.retrieval import LOOK_UPS_MAX
 from protocol.wire.messages import HoldingsQuery, HoldingsReply, LookUp, LookUpReply
 from protocol.wire.values import Holding, RecordSummary
+from tests.overlay.holder import ASKER, FIVE, OWNER, TREE, Node, targets
 from tests.overlay.scene import ME, P, facts, node_id, of, peer, record, sent
-
-TREE = node_id(0x10)
-FIVE = [peer(leading) for leading in (0x90, 0x70, 0xA0, 0x60, 0xB0)]
-"""The leaf set in order of placement."""
-OWNER, ASKER = peer(0x55), peer(0x20)
-
-
-class Node:
-    """A Replication under test; `neighbours` is Pastry's word."""
-
-    def __init__(self, *neighbours: Peer, parameters: OverlayParameters = P) -> None:
-        self.neighbours = list(neighbours)
-        self.machine = Replication(ME, parameters, lambda: self.neighbours)
-        self.transfers: dict[Peer, int] = {}
-
-    def replicate(self, version: int, now: float = 0.0) -> list[fx.Effect]:
-        return self.note(self.machine.replicate(record(ME, version), now))
-
-    def note(self, effects: list[fx.Effect]) -> list[fx.Effect]:
-        self.machine.check_invariants()
-        self.transfers |= {effect.peer: effect.transfer for effect in of(fx.Push, effects)}
-        return effects
-
-    def ends(self, holder: Peer, outcome: str, now: float = 0.1) -> list[fx.Effect]:
-        """The push to this holder ends."""
-        return self.note(self.machine.push_ended(self.transfers[holder], outcome, "why", now))
-
-    def until(self, end: float) -> list[fx.Effect]:
-        seen: list[fx.Effect] = []
-        while (when := self.machine.next_deadline()) is not None and when <= end:
-            seen += self.note(self.machine.on_timer(when))
-        return seen
-
-
-def targets(effects: list[fx.Effect]) -> list[Peer]:
-    return [effect.peer for effect in of(fx.Push, effects)]
 
 
 def held_by(node: Node) -> set:
@@ -155,7 +119,7 @@ def test_rule_4_a_dead_holder_is_replaced() -> None:
     node.replicate(1)
     for holder in FIVE[:3]:
         node.ends(holder, "stored")
-    node.neighbours.remove(FIVE[1])
+    node.leaf_set.remove(FIVE[1].id)
     assert targets(node.note(node.machine.died(FIVE[1], 1.0))) == [FIVE[3]]
     assert held_by(node) == {FIVE[0].id, FIVE[2].id}
 
@@ -163,10 +127,10 @@ def test_rule_4_a_dead_holder_is_replaced() -> None:
 def test_rule_4_who_dies_under_a_push_is_replaced() -> None:
     node = Node(*FIVE)
     node.replicate(1)
-    node.neighbours.remove(FIVE[0])
+    node.leaf_set.remove(FIVE[0].id)
     effects = node.machine.died(FIVE[0], 1.0)
     assert of(fx.CancelTransfer, effects) == [fx.CancelTransfer(node.transfers[FIVE[0]])]
-    assert targets(effects) == [FIVE[3]]
+    assert targets(effects) == [FIVE[4]], "the right side has its turn"
 
 
 def test_rule_4_a_holder_that_the_ring_has_moved_away_from_does_not_count() -> None:
@@ -190,7 +154,7 @@ def look_up(asker: Peer = ASKER, request: int = 7) -> LookUp:
 
 def test_rule_5_the_closest_node_asks_its_leaf_set_and_answers_newest_first() -> None:
     node = Node(*FIVE[:2])
-    node.machine.record_held(record(OWNER, 2))
+    node.machine.record_held(record(OWNER, 2), 0.0)
     queries = sent(node.machine.look_up_delivered(look_up(), 0.0), HoldingsQuery)
     assert [to for to, _ in queries] == FIVE[:2]
     number = queries[0][1].request
@@ -219,6 +183,36 @@ def test_rule_5_it_does_not_wait_for_the_dead_nor_ask_the_asker() -> None:
     assert sent(node.machine.died(FIVE[1], 0.1), LookUpReply)
 
 
+def test_rule_5_a_suspect_holds_up_nobody_for_long() -> None:
+    """A neighbour hangs, and its verdict takes a second: every look-up until then would last a quarter of one."""
+    node = Node(*FIVE[:3])
+    node.suspects.add(FIVE[1].id)
+    queries = sent(node.machine.look_up_delivered(look_up(), 0.0), HoldingsQuery)
+    for holder in (FIVE[0], FIVE[2]):
+        assert not sent(node.machine.reply_received(holder, HoldingsReply(queries[0][1].request, record(OWNER, 3))), LookUpReply)
+    [(_, reply)] = sent(node.until(P.ack_timeout_min_s), LookUpReply)
+    assert (len(reply.holdings), reply.silent) == (2, 1)
+
+
+def test_rule_5_who_becomes_a_suspect_later_is_not_waited_for_either() -> None:
+    node = Node(*FIVE[:2])
+    queries = sent(node.machine.look_up_delivered(look_up(), 0.0), HoldingsQuery)
+    assert not sent(node.until(P.ack_timeout_min_s), LookUpReply), "it is only slow"
+    node.suspects.add(FIVE[1].id)
+    [(_, reply)] = sent(node.machine.reply_received(FIVE[0], HoldingsReply(queries[0][1].request, None)), LookUpReply)
+    assert reply.silent == 1
+
+
+def test_rule_5_a_killed_neighbour_costs_only_the_time_until_it_is_found_dead() -> None:
+    """Owner and holder die together: the reset makes a suspect, the refused dial a dead one, in milliseconds."""
+    node = Node(*FIVE[:2])
+    node.suspects.add(FIVE[1].id)
+    queries = sent(node.machine.look_up_delivered(look_up(), 0.0), HoldingsQuery)
+    assert not sent(node.machine.reply_received(FIVE[0], HoldingsReply(queries[0][1].request, record(OWNER, 3))), LookUpReply)
+    [(_, reply)] = sent(node.machine.died(FIVE[1], 0.002), LookUpReply)
+    assert (len(reply.holdings), reply.silent) == (1, 0)
+
+
 def test_rule_5_a_ring_of_one_answers_at_once() -> None:
     node = Node()
     assert sent(node.machine.look_up_delivered(look_up(), 0.0), LookUpReply) == [(ASKER, LookUpReply(7, ()))]
@@ -235,7 +229,7 @@ def test_rule_5_answers_about_another_record_and_from_strangers_do_not_count() -
 def test_rule_5_a_holder_says_what_it_holds() -> None:
     node = Node(*FIVE)
     for version in (1, 3, 2):
-        node.machine.record_held(record(OWNER, version))
+        node.machine.record_held(record(OWNER, version), 0.0)
     query = HoldingsQuery(5, OWNER.id, TREE)
     assert node.machine.query_received(FIVE[0], query) == [fx.Send(FIVE[0], HoldingsReply(5, record(OWNER, 3)))]
 
@@ -299,7 +293,7 @@ def test_rule_6_no_holder_left_is_lost_and_said_with_the_last_reason() -> None:
 def test_rule_6_what_we_hold_ourselves_needs_no_transfer() -> None:
     """A restart with its disk: among equals our own copy is taken; a newer one elsewhere is fetched."""
     node = Node(*FIVE)
-    node.machine.record_held(record(OWNER, 3))
+    node.machine.record_held(record(OWNER, 3), 0.0)
     _, effects = wanting(Holding(FIVE[0], record(OWNER, 3)), node=node)
     assert ended(effects).record == record(OWNER, 3)
     assert not of(fx.Fetch, effects)
@@ -319,7 +313,7 @@ def test_rule_6_a_look_up_that_nobody_answers_is_repeated_and_then_given_up() ->
 
 def test_rule_6_when_no_look_up_is_answered_our_own_copy_is_better_than_nothing() -> None:
     node = Node(*FIVE)
-    node.machine.record_held(record(OWNER, 3))
+    node.machine.record_held(record(OWNER, 3), 0.0)
     node.machine.retrieve(1, OWNER.id, TREE, 0.0)
     assert ended(node.until(60.0)).record == record(OWNER, 3)
 
@@ -350,9 +344,51 @@ def test_rule_6_one_answer_cannot_keep_us_busy_for_ever() -> None:
 
 def test_rule_6_asked_again_under_the_same_number_it_begins_anew_and_ends_once() -> None:
     """A manager looks for its own record when it starts, and again when enough members have come."""
-    node, _ = wanting(Holding(FIVE[0], record(OWNER, 3)))
+    node, _ = wanting(Holding(FIVE[0], record(OWNER, 3)), node=Node(*FIVE, OWNER))
     effects = node.machine.retrieve(1, OWNER.id, TREE, 0.2)
     assert of(fx.CancelTransfer, effects) == [fx.CancelTransfer(1)]
     assert node.machine.fetch_ended(1, record(OWNER, 3), "", 0.3) == []
     assert len(of(fx.RetrievalEnded, node.until(60.0))) == 1
     assert node.machine.next_deadline() is None
+
+
+def test_rule_6_all_who_hold_the_same_bytes_are_named() -> None:
+    """A large record is fetched from several at once; one with another version is none of them."""
+    same = [Holding(holder, record(OWNER, 3)) for holder in FIVE[:3]]
+    _, effects = wanting(*same, Holding(FIVE[3], record(OWNER, 2)))
+    [fetch] = of(fx.Fetch, effects)
+    assert (fetch.peer, fetch.others) == (FIVE[0], (FIVE[1], FIVE[2]))
+
+
+def test_rule_6_the_heir_is_asked_when_who_was_closest_dies() -> None:
+    """Owner and next neighbour die together: the look-up may have died with it, and must not wait for its timeout."""
+    node = Node(*FIVE)
+    node.machine.retrieve(1, OWNER.id, TREE, 0.0)
+    node.leaf_set.remove(FIVE[3].id)
+    again = of(fx.RouteBody, node.machine.died(FIVE[3], 0.01))
+    assert again == [fx.RouteBody(OWNER.id, LookUp(1, OWNER.id, TREE, ME))]
+    node.leaf_set.remove(FIVE[0].id)
+    assert not of(fx.RouteBody, node.machine.died(FIVE[0], 0.02)), "it was not closest"
+    end = ended(node.machine.look_up_answered(LookUpReply(1, ()), 0.03))
+    assert end.record is None
+    assert node.machine.look_up_answered(LookUpReply(1, ()), 0.04) == [], "the first answer may come all the same"
+
+
+def test_rule_6_our_own_record_is_asked_for_until_everyone_near_was_heard() -> None:
+    """P2: version 4 is durable on two that hang; a third has version 3. A restart must not begin from that while 4 may be there."""
+    node = Node(*FIVE)
+    node.machine.retrieve(1, ME.id, TREE, 0.0)
+    old = LookUpReply(1, (Holding(FIVE[2], record(ME, 3)),), 2)
+    assert of(fx.RouteBody, node.machine.look_up_answered(old, 0.1))
+    assert of(fx.RouteBody, node.machine.look_up_answered(old, 0.9 * P.verdict_max_s))
+    found = LookUpReply(1, (Holding(FIVE[0], record(ME, 4)), Holding(FIVE[2], record(ME, 3))), 0)
+    assert fetches(node.machine.look_up_answered(found, 0.95 * P.verdict_max_s)) == [(FIVE[0], 4)]
+
+
+def test_rule_6_but_not_for_ever() -> None:
+    node = Node(*FIVE)
+    node.machine.retrieve(1, ME.id, TREE, 0.0)
+    node.machine.look_up_answered(LookUpReply(1, (), 1), 0.1)
+    effects = node.machine.look_up_answered(LookUpReply(1, (Holding(FIVE[2], record(ME, 3)),), 1), P.verdict_max_s)
+    assert fetches(effects) == [(FIVE[2], 3)]
+    assert not ended(node.machine.fetch_ended(1, record(ME, 3), "", 2.0)).complete, "it may be older than the newest, and that is said"

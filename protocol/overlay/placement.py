@@ -1,0 +1,292 @@
+"""Where the copies of a record are, and whom it is brought to next.
+
+Places: leaf-set members in the order of placement (with zones perhaps others, see far_places.py), one for each address. Two nodes of one
+process (a manager's trees) die together and are one place; none is at our own address. Who is under suspicion comes last.
+
+    waiting (a newer version, while this one is under way) --> under way --quorum--> durable --k holders--> complete
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from protocol.identifiers import Address, NodeId, Peer, TreeId
+from protocol.overlay.deadlines import Deadlines
+from protocol.overlay.effects import CancelTransfer, Durable, Effect, Notify, Push
+from protocol.parameters import OverlayParameters
+from protocol.wire.values import RecordSummary
+
+RecordKey = tuple[NodeId, TreeId]
+RETRY = ("retry", 0)
+"""The deadline after which holders that failed are tried again."""
+SLOWER_MAX = 2.0
+"""Who takes so many times as long as the first that was done with the same record is slow."""
+
+
+def one_an_address(peers: Iterable[Peer], taken: Address) -> list[Peer]:
+    """The peers in their order: of those at one address the first, none at the address that is `taken`."""
+    found: dict[Address, Peer] = {}
+    for peer in peers:
+        if peer.address != taken:
+            found.setdefault(peer.address, peer)
+    return list(found.values())
+
+
+def is_possible(record: RecordSummary, parameters: OverlayParameters) -> bool:
+    """Is it of a size that a record can have? What peers say of records is not believed before."""
+    return 0 <= record.record_bytes <= parameters.record_bytes_max
+
+
+@dataclass(slots=True)
+class Pushing:
+    """A copy on its way. slow: another place is being tried beside it."""
+
+    peer: Peer
+    began: float
+    slow: bool = False
+
+
+@dataclass(slots=True)
+class Placement:
+    """One record and where its copies are. copies: how many places shall hold it beside us. adopted: its owner is dead, we stand in."""
+
+    record: RecordSummary
+    copies: int
+    adopted: bool = False
+    hurried: bool = False
+    """It took the place of a version that was still under way: the next one waits until it has its quorum."""
+    holders: dict[NodeId, Peer] = field(default_factory=dict)
+    refused: set[NodeId] = field(default_factory=set)
+    failed: set[NodeId] = field(default_factory=set)
+    pushing: dict[int, Pushing] = field(default_factory=dict)
+    durable: bool = False
+    fastest_s: float | None = None
+    """What the first push that was done took."""
+
+    @property
+    def complete(self) -> bool:
+        return len(self.holders) >= self.copies
+
+    @property
+    def is_under_way(self) -> bool:
+        """On its way to a quorum."""
+        return bool(self.pushing) and not self.durable
+
+    def missing(self) -> int:
+        """Copies that neither are there nor under way in good time."""
+        return self.copies - len(self.holders) - sum(not push.slow for push in self.pushing.values())
+
+    def is_tried(self, identifier: NodeId) -> bool:
+        tried = identifier in self.holders or identifier in self.refused or identifier in self.failed
+        return tried or any(push.peer.id == identifier for push in self.pushing.values())
+
+
+class Placements:
+    """The records that this node keeps copies of elsewhere: its own, and those that it stands in for. `places` as the module says, of
+    our own or of adopted records; `number` gives the next transfer's."""
+
+    def __init__(
+        self,
+        parameters: OverlayParameters,
+        places: Callable[[bool], list[Peer]],
+        deadlines: Deadlines[tuple[str, int]],
+        number: Callable[[], int],
+    ) -> None:
+        self._parameters = parameters
+        self._places = places
+        self._deadlines = deadlines
+        self._number = number
+        self._placed: dict[RecordKey, Placement] = {}
+        self._of_push: dict[int, RecordKey] = {}
+        self._next: dict[RecordKey, RecordSummary] = {}
+        """The newest version of each record whose present one must have its quorum first."""
+
+    def get(self, key: RecordKey) -> Placement | None:
+        return self._placed.get(key)
+
+    def adopted(self) -> list[RecordKey]:
+        return [key for key, placement in self._placed.items() if placement.adopted]
+
+    def of_tree(self, tree: TreeId) -> list[RecordKey]:
+        return [key for key in self._placed if key[1] == tree]
+
+    # --- bringing -----------------------------------------------------------------------------------------------------
+
+    def bring(self, record: RecordSummary, now: float, *, adopted: bool = False) -> list[Effect]:
+        """Bring this version to its places; one that is older than what is placed stays here."""
+        before = self._placed.get(record.key)
+        if before is not None:
+            if before.record.order > record.order:
+                return []
+            if before.hurried and before.is_under_way and before.record.order < record.order:
+                self._next[record.key] = record
+                return []
+        return self._supersede(record, now, adopted=adopted)
+
+    def _supersede(self, record: RecordSummary, now: float, *, adopted: bool) -> list[Effect]:
+        before = self._placed.get(record.key)
+        hurried = before is not None and before.is_under_way
+        effects = self.drop(record.key)
+        # We hold what we have adopted, and are one of the k; an owner is none of its k.
+        copies = self._parameters.replicas - adopted
+        self._placed[record.key] = placement = Placement(record, copies, adopted, hurried)
+        return effects + self._place(placement, now)
+
+    def drop(self, key: RecordKey) -> list[Effect]:
+        """Care for this record no more; what is under way is given up."""
+        placement = self._placed.pop(key, None)
+        self._next.pop(key, None)
+        return self._cancel(placement, list(placement.pushing)) if placement is not None else []
+
+    def _cancel(self, placement: Placement, transfers: Iterable[int]) -> list[Effect]:
+        effects: list[Effect] = []
+        for transfer in transfers:
+            self._forget(placement, transfer)
+            effects.append(CancelTransfer(transfer))
+        return effects
+
+    def _forget(self, placement: Placement, transfer: int) -> Pushing:
+        self._deadlines.drop(("push", transfer))
+        self._deadlines.drop(("slow", transfer))
+        del self._of_push[transfer]
+        return placement.pushing.pop(transfer)
+
+    def _place(self, placement: Placement, now: float) -> list[Effect]:
+        """Start as many pushes as copies are missing, and see whether it is durable."""
+        effects: list[Effect] = []
+        missing, record_bytes = placement.missing(), placement.record.record_bytes
+        for peer in self._places(placement.adopted) if missing > 0 else ():
+            if placement.is_tried(peer.id):
+                continue
+            transfer = self._number()
+            placement.pushing[transfer] = Pushing(peer, now)
+            self._of_push[transfer] = placement.record.key
+            timeout_s = self._parameters.transfer_timeout_s(record_bytes)
+            self._deadlines.set(("push", transfer), now + timeout_s + self._parameters.delay_max_s)
+            self._deadlines.set(("slow", transfer), now + self._patience_s(placement))
+            effects.append(Push(transfer, peer, placement.record))
+            missing -= 1
+            if not missing:
+                break
+        if missing > 0 and placement.failed and RETRY not in self._deadlines:
+            self._deadlines.set(RETRY, now + self._parameters.retry_max_s)
+        return effects + self._judge(placement, now)
+
+    def _patience_s(self, placement: Placement) -> float:
+        """How long a push may take before another place is tried: measured by the first that was done, half of all time before; but
+        whoever is only busy is not passed over."""
+        if placement.fastest_s is not None:
+            measured_s = SLOWER_MAX * placement.fastest_s
+        else:
+            measured_s = self._parameters.transfer_timeout_s(placement.record.record_bytes) / 2
+        return max(measured_s, self._parameters.probe_timeout_s)
+
+    def _judge(self, placement: Placement, now: float) -> list[Effect]:
+        """Is it durable now? Then, or where it cannot be, a newer version need not wait for it."""
+        present = {peer.id for peer in self._places(placement.adopted)}
+        needed = min(self._parameters.write_quorum, len(present))
+        if placement.durable or not needed or len(placement.holders.keys() & present) < needed:
+            return [] if placement.is_under_way else self._go_on(placement.record.key, now)
+        placement.durable = True
+        said: list[Effect] = [] if placement.adopted else [Durable(placement.record, tuple(placement.holders))]
+        return said + self._go_on(placement.record.key, now)
+
+    def _go_on(self, key: RecordKey, now: float) -> list[Effect]:
+        """To the version that waits, where there is one."""
+        newer = self._next.pop(key, None)
+        return self._supersede(newer, now, adopted=self._placed[key].adopted) if newer is not None else []
+
+    # --- what becomes of it -------------------------------------------------------------------------------------------
+
+    def ended(self, transfer: int, outcome: str, reason: str, now: float) -> list[Effect]:
+        key = self._of_push.get(transfer)
+        if key is None:
+            return []
+        placement = self._placed[key]
+        push = self._forget(placement, transfer)
+        if outcome == "stored":
+            return self._stored(placement, push, now)
+        (placement.refused if outcome == "refused" else placement.failed).add(push.peer.id)
+        fact = Notify("replica_refused", {"holder": push.peer, "version": placement.record.version, "reason": reason})
+        return [fact, *self._mend(placement, now)]
+
+    def _mend(self, placement: Placement, now: float) -> list[Effect]:
+        """A copy, or one on its way, is lost. Where a newer version waits, this one is not worth another transfer."""
+        key = placement.record.key
+        return self._go_on(key, now) if key in self._next else self._place(placement, now)
+
+    def _stored(self, placement: Placement, push: Pushing, now: float) -> list[Effect]:
+        placement.holders[push.peer.id] = push.peer
+        if placement.fastest_s is None:
+            placement.fastest_s = now - push.began
+            patience_s = self._patience_s(placement)
+            for transfer, other in placement.pushing.items():
+                if not other.slow:
+                    self._deadlines.set(("slow", transfer), max(other.began + patience_s, now))
+        effects = self._cancel(placement, list(placement.pushing)) if placement.complete else []
+        return effects + self._judge(placement, now)
+
+    def found(self, key: RecordKey, holder: Peer) -> list[Effect]:
+        """This peer says that it holds the very version that is placed: one push less."""
+        placement = self._placed[key]
+        if placement.complete or placement.is_tried(holder.id) or holder not in self._places(placement.adopted):
+            return []
+        placement.holders[holder.id] = holder
+        return self._cancel(placement, list(placement.pushing)) if placement.complete else []
+
+    def is_slow(self, transfer: int, now: float) -> list[Effect]:
+        """Its time is not over, but others are faster: it is passed over, and counts where it is done all the same."""
+        key = self._of_push.get(transfer)
+        if key is None:
+            return []
+        placement = self._placed[key]
+        push = placement.pushing[transfer]
+        push.slow = True
+        fact = Notify("replica_slow", {"holder": push.peer, "version": placement.record.version})
+        return [fact, *self._place(placement, now)]
+
+    def leaf_set_changed(self, now: float) -> list[Effect]:
+        """Upkeep: the places of now shall hold the newest versions."""
+        effects: list[Effect] = []
+        present = {adopted: set(self._places(adopted)) for adopted in {placement.adopted for placement in self._placed.values()}}
+        for placement in list(self._placed.values()):
+            there = present[placement.adopted]
+            placement.holders = {identifier: peer for identifier, peer in placement.holders.items() if peer in there}
+            placement.refused.clear()
+            placement.failed.clear()
+            effects += self._place(placement, now)
+        return effects
+
+    def try_again(self, now: float) -> list[Effect]:
+        """Those that failed."""
+        effects: list[Effect] = []
+        for placement in list(self._placed.values()):
+            placement.failed.clear()
+            effects += self._place(placement, now)
+        return effects
+
+    def died(self, peer: Peer, now: float) -> list[Effect]:
+        """This life of the peer is over, and the copy that it had."""
+        effects: list[Effect] = []
+        for placement in list(self._placed.values()):
+            gone = [t for t, push in placement.pushing.items() if push.peer.id == peer.id and push.peer.incarnation <= peer.incarnation]
+            effects += self._cancel(placement, gone)
+            holder = placement.holders.get(peer.id)
+            if holder is not None and holder.incarnation <= peer.incarnation:
+                del placement.holders[peer.id]
+                gone.append(0)
+            if gone:
+                effects += self._mend(placement, now)
+        return effects
+
+    def check_invariants(self) -> None:
+        for key, placement in self._placed.items():
+            assert len(placement.holders) <= placement.copies, "more copies than k"
+            assert all(("push", transfer) in self._deadlines for transfer in placement.pushing), "a push without a deadline"
+            assert all(self._of_push.get(transfer) == key for transfer in placement.pushing), "a push of nothing"
+        assert len(self._of_push) == sum(len(placement.pushing) for placement in self._placed.values()), "a push of nothing"
+        for key, record in self._next.items():
+            under_way = self._placed[key]
+            assert under_way.pushing, "a version that waits for nothing"
+            assert under_way.record.order < record.order, "an older version waits for a newer one"

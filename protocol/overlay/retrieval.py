@@ -1,0 +1,206 @@
+"""Retrievals: look up who holds a record, fetch the newest version, verified; where a holder fails, the next one.
+
+    looking up --answer--> fetching --verified--> ended        no answer, or nothing yet and somebody unheard: look up again
+    fetching --failed--> fetching from the next holder --none left--> ended: lost, and said, never a silent zero
+
+Our own record, after a restart, must not be older than what was called durable: while somebody in the neighbourhood is unheard, who might
+hold a newer version, we ask again, until `verdict_max_s` is over and everyone there has answered or is dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from protocol.identifiers import NodeId, Peer, TreeId, rank
+from protocol.overlay.deadlines import Deadlines
+from protocol.overlay.effects import CancelTransfer, Effect, Fetch, RetrievalEnded, RouteBody
+from protocol.overlay.far_places import opposite
+from protocol.overlay.placement import RecordKey, is_possible
+from protocol.parameters import OverlayParameters
+from protocol.wire.messages import LookUp, LookUpReply
+from protocol.wire.values import Holding, RecordSummary
+
+LOOK_UPS_MAX = 3
+"""Look-ups of one retrieval that nobody answers, or that find nothing while somebody is unheard."""
+
+
+@dataclass(slots=True)
+class Retrieval:
+    """A record that we want."""
+
+    owner: NodeId
+    tree: TreeId
+    began: float
+    look_ups: int = 1
+    located: float | None = None
+    holdings: tuple[Holding, ...] = ()
+    untried: list[Holding] = field(default_factory=list)
+    transfer: int | None = None
+    fetching: RecordSummary | None = None
+    attempts: int = 0
+    reason: str = ""
+    complete: bool = False
+    replies: dict[bool, LookUpReply] = field(default_factory=dict)
+    """The last one from near, and from the far places where there may be any."""
+
+
+def merged(replies: Iterable[LookUpReply]) -> LookUpReply:
+    """Near and far as one."""
+    found = list(replies)
+    return LookUpReply(found[0].request, tuple(h for reply in found for h in reply.holdings), sum(reply.silent for reply in found))
+
+
+class Retrievals:
+    """The records that one node is looking for. `held`: what it holds itself."""
+
+    def __init__(
+        self,
+        me: Peer,
+        parameters: OverlayParameters,
+        held: Mapping[RecordKey, RecordSummary],
+        deadlines: Deadlines[tuple[str, int]],
+        number: Callable[[], int],
+    ) -> None:
+        self._me = me
+        self._parameters = parameters
+        self._held = held
+        self._deadlines = deadlines
+        self._number = number
+        self._looks_far = parameters.placement != "local"
+        self._retrievals: dict[int, Retrieval] = {}
+
+    def retrieve(self, request: int, owner: NodeId, tree: TreeId, now: float) -> list[Effect]:
+        """Find the newest record of (owner, tree) and bring it here. Asked again under the same number, it begins anew and ends once."""
+        before = self._retrievals.get(request)
+        self._deadlines.drop(("fetch", request))
+        self._retrievals[request] = Retrieval(owner, tree, began=now)
+        given_up = [CancelTransfer(before.transfer)] if before is not None and before.transfer is not None else []
+        return [*given_up, *self._look_up(request, now)]
+
+    def _look_up(self, request: int, now: float) -> list[Effect]:
+        wanted = self._retrievals[request]
+        self._deadlines.set(("look_up", request), now + self._parameters.look_up_timeout_s)
+        wanted.replies.clear()
+        look_up = LookUp(request, wanted.owner, wanted.tree, self._me)
+        near: list[Effect] = [RouteBody(wanted.owner, look_up)]
+        return [*near, RouteBody(opposite(wanted.owner), replace(look_up, far=True))] if self._looks_far else near
+
+    # --- located ------------------------------------------------------------------------------------------------------
+
+    def answered(self, reply: LookUpReply, now: float) -> list[Effect]:
+        wanted = self._retrievals.get(reply.request)
+        if wanted is None or wanted.located is not None:
+            return []
+        wanted.replies[reply.far] = reply
+        if len(wanted.replies) < 1 + self._looks_far:
+            return []
+        return self._located(merged(wanted.replies.values()), now)
+
+    def _located(self, reply: LookUpReply, now: float) -> list[Effect]:
+        wanted = self._retrievals[reply.request]
+        wanted.complete = reply.silent == 0
+        if self._asks_again(wanted, reply, now):
+            wanted.look_ups += 1
+            return self._look_up(reply.request, now)
+        self._deadlines.drop(("look_up", reply.request))
+        wanted.located = now
+        mine = self._held.get((wanted.owner, wanted.tree))
+        # Each holder once, and no more of them than an honest answer names; among equals our own copy, which needs no transfer.
+        said = {holding.holder.id: holding for holding in reply.holdings if self._is_credible(holding, wanted)}
+        said.pop(self._me.id, None)
+        found = [*([Holding(self._me, mine)] if mine is not None else []), *said.values()]
+        newest = sorted(found, key=lambda holding: holding.record.order, reverse=True)
+        wanted.holdings = tuple(newest[: (1 + self._looks_far) * (self._parameters.leaf_set_size + 1)])
+        wanted.untried = list(wanted.holdings)
+        return self._fetch_next(reply.request, now)
+
+    def _asks_again(self, wanted: Retrieval, reply: LookUpReply, now: float) -> bool:
+        """Somebody has not been heard: is that no answer?"""
+        if wanted.complete:
+            return False
+        if wanted.owner == self._me.id:
+            return now < wanted.began + self._parameters.verdict_max_s
+        return not reply.holdings and wanted.look_ups < LOOK_UPS_MAX
+
+    def _is_credible(self, holding: Holding, wanted: Retrieval) -> bool:
+        """Is this a copy of what we want, and of a size that can be?"""
+        return holding.record.key == (wanted.owner, wanted.tree) and is_possible(holding.record, self._parameters)
+
+    # --- fetched ------------------------------------------------------------------------------------------------------
+
+    def _fetch_next(self, request: int, now: float) -> list[Effect]:
+        wanted = self._retrievals[request]
+        if not wanted.untried:
+            return self._ends(request, None, now, wanted.reason or "no live node holds a record of it")
+        holding = wanted.untried.pop(0)
+        record = holding.record
+        wanted.attempts += 1
+        if holding.holder.id == self._me.id:
+            return self._ends(request, record, now, "held here")
+        wanted.transfer, wanted.fetching = self._number(), record
+        timeout_s = self._parameters.transfer_timeout_s(record.record_bytes) + self._parameters.delay_max_s
+        self._deadlines.set(("fetch", request), now + timeout_s)
+        others = tuple(other.holder for other in wanted.untried if other.record == record and other.holder.id != self._me.id)
+        return [Fetch(wanted.transfer, holding.holder, record, others)]
+
+    def fetch_ended(self, transfer: int, record: RecordSummary | None, reason: str, now: float) -> list[Effect] | None:
+        """None where the transfer is none of ours."""
+        request = next((number for number, wanted in self._retrievals.items() if wanted.transfer == transfer), None)
+        if request is None:
+            return None
+        wanted = self._retrievals[request]
+        self._deadlines.drop(("fetch", request))
+        if record is not None and wanted.fetching is not None and record.order < wanted.fetching.order:
+            reason = f"the holder said version {wanted.fetching.version} and gave {record.version}"
+            record = None
+        if record is None:
+            wanted.transfer, wanted.reason = None, reason
+            return self._fetch_next(request, now)
+        return self._ends(request, record, now, "")
+
+    def _ends(self, request: int, record: RecordSummary | None, now: float, reason: str) -> list[Effect]:
+        wanted = self._retrievals.pop(request)
+        self._deadlines.drop(("look_up", request))
+        located = wanted.located if wanted.located is not None else now
+        times = located - wanted.began, now - located
+        return [RetrievalEnded(request, record, wanted.holdings, *times, wanted.attempts, reason, wanted.complete)]
+
+    # --- time and deaths ----------------------------------------------------------------------------------------------
+
+    def fetch_late(self, request: int, now: float) -> list[Effect]:
+        wanted = self._retrievals.get(request)
+        transfer = wanted.transfer if wanted is not None else None
+        if transfer is None:
+            return []
+        return [CancelTransfer(transfer), *(self.fetch_ended(transfer, None, "no end in time", now) or [])]
+
+    def look_up_late(self, request: int, now: float) -> list[Effect]:
+        wanted = self._retrievals.get(request)
+        if wanted is None:
+            return []
+        if wanted.look_ups >= LOOK_UPS_MAX and wanted.replies:
+            return self._located(replace(merged(wanted.replies.values()), silent=1), now)  # near or far: the other gives no answer
+        if wanted.look_ups >= LOOK_UPS_MAX:
+            wanted.located = now
+            mine = self._held.get((wanted.owner, wanted.tree))
+            if mine is not None:
+                wanted.untried = [Holding(self._me, mine)]
+            wanted.reason = f"no answer to {LOOK_UPS_MAX} look-ups"
+            return self._fetch_next(request, now)
+        wanted.look_ups += 1
+        return self._look_up(request, now)
+
+    def died(self, peer: Peer, neighbours: Iterable[Peer], now: float) -> list[Effect]:
+        """It may have been answering a look-up of ours: where it was closest to the owner of all that we know, we ask its heir."""
+        effects: list[Effect] = []
+        known = list(neighbours)
+        for request, wanted in self._retrievals.items():
+            near = rank(wanted.owner, peer.id)
+            if wanted.located is None and all(near < rank(wanted.owner, other.id) for other in known if other.id != peer.id):
+                effects += self._look_up(request, now)
+        return effects
+
+    def check_invariants(self) -> None:
+        for request, wanted in self._retrievals.items():
+            assert wanted.transfer is not None or ("look_up", request) in self._deadlines, "a retrieval that never ends"

@@ -1,0 +1,229 @@
+"""Takeover: what this node holds for others, who is to care for it, and when it may go (DESIGN 8, upkeep).
+
+An owner that lives cares for its own copies. When it is dead, the live node closest to its id, at which every look-up for it ends, stands
+in: it keeps k copies alive, its own among them.
+
+1. What we hold of an owner that is not in our leaf set, in whose place we are closest to its id, we adopt. Owner or somebody closer is
+   there again: it is theirs, and we only hold our copy.
+2. Who holds such a copy and is not closest says so (Stray), routed to the owner's id, at first after `probe_timeout_s`, again each
+   `upkeep_interval_s`: so the closest node learns of records that it does not hold, or holds in an older version, and fetches them.
+3. The ring may have moved away from us, so that no look-up would ask us. Our copy may go when the owner, or who stands in for it, says that
+   it has k others as new (Release); not before.
+4. Two that both believe that they are closest bring the same bytes to the same neighbourhood: no harm.
+5. An agent that leaves in order takes its records with it, and so does a closed tree: they are discarded (Withdrawn tells holders that are
+   not in the tree). But a tree's own record stays: it says that the tree is done, or how far it is.
+6. Of a tree's own record every member has a copy, for its children in the tree: only those near the root are ever strays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from protocol.identifiers import NodeId, Peer, TreeId, zone_of
+from protocol.overlay.deadlines import Deadlines
+from protocol.overlay.effects import CancelTransfer, Discard, Effect, Fetch, Notify, RouteBody, Send
+from protocol.overlay.leaf_set import LeafSet
+from protocol.overlay.placement import Placements, RecordKey, is_possible
+from protocol.parameters import OverlayParameters
+from protocol.wire.keeping import Release, Stray, Withdrawn
+from protocol.wire.values import RecordSummary
+
+UPKEEP = ("upkeep", 0)
+"""The deadline at which strays are told of."""
+STRAYS_MAX = 64
+"""In one turn; the others have theirs next time."""
+FETCHES_MAX = 4
+"""Records of the dead that are being fetched at a time: gigabytes may be waiting where a rack has died."""
+
+
+class Takeover:
+    """What one node holds. `in_ring`: is the leaf set to be believed?"""
+
+    def __init__(
+        self,
+        me: Peer,
+        parameters: OverlayParameters,
+        leaf_set: LeafSet,
+        in_ring: Callable[[], bool],
+        placements: Placements,
+        deadlines: Deadlines[tuple[str, int]],
+        number: Callable[[], int],
+    ) -> None:
+        self._me = me
+        self._parameters = parameters
+        self._leaf_set = leaf_set
+        self._in_ring = in_ring
+        self._placements = placements
+        self._deadlines = deadlines
+        self._number = number
+        self.held: dict[RecordKey, RecordSummary] = {}
+        """The newest version of each record here, of our own as well."""
+        self._strays: dict[RecordKey, None] = {}
+        """Held, and not ours to care for: longest untold first."""
+        self._fetching: dict[int, RecordSummary] = {}
+
+    def record_held(self, record: RecordSummary, now: float) -> list[Effect]:
+        """The store holds this now."""
+        known = self.held.get(record.key)
+        if not is_possible(record, self._parameters) or (known is not None and known.order > record.order):
+            return []
+        self.held[record.key] = record
+        return self._tend(record, now)
+
+    # --- whose it is --------------------------------------------------------------------------------------------------
+
+    def _is_ours(self, owner: NodeId) -> bool:
+        """Is the owner absent, and are we the closest to its id?"""
+        leaf_set = self._leaf_set
+        return owner not in leaf_set and self._in_ring() and leaf_set.covers(owner) and leaf_set.closest(owner) is None
+
+    def _is_stray(self, record: RecordSummary) -> bool:
+        """Of an absent owner, and not ours: the closest node, or an owner that we are too far from to see, is to know of it."""
+        owner = record.owner
+        if owner == self._me.id or owner in self._leaf_set or not self._in_ring():
+            return False
+        return owner != record.tree or self._leaf_set.covers(owner)
+
+    def leaf_set_changed(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for record in list(self.held.values()):
+            effects += self._tend(record, now)
+        return effects
+
+    def _tend(self, record: RecordSummary, now: float) -> list[Effect]:
+        """Rules 1 and 2 for one record."""
+        key, owner = record.key, record.owner
+        if owner == self._me.id:
+            return []
+        if self._is_ours(owner):
+            self._strays.pop(key, None)
+            return self._adopt(record, now)
+        placement = self._placements.get(key)
+        effects = self._placements.drop(key) if placement is not None and placement.adopted else []
+        if not self._is_stray(record):
+            self._strays.pop(key, None)
+        elif key not in self._strays:
+            self._strays[key] = None
+            if UPKEEP not in self._deadlines:
+                self._deadlines.set(UPKEEP, now + self._parameters.probe_timeout_s)
+        return effects
+
+    def _adopt(self, record: RecordSummary, now: float) -> list[Effect]:
+        before = self._placements.get(record.key)
+        if before is not None and before.record.order >= record.order:
+            return []
+        fact = Notify("record_adopted", {"owner": record.owner, "version": record.version})
+        return [fact, *self._placements.bring(record, now, adopted=True)]
+
+    # --- strays -------------------------------------------------------------------------------------------------------
+
+    def upkeep(self, now: float) -> list[Effect]:
+        """Tell of strays: the first of them, which then are the last."""
+        effects: list[Effect] = []
+        for key in list(self._strays)[:STRAYS_MAX]:
+            del self._strays[key]
+            self._strays[key] = None
+            effects.append(RouteBody(key[0], Stray(self.held[key], self._me)))
+        if self._strays:
+            self._deadlines.set(UPKEEP, now + self._parameters.upkeep_interval_s)
+        return effects
+
+    def stray_delivered(self, stray: Stray, now: float) -> list[Effect]:
+        """Somebody holds a record, and we are the live node closest to its owner's id, or are the owner."""
+        record, key = stray.record, stray.record.key
+        if stray.holder.id == self._me.id or not is_possible(record, self._parameters):
+            return []
+        if record.owner == self._me.id:
+            return self._release(stray)
+        if not self._is_ours(record.owner):
+            return []
+        mine = self.held.get(key)
+        if mine is None or mine.order < record.order:
+            return self._take(stray, now)
+        effects = self._adopt(mine, now)
+        if mine == record:
+            effects += self._placements.found(key, stray.holder)
+        return effects + self._release(stray)
+
+    def _release(self, stray: Stray) -> list[Effect]:
+        """Rule 3: only who is far from here, and only where k have it as new."""
+        placement, record = self._placements.get(stray.record.key), stray.record
+        if placement is None or not placement.complete or placement.record.order < record.order:
+            return []
+        if stray.holder.id in self._leaf_set or stray.holder.id in placement.holders or self._is_abroad(stray):
+            return []
+        return [Send(stray.holder, Release(record.owner, record.tree, record.version, record.incarnation))]
+
+    def _is_abroad(self, stray: Stray) -> bool:
+        """A copy in another zone is there for the day on which this one is gone: who stands in has none there to put in its place."""
+        owner = stray.record.owner
+        return self._parameters.placement != "local" and owner != self._me.id and zone_of(stray.holder.id) != zone_of(owner)
+
+    def _take(self, stray: Stray, now: float) -> list[Effect]:
+        """Fetch what we are to care for."""
+        record = stray.record
+        if len(self._fetching) >= FETCHES_MAX or len(self.held) >= self._parameters.held_records_max:
+            return []  # it will be told of again
+        if any(wanted.key == record.key for wanted in self._fetching.values()):
+            return []
+        transfer = self._number()
+        self._fetching[transfer] = record
+        timeout_s = self._parameters.transfer_timeout_s(record.record_bytes) + self._parameters.delay_max_s
+        self._deadlines.set(("take", transfer), now + timeout_s)
+        return [Fetch(transfer, stray.holder, record)]
+
+    def fetch_ended(self, transfer: int, record: RecordSummary | None, now: float) -> list[Effect] | None:
+        """None where the transfer is none of ours. Where it failed, the holder tells of its copy again."""
+        if self._fetching.pop(transfer, None) is None:
+            return None
+        self._deadlines.drop(("take", transfer))
+        return self.record_held(record, now) if record is not None else []
+
+    def late(self, transfer: int) -> list[Effect]:
+        return [CancelTransfer(transfer)] if self._fetching.pop(transfer, None) is not None else []
+
+    def released(self, release: Release) -> list[Effect]:
+        """Others have it: our copy may go, if it is as far from its owner as they think."""
+        record = self.held.get((release.owner, release.tree))
+        if record is None or record.key not in self._strays or record.order > (release.version, release.incarnation):
+            return []
+        return [] if self._leaf_set.covers(record.owner) else self._discard(record)
+
+    # --- what nobody needs any more -----------------------------------------------------------------------------------
+
+    def _discard(self, record: RecordSummary) -> list[Effect]:
+        del self.held[record.key]
+        self._strays.pop(record.key, None)
+        placement = self._placements.get(record.key)
+        dropped = self._placements.drop(record.key) if placement is not None and placement.adopted else []
+        return [*dropped, Discard(record)]
+
+    def _discard_all(self, unwanted: Callable[[RecordSummary], bool]) -> list[Effect]:
+        found = [record for record in self.held.values() if record.owner not in (record.tree, self._me.id) and unwanted(record)]
+        return [effect for record in found for effect in self._discard(record)]
+
+    def owner_left(self, owner: NodeId) -> list[Effect]:
+        """In order: rule 5."""
+        return self._discard_all(lambda record: record.owner == owner)
+
+    def withdrawn(self, owner: NodeId, tree: TreeId) -> list[Effect]:
+        """By the owner itself."""
+        return self._discard_all(lambda record: record.key == (owner, tree))
+
+    def tree_closed(self, tree: TreeId) -> list[Effect]:
+        """Our own record of it stays here, without copies: it may hold what we have adapted."""
+        effects: list[Effect] = []
+        for key in self._placements.of_tree(tree):
+            placement = self._placements.get(key)
+            if placement is None or key[0] == tree:
+                continue
+            if not placement.adopted:
+                effects += [Send(holder, Withdrawn(tree)) for holder in placement.holders.values()]
+            effects += self._placements.drop(key)
+        return effects + self._discard_all(lambda record: record.tree == tree)
+
+    def check_invariants(self) -> None:
+        assert self._strays.keys() <= self.held.keys(), "a stray that is not held"
+        assert not self._strays or UPKEEP in self._deadlines, "strays that nobody is told of"
+        assert all(("take", transfer) in self._deadlines for transfer in self._fetching), "a fetch that never ends"
+        assert all(self.held.get(key) is not None for key in self._placements.adopted()), "adopted, and not held"

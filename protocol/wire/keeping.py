@@ -1,0 +1,50 @@
+"""The messages about who keeps which copies (overlay/takeover.py, far_places.py). A part of messages.py, in whose table they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocol.identifiers import NodeId, Peer, TreeId
+from protocol.wire.values import RecordSummary
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """Routed with the owner's id as key: `holder` holds this record of an owner that it does not see. Whose is it to keep?"""
+
+    record: RecordSummary
+    holder: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """To a holder that is far from the owner's id: k others hold this version, or a newer one; your copy of it may go."""
+
+    owner: NodeId
+    tree: TreeId
+    version: int
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class FarQuery:
+    """Routed to the point opposite to the owner's id, and from there, `turned`, to its point in another zone: who is there?"""
+
+    owner: NodeId
+    asker: Peer
+    turned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FarReply:
+    """From the live node closest to the owner's point in another zone: itself and its neighbours. None: there is no other zone."""
+
+    owner: NodeId
+    places: tuple[Peer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """To a holder of the sender's record in this tree: the tree is closed, nobody needs it any more."""
+
+    tree: TreeId

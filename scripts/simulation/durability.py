@@ -1,0 +1,182 @@
+"""Judges of records and rounds, with the global view.
+
+P1  A contribution enters the chain of thetas once: what is folded into a theta are finished contributions to the very round that this theta
+    is for, one for each agent.
+P2  A restored record is no older than what its owner was told is durable; else no copy as new is left on any living node (lost), or nobody
+    who has one could be reached (said: the answer was not complete). And the last copy does not die, one that has lived on alone, awake and
+    reachable, for longer than a repair takes.
+P5  Each contribution is what an undisturbed agent would have made, and so is theta at the end.
+P6  Nothing is announced that is not committed, and no life of the manager resumes before what another has committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fmrec_manager.orders import Aggregate
+from protocol.identifiers import NodeId, TreeId
+from protocol.overlay import effects as fx
+from protocol.parameters import OverlayParameters
+from protocol.wire.messages import RoundOpen
+from protocol.wire.values import RecordSummary
+from scripts.simulation.checkers import Mistakes, reached_since, window_s
+from scripts.simulation.cluster import Cluster, Process
+from scripts.simulation.learning import Content, aggregate, contribution, first_theta, undisturbed
+
+RecordKey = tuple[NodeId, TreeId]
+Order = tuple[int, int]
+
+
+def repair_s(parameters: OverlayParameters, record_bytes: int) -> float:
+    """The longest that it takes until a record with one copy left has more: deaths are judged, the holder tells, the closest node fetches,
+    and brings it to others; with one more turn where the first was in vain."""
+    transfer_s = parameters.transfer_timeout_s(record_bytes) + parameters.delay_max_s
+    return 2 * parameters.verdict_max_s + parameters.upkeep_interval_s + 2 * transfer_s
+
+
+class Durability:
+    """Watches one run. seed, iterations: of the work; record_bytes: of an agent's record."""
+
+    def __init__(self, cluster: Cluster, tree: TreeId, seed: int, iterations: int, record_bytes: int) -> None:
+        self.mistakes = {promise: Mistakes() for promise in ("P1", "P2", "P5", "P6")}
+        self.durables = self.restores = self.found = self.lost = self.behind_said = self.resumes = 0
+        self.committed_round = -1
+        self._cluster = cluster
+        self._tree = tree
+        self._seed = seed
+        self._iterations = iterations
+        self._window_s = window_s(cluster.parameters)
+        self._repair_s = repair_s(cluster.parameters, record_bytes)
+        self._durable: dict[RecordKey, Order] = {}
+        """The newest version of each record that its owner was told is durable."""
+        self._copies: dict[RecordKey, dict[int, tuple[Process, Order]]] = {}
+        """On living nodes, by life."""
+        self._alone: dict[RecordKey, float] = {}
+        """Since when one copy only is left that is as new as the durable version."""
+        self._lost: set[RecordKey] = set()
+        self._closed = False
+        self._rounds = {first_theta(seed): 0}
+        """Which round each theta is for."""
+        cluster.transfers.on_held = self._held
+        cluster.transfers.on_discarded = lambda process, record: self._gone(process, record.key, died=False)
+        cluster.on_end = self._ended
+
+    # --- copies -------------------------------------------------------------------------------------------------------
+
+    def _held(self, process: Process, record: RecordSummary) -> None:
+        self._copies.setdefault(record.key, {})[process.index] = process, record.order
+        self._count(record.key)
+
+    def _ended(self, process: Process) -> None:
+        for key in process.store:
+            self._gone(process, key, died=True)
+
+    def _gone(self, process: Process, key: RecordKey, *, died: bool) -> None:
+        copies = self._copies.get(key, {})
+        if copies.pop(process.index, None) is None:
+            return
+        durable = self._durable.get(key)
+        if durable is None or self._closed:
+            return
+        since = self._alone.get(key)
+        if self._count(key) or since is None:
+            return
+        self._lost.add(key)
+        now = self._cluster.clock.now
+        words = f"{now:.4f}: the last copy of {key[0]}, version {durable[0]}, went with {process}, alone since {since:.4f}"
+        if not died:
+            self.mistakes["P2"].add(f"{words}: it was discarded", process)
+        elif since < now - self._repair_s and process.awake_since < now - self._repair_s and not self._was_cut(since):
+            self.mistakes["P2"].add(words, process)
+
+    def _was_cut(self, since: float) -> bool:
+        network = self._cluster.network
+        return bool(network.cuts) or any(cut.ended >= since for cut in network.healed)
+
+    def _count(self, key: RecordKey) -> int:
+        """Copies as new as the durable version."""
+        durable = self._durable.get(key)
+        if durable is None:
+            return 0
+        count = sum(order >= durable for _, order in self._copies.get(key, {}).values())
+        if count != 1:
+            self._alone.pop(key, None)
+        else:
+            self._alone.setdefault(key, self._cluster.clock.now)
+        return count
+
+    def _holders(self, key: RecordKey, order: Order) -> list[Process]:
+        return [process for process, held in self._copies.get(key, {}).values() if held >= order]
+
+    # --- P2 -----------------------------------------------------------------------------------------------------------
+
+    def durable(self, process: Process, record: RecordSummary) -> None:
+        """Its owner was told so."""
+        self.durables += 1
+        if self._durable.get(record.key, (0, 0)) < record.order:
+            self._durable[record.key] = record.order
+            self._lost.discard(record.key)
+            self._alone.pop(record.key, None)
+            self._count(record.key)
+
+    def restored(self, process: Process, ended: fx.RetrievalEnded) -> None:
+        """A life has found its own record, or none."""
+        key, found = (process.peer.id, self._tree), ended.record.order if ended.record is not None else (0, 0)
+        self.restores += 1
+        self.found += ended.record is not None
+        durable = self._durable.get(key)
+        if durable is None or found >= durable or self._closed:
+            return
+        if key in self._lost:
+            self.lost += 1
+            return
+        holders = self._holders(key, durable)
+        since = self._cluster.clock.now - self._window_s
+        reached = [holder for holder in holders if reached_since(self._cluster, process, holder, since)]
+        if not ended.complete or not reached:
+            self.behind_said += 1
+            return
+        words = f"{self._cluster.clock.now:.4f}: {process} restored version {found[0]} and was told that {durable[0]} is durable"
+        self.mistakes["P2"].add(f"{words}, which {reached[0]} holds", process, reached[0])
+
+    # --- rounds -------------------------------------------------------------------------------------------------------
+
+    def aggregated(self, process: Process, order: Aggregate, contents: Mapping[NodeId, Content], theta: bytes) -> None:
+        """The root folds these into theta."""
+        now, number = self._cluster.clock.now, order.round
+        if self._rounds.get(theta) != number:
+            self.mistakes["P1"].add(f"{now:.4f}: round {number} is folded into the theta of round {self._rounds.get(theta)}", process)
+        owners = {slot.record.owner for slot in order.slots.values()}
+        if owners != order.slots.keys():
+            self.mistakes["P1"].add(f"{now:.4f}: round {number} has a slot with another agent's contribution", process)
+        for agent, content in contents.items():
+            if not content.complete or content.round != number:
+                self.mistakes["P1"].add(f"{now:.4f}: round {number} has a contribution of {agent} to round {content.round}", process)
+            elif content.value != contribution(self._seed, agent, number, theta, self._iterations):
+                self.mistakes["P5"].add(f"{now:.4f}: what {agent} adds to round {number} is not what it would have undisturbed", process)
+        self._rounds[aggregate(theta, {agent: content.value for agent, content in contents.items()})] = number + 1
+
+    def committed(self, process: Process, record: RecordSummary) -> None:
+        """The tree's own record is durable."""
+        self.durable(process, record)
+        self.committed_round = max(self.committed_round, record.round)
+
+    def announced(self, process: Process, body: RoundOpen) -> None:
+        """An order goes down the tree."""
+        self._closed = self._closed or body.phase == "done"
+        if body.theta is not None and body.theta.order > self._durable.get(body.theta.key, (0, 0)):
+            self.mistakes["P6"].add(f"{self._cluster.clock.now:.4f}: round {body.round} was announced before it was committed", process)
+
+    def resumed(self, process: Process, ended: fx.RetrievalEnded) -> None:
+        """A life of the manager has looked for its record: it goes on from it, begins anew, or looks again."""
+        self.resumes += 1
+        begins = ended.record is None and ended.complete and not ended.holdings
+        found = ended.record.round if ended.record is not None else -1
+        if found < self.committed_round and (ended.record is not None or begins) and (self._tree, self._tree) not in self._lost:
+            words = f"{self._cluster.clock.now:.4f}: {process} goes on at round {found}, and {self.committed_round} was committed"
+            self.mistakes["P6"].add(words, process)
+
+    def finished(self, theta: bytes, agents: list[NodeId], rounds: int) -> None:
+        """All rounds are done: P5."""
+        if theta != undisturbed(self._seed, agents, rounds, self._iterations):
+            self.mistakes["P5"].add(f"theta after {rounds} rounds is not that of the undisturbed run")

@@ -1,0 +1,155 @@
+"""The manager's side of a simulated run: the root's own decisions (fmrec_manager/root.py), carried out as tree_host.py does; theta is a
+hash.
+
+A life of the manager starts with nothing but its name and where others lived: what it knows of the run is on the leaf set of its tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from fmrec_manager.orders import Aggregate, Announce, Commit, LocateOwn, Order, Recover
+from fmrec_manager.root import Plan, Resumed, Root
+from fmrec_manager.round import Terms
+from protocol.overlay import effects as fx
+from protocol.overlay import events as ev
+from protocol.parameters import OverlayParameters
+from protocol.wire.messages import RoundOpen
+from protocol.wire.values import RecordSummary
+from scripts.simulation.agents import Agents
+from scripts.simulation.cluster import Process
+from scripts.simulation.learning import Content, aggregate, first_theta
+
+OWN_RECORD = 0
+AGGREGATION_S = 0.01
+DEADLINE_S = 30.0
+EXACT_WAIT_S = 600.0
+
+
+def plan_for(rounds: int, sources: int, parameters: OverlayParameters) -> Plan:
+    """Rounds in mode exact, for so many agents."""
+    return Plan(
+        rounds=rounds,
+        sources_min=sources,
+        targets_min=0,
+        adapt=False,
+        terms=Terms("exact", DEADLINE_S, EXACT_WAIT_S, 1.0, 5, 0.5),
+        orphan_max_s=parameters.orphan_max_s,
+        ask_timeout_s=parameters.silence_max_s + parameters.look_up_timeout_s + parameters.join_timeout_s,
+        silence_max_s=parameters.silence_max_s,
+    )
+
+
+class Manager:
+    """One life of the manager."""
+
+    def __init__(self, agents: Agents, process: Process, plan: Plan) -> None:
+        self.index, self.name = process.index, process.name
+        self.process = process
+        self.theta = first_theta(agents.work.seed)
+        self.root = Root(agents.tree, plan)
+        self._agents = agents
+        self._plan = plan
+        self._theta_record: RecordSummary | None = None
+        self._armed: float | None = None
+
+    @property
+    def _now(self) -> float:
+        return self._agents.cluster.clock.now
+
+    def told(self, effect: fx.Effect) -> None:
+        root, now, durability = self.root, self._now, self._agents.durability
+        match effect:
+            case fx.Activated():
+                self._obey(root.start(now))
+            case fx.MembersChanged():
+                self._obey(root.members_changed(effect.joined, effect.departed, now))
+            case fx.Durable():
+                durability.committed(self.process, effect.record)
+                self._obey(root.durable(effect.record.version, now))
+            case fx.RetrievalEnded() if effect.request == OWN_RECORD:
+                if root.stage != "locating":
+                    return
+                found = self._resume(effect.record)
+                durability.resumed(self.process, effect)
+                self._obey(root.located(found, effect.complete and not effect.holdings, now))
+            case fx.RetrievalEnded():
+                self._obey(root.retrieved(effect, {"loss": 0.0}, now))
+
+    def _resume(self, record: RecordSummary | None) -> Resumed | None:
+        if record is None:
+            return None
+        content = self._agents.contents.open(record)
+        self.theta, self._theta_record = content.value, record
+        self._tell(ev.Replicate(record))
+        members = content.round_state
+        assert isinstance(members, tuple), "a tree's own record has a round state"
+        return Resumed(record.version, record.round, (0.0,) * record.round, members)
+
+    def uploaded(self, record: RecordSummary) -> str | None:
+        content = self._agents.contents.open(record)
+        refused, orders = self.root.uploaded(record, content.phase, {"loss": 0.0}, self._now)
+        self._obey(orders)
+        return refused
+
+    # --- orders -------------------------------------------------------------------------------------------------------
+
+    def _obey(self, orders: Iterable[Order]) -> None:
+        for order in orders:
+            match order:
+                case Announce(phase, number, asked):
+                    body = RoundOpen(phase, number, self._agents.work.seed, "exact", self.process.peer, self._theta_record, asked)
+                    self._agents.durability.announced(self.process, body)
+                    self._tell(ev.SendMulticast(self._agents.tree, body))
+                case LocateOwn():
+                    self._tell(ev.Retrieve(OWN_RECORD, self._agents.tree, self._agents.tree))
+                case Recover(number, agent):
+                    self._tell(ev.Retrieve(number, agent, self._agents.tree))
+                case Aggregate():
+                    self._later(AGGREGATION_S, self._aggregate, order)
+                case Commit():
+                    self._later(AGGREGATION_S, self._commit, order)
+        self._arm()
+
+    def _aggregate(self, _: Any, order: Aggregate) -> None:
+        contents = {agent: self._agents.contents.open(slot.record) for agent, slot in order.slots.items()}
+        self._agents.durability.aggregated(self.process, order, contents, self.theta)
+        self.theta = aggregate(self.theta, {agent: content.value for agent, content in contents.items()})
+        self._obey(self.root.aggregated(0.0, self._now))
+
+    def _commit(self, _: Any, order: Commit) -> None:
+        agents, root = self._agents, self.root
+        members = tuple(m.info for _, m in sorted(root.liveness.members.items()) if m.state != "left")
+        content = Content("train", order.round, 0, False, self.theta, members)
+        record = agents.contents.seal(self.process.peer, agents.tree, order.version, content, agents.work.record_bytes)
+        self._theta_record = record
+        agents.cluster.transfers.put(self.process, record)
+        self._obey(root.sealed(order.version, agents.cluster.parameters.transfer_timeout_s(record.record_bytes), self._now))
+        self._tell(ev.Replicate(record))
+
+    # --- the seam -----------------------------------------------------------------------------------------------------
+
+    def _tell(self, event: ev.Event) -> None:
+        self._agents.cluster.clock.after(0.0, self._agents.cluster.tell, self.process, event)
+
+    def _later(self, delay_s: float, act: Any, order: Order) -> None:
+        self._agents.cluster.clock.after(delay_s, self._act, self, (act, order))
+
+    def _act(self, _: Any, what: Any) -> None:
+        if self.process.blocked:
+            self.process.inbox.append((self._act, self, what))
+        elif self.process.alive:
+            what[0](None, what[1])
+
+    def _arm(self) -> None:
+        when = self.root.next_deadline(self._now)
+        if when is not None and when != self._armed:
+            self._agents.cluster.clock.at(max(when, self._now), self._ring, self, when)
+        self._armed = when
+
+    def _ring(self, _: Any, when: float) -> None:
+        """The root's timer, where it still stands."""
+        if self._armed == when and self.process.alive:
+            self._armed = None
+            self._act(None, (lambda _, __: self._obey(self.root.tick(self._now)), None))

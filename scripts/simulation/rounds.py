@@ -1,0 +1,277 @@
+"""One run with records and rounds: every agent checkpoints, the root runs rounds in mode exact, faults strike agents, network and
+manager; then everything is healed, the dead come back, and all rounds must be done, with theta that of the undisturbed run.
+
+The members are fixed: whoever dies comes back, and nobody new comes, or theta would be another one by right.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+from dataclasses import asdict, dataclass, field, replace
+from random import Random
+from typing import Any
+
+from protocol.overlay import effects as fx
+from protocol.overlay import events as ev
+from protocol.parameters import PRESETS
+from protocol.wire.codec import decode, encode
+from protocol.wire.values import RecordSummary
+from scripts.simulation.agents import Agents, Work
+from scripts.simulation.checkers import Mistakes
+from scripts.simulation.cluster import Cluster, Process
+from scripts.simulation.durability import Durability
+from scripts.simulation.faults import Faults, parse
+from scripts.simulation.injection import Injector
+from scripts.simulation.learning import Contents
+from scripts.simulation.manager import Manager, plan_for
+from scripts.simulation.population import ROOT, TREE, Population
+from scripts.simulation.run import CHECK_EVERY, CODEC_NODES_MAX, SLICE_S, STORY_NODES, convergence_max_s
+from scripts.simulation.terrain import TERRAINS
+
+MANAGER_LIFE_S = 15.0
+"""The manager is killed so often, on average, while faults strike that kill at all."""
+ROUND_MAX_S = 30.0
+"""A round takes no longer than this when nothing strikes."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundOptions:
+    """What a run is made of, but for the machines. nodes: the manager among them."""
+
+    seed: int = 1
+    nodes: int = 1000
+    faults: str = "wild"
+    preset: str = "lan"
+    seconds: float = 60.0
+    rounds: int = 12
+
+    def drawn_faults(self) -> Faults:
+        """Those of the specification, but for what changes the members. ValueError where it is wrong."""
+        return replace(parse(self.faults, Random(self.seed)), restart_share=1.0, session_mean_s=0.0, leave_share=0.0)
+
+    def command(self) -> str:
+        """What replays this run."""
+        return (
+            f"python scripts/simulate.py --rounds {self.rounds} --seed {self.seed} --nodes {self.nodes} --faults {self.faults} "
+            f"--preset {self.preset} --seconds {self.seconds:g}"
+        )
+
+
+@dataclass(slots=True)
+class RoundResult:
+    """What a run found. Times in virtual seconds unless they are called wall."""
+
+    seed: int
+    nodes: int
+    faults: str
+    rounds: int = 0
+    theta_equal: bool = False
+    double_contributions: int = 0
+    durable_lost: int = 0
+    committed_lost: int = 0
+    durables: int = 0
+    restores: int = 0
+    restored: int = 0
+    restored_behind: int = 0
+    """Of the restores: the newest version could not be reached, and that was said."""
+    lost: int = 0
+    """Of the restores: all copies of what was durable had died before a repair was possible."""
+    manager_lives: int = 0
+    moved_mb: float = 0.0
+    done_after_s: float | None = None
+    built_s: float = 0.0
+    events: int = 0
+    wall_s: float = 0.0
+    trace_digest: str = ""
+    struck: dict[str, int] = field(default_factory=dict)
+    facts: dict[str, int] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    story: str = ""
+    command: str = ""
+
+
+class RoundRun:
+    """One run of `options`; go() gives its result, whatever happens in it."""
+
+    def __init__(self, options: RoundOptions, work: Work | None = None) -> None:
+        self.options = options
+        self.faults = options.drawn_faults()
+        self.parameters = PRESETS[options.preset]()
+        small = options.nodes <= CODEC_NODES_MAX
+        self.cluster = cluster = Cluster(
+            options.seed,
+            self.parameters,
+            TERRAINS[options.preset],
+            (encode, decode) if small else None,
+            check_every=1 if small else CHECK_EVERY,
+            keep=False,
+        )
+        self.work = work or Work(options.seed)
+        self.durability = Durability(cluster, TREE, self.work.seed, self.work.iterations, self.work.record_bytes)
+        rng = cluster.rng
+        self.population = Population(cluster, Random(rng.getrandbits(64)), members=False)
+        self.injector = Injector(cluster, self.population, self.faults, Random(rng.getrandbits(64)))
+        self.agents = Agents(
+            cluster, TREE, self.work, Contents(), self.durability, Random(rng.getrandbits(64)), self.faults.disk_kept_share
+        )
+        self.result = RoundResult(options.seed, options.nodes, str(self.faults), command=options.command())
+        self._rng = Random(rng.getrandbits(64))
+        self._manager: Manager | None = None
+        self._before: dict[str, Process] = {}
+        self._striking = False
+        self._facts: dict[str, int] = {}
+        self._names: list[str] = []
+        cluster.on_start, cluster.on_told, cluster.on_fact = self._started, self._told, self._fact
+        cluster.transfers.on_upload = self._uploaded
+
+    index, name = 0, "run"
+
+    @property
+    def manager(self) -> Manager:
+        assert self._manager is not None, "the build starts it"
+        return self._manager
+
+    # --- the seam -----------------------------------------------------------------------------------------------------
+
+    def _started(self, process: Process) -> None:
+        if process.name == ROOT:
+            plan = plan_for(self.options.rounds, self.options.nodes - 1, self.parameters)
+            self._manager = Manager(self.agents, process, plan)
+            self.result.manager_lives += 1
+            self.cluster.clock.after(0.0, self.cluster.tell, process, ev.CreateTree(TREE))
+        else:
+            self.agents.started(process, self._before.get(process.name))
+        self._before[process.name] = process
+
+    def _told(self, process: Process, effect: fx.Effect) -> None:
+        if process.name != ROOT:
+            self.agents.told(process, effect)
+        elif process is self.manager.process:
+            self.manager.told(effect)
+
+    def _uploaded(self, process: Process, record: RecordSummary) -> str | None:
+        return self.manager.uploaded(record) if process is self.manager.process else "the manager does not live here"
+
+    def _fact(self, process: Process, effect: fx.Notify) -> None:
+        self._facts[effect.fact] = self._facts.get(effect.fact, 0) + 1
+
+    # --- the phases ---------------------------------------------------------------------------------------------------
+
+    def go(self) -> RoundResult:
+        began = time.perf_counter()
+        thresholds = gc.get_threshold()
+        gc.collect()  # what the run before has left
+        gc.disable()  # a build makes millions of objects and no garbage
+        try:
+            if self._build():
+                self._safety()
+                self._liveness()
+        except Exception:
+            steps = self.cluster.clock.trace.steps
+            self._names += [steps[-1][3].name] if steps else []
+            self.result.failures.append(f"at {self.cluster.clock.now:.4f}: {traceback.format_exc()}")
+        finally:
+            gc.unfreeze()
+            gc.set_threshold(*thresholds)
+            gc.enable()
+        self._sum_up(time.perf_counter() - began)
+        return self.result
+
+    def _build(self) -> bool:
+        """Everyone is in the ring and in the tree, and theta_0 is committed."""
+        clock = self.cluster.clock
+        self.population.build(self.options.nodes)
+        right = clock.run_until(lambda: self.manager.root.stage == "train", 2 * convergence_max_s(self.parameters), 0.25)
+        self.result.built_s = clock.now
+        gc.freeze()
+        gc.set_threshold(100_000, 20, 20)
+        gc.enable()
+        if not right:
+            self._not_done("the first round is not open")
+        return right
+
+    def _safety(self) -> None:
+        clock = self.cluster.clock
+        end = clock.now + self.options.seconds
+        self.injector.begin()
+        self._striking = bool(self.faults.crash_per_node_s)
+        self._next_kill()
+        while clock.now < end:
+            clock.run(min(SLICE_S, end - clock.now))
+        self._striking = False
+
+    def _next_kill(self) -> None:
+        if self._striking:
+            self.cluster.clock.after(self._rng.expovariate(1 / MANAGER_LIFE_S), self._kill_manager, self)
+
+    def _kill_manager(self, _: object, __: object) -> None:
+        process = self.manager.process
+        if self._striking and process.alive:
+            self.injector.struck["manager"] = self.injector.struck.get("manager", 0) + 1
+            self.population.died(process)
+            self.cluster.kill(process, silent=self._rng.random() < self.faults.silent_share)
+            self.cluster.clock.after(self._rng.uniform(0.1, 2 * self.faults.down_mean_s), self._manager_comes_back, self)
+        self._next_kill()
+
+    def _manager_comes_back(self, _: object, __: object) -> None:
+        if not self.manager.process.alive:
+            self.population.come_back(ROOT, self.faults)
+
+    def _liveness(self) -> None:
+        """Everything is healed, many die in that instant, all the dead come back, and all rounds must be done in time."""
+        clock, began = self.cluster.clock, self.cluster.clock.now
+        self.injector.heal()
+        self.injector.burst()
+        clock.run(self.faults.down_mean_s)
+        for name, process in list(self.cluster.processes.items()):
+            if not process.alive:
+                self.population.come_back(name, self.faults)
+        limit_s = 2 * convergence_max_s(self.parameters) + ROUND_MAX_S * self.options.rounds
+        if clock.run_until(lambda: self.manager.root.stage == "done", limit_s, 0.25):
+            self.result.done_after_s = round(clock.now - began, 3)
+            members = [process.peer.id for name, process in self.cluster.processes.items() if name != ROOT]
+            self.durability.finished(self.manager.theta, members, self.options.rounds)
+            self.result.theta_equal = not self.durability.mistakes["P5"].count
+        else:
+            self._not_done(f"not all rounds are done {limit_s:g} s after the last fault")
+
+    def _not_done(self, what: str) -> None:
+        root = self.manager.root
+        self.result.failures.append(f"{what}: {root.stage} of round {root.next_round}, {root.reason}")
+        waiting = root.work.open_slots() if root.work is not None else []
+        for identifier in waiting[:STORY_NODES]:
+            process = self.cluster.view.get(identifier)
+            life = self.agents.lives.get(process.name) if process is not None else None
+            self.result.failures.append(f"  {process or identifier}: {life.words() if life is not None else 'does not live'}")
+            self._names += [process.name] if process is not None else []
+        self._names.append(ROOT)
+
+    # --- the result ---------------------------------------------------------------------------------------------------
+
+    def _sum_up(self, wall_s: float) -> None:
+        result, judge = self.result, self.durability
+        result.rounds = judge.committed_round
+        result.durables, result.restores, result.restored = judge.durables, judge.restores, judge.found
+        result.restored_behind, result.lost = judge.behind_said, judge.lost
+        result.double_contributions = judge.mistakes["P1"].count
+        result.durable_lost, result.committed_lost = judge.mistakes["P2"].count, judge.mistakes["P6"].count
+        result.moved_mb = round(self.cluster.transfers.moved_bytes / 1e6, 1)
+        result.events, result.trace_digest = self.cluster.handled, self.cluster.clock.trace.digest()
+        result.struck, result.facts = dict(sorted(self.injector.struck.items())), dict(sorted(self._facts.items()))
+        for promise, mistakes in judge.mistakes.items():
+            self._blame(promise, mistakes)
+        if result.failures:
+            result.story = self.cluster.story(*list(dict.fromkeys(self._names))[: 2 * STORY_NODES])
+        result.wall_s = round(wall_s, 2)
+
+    def _blame(self, promise: str, mistakes: Mistakes) -> None:
+        if mistakes.count:
+            self.result.failures += [f"{promise} is broken, {mistakes.count} times", *mistakes.words]
+            self._names += mistakes.names[:STORY_NODES]
+
+
+def simulate_rounds(options: RoundOptions) -> dict[str, Any]:
+    """One run, as plain values."""
+    return asdict(RoundRun(options).go())

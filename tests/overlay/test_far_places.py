@@ -1,0 +1,154 @@
+"""Zones, and places outside of them (protocol/overlay/far_places.py), rule by rule."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from protocol.identifiers import BITS, ZONE_BITS, NodeId, Peer, agent_id, shared_prefix, zone_of
+from protocol.overlay import effects as fx
+from protocol.overlay.far_places import in_order, opposite
+from protocol.overlay.leaf_set import LeafSet
+from protocol.overlay.replication import Replication
+from protocol.parameters import PlacementPolicy
+from protocol.wire.keeping import FarQuery, FarReply, Stray
+from protocol.wire.messages import LookUp, LookUpReply
+from protocol.wire.values import Holding
+from tests.overlay.holder import TREE, targets
+from tests.overlay.scene import P, of, record, sent
+
+
+def at(zone: int, low: int) -> Peer:
+    """The node 0xzone.. of a zone, at so much of its stretch."""
+    return Peer(NodeId(zone << (BITS - ZONE_BITS) | low << (BITS - ZONE_BITS - 8)), "10.0.0.1", (zone >> 8 << 8) + low, 1)
+
+
+HOME, ABROAD, THIRD = 0x1000, 0x9A00, 0x9B00
+ME = at(HOME, 0x80)
+HERE = [at(HOME, low) for low in (0x90, 0x70, 0xA0, 0x60)]
+THERE = [at(ABROAD, low) for low in (0x81, 0x7F, 0x88, 0x70)]
+
+
+def node(policy: PlacementPolicy, me: Peer = ME, neighbours: list[Peer] = HERE) -> Replication:
+    leaf_set = LeafSet(me.id, P.side)
+    for neighbour in neighbours:
+        leaf_set.insert(neighbour)
+    return Replication(me, replace(P, placement=policy), leaf_set)
+
+
+def test_agents_of_one_zone_are_neighbours_and_keep_their_own_ids_in_it() -> None:
+    first, second, elsewhere = agent_id("c", "a", "rack-1"), agent_id("c", "b", "rack-1"), agent_id("c", "a", "rack-2")
+    assert zone_of(first) == zone_of(second) != zone_of(elsewhere)
+    assert shared_prefix(first, second) >= ZONE_BITS // 4
+    assert first != second
+    assert agent_id("c", "a", "") == agent_id("c", "a")
+    assert zone_of(agent_id("other", "a", "rack-1")) != zone_of(first), "clusters do not share zones"
+
+
+@pytest.mark.parametrize(
+    ("policy", "order"),
+    [("local", [*HERE, at(THIRD, 1)]), ("spread", [*THERE, at(THIRD, 1), *HERE]), ("mixed", [HERE[0], THERE[0], HERE[1], THERE[1]])],
+)
+def test_at_home_abroad_or_in_turn(policy: PlacementPolicy, order: list[Peer]) -> None:
+    near = [HERE[0], at(THIRD, 1), *HERE[1:]]
+    assert in_order(ME.id, near, THERE, policy)[: len(order)] == order
+
+
+@pytest.mark.parametrize("policy", ["local", "spread", "mixed"])
+def test_where_nobody_has_a_zone_it_is_the_leaf_set(policy: PlacementPolicy) -> None:
+    """Every id is a zone of its own then."""
+    near = [at(0x1000 * number, 1) for number in (2, 0, 3)]
+    assert in_order(ME.id, near, THERE, policy) == near
+
+
+def test_rule_1_half_way_round_somebody_names_the_zone_that_has_most_nodes_there() -> None:
+    """A manager's node, whose id is a tree's, is alone in its zone, and would get the copies of all."""
+    lonely = at(0x9000, 0)
+    answering = node("spread", lonely, [*THERE, at(THIRD, 1)])
+    [turned] = of(fx.RouteBody, answering.far_query_delivered(FarQuery(ME.id, ME)))
+    assert turned == fx.RouteBody(at(ABROAD, 0x80).id, FarQuery(ME.id, ME, turned=True))
+
+
+def test_rule_2_who_is_closest_there_names_itself_and_its_neighbours() -> None:
+    answering = node("spread", THERE[0], [*THERE[1:], HERE[0]])
+    [(asker, reply)] = sent(answering.far_query_delivered(FarQuery(ME.id, ME, turned=True)), FarReply)
+    assert asker == ME
+    assert reply.places[0] == THERE[0]
+    assert set(reply.places) == set(THERE), "nobody of the owner's own zone"
+
+
+def test_rule_3_the_owner_asks_brings_and_asks_again() -> None:
+    owner = node("spread")
+    effects = owner.replicate(record(ME, 1), 0.0)
+    assert of(fx.RouteBody, effects) == [fx.RouteBody(opposite(ME.id), FarQuery(ME.id, ME))]
+    assert targets(effects) == HERE[:3], "as long as it knows nobody elsewhere"
+    for push in of(fx.Push, effects):
+        owner.push_ended(push.transfer, "stored", "", 0.1)
+    owner.far_replied(FarReply(ME.id, tuple(THERE)), 0.2)
+    later = owner.replicate(record(ME, 2), 1.0)
+    assert not of(fx.RouteBody, later)
+    assert targets(later) == THERE[:3]
+    assert of(fx.RouteBody, owner.on_timer(P.upkeep_interval_s)) == [fx.RouteBody(opposite(ME.id), FarQuery(ME.id, ME))]
+
+
+def test_rule_3_who_is_not_named_any_more_is_replaced() -> None:
+    owner = node("spread")
+    owner.far_replied(FarReply(ME.id, tuple(THERE)), 0.0)
+    for push in of(fx.Push, owner.replicate(record(ME, 1), 0.1)):
+        owner.push_ended(push.transfer, "stored", "", 0.2)
+    again = Peer(THERE[1].id, "10.0.0.9", 1, 2)
+    effects = owner.far_replied(FarReply(ME.id, (THERE[0], again, *THERE[2:])), 5.0)
+    assert targets(effects) == [again], "it has started again, perhaps without its disk"
+    assert owner.far_replied(FarReply(ME.id, (THERE[0], again, *THERE[2:])), 9.0) == []
+
+
+def test_rule_3_a_seeker_waits_for_both_answers_and_takes_the_newest() -> None:
+    seeker = node("mixed", at(HOME, 0x10))
+    near, far = of(fx.RouteBody, seeker.retrieve(1, ME.id, TREE, 0.0))
+    assert (near.key, far.key) == (ME.id, opposite(ME.id))
+    assert far.body == LookUp(1, ME.id, TREE, at(HOME, 0x10), far=True)
+    assert seeker.look_up_answered(LookUpReply(1, (Holding(HERE[0], record(ME, 1)),)), 0.1) == []
+    effects = seeker.look_up_answered(LookUpReply(1, (Holding(THERE[0], record(ME, 2)),), far=True), 0.2)
+    assert [(fetch.peer, fetch.record.version) for fetch in of(fx.Fetch, effects)] == [(THERE[0], 2)]
+
+
+def test_rule_3_and_not_for_ever() -> None:
+    """The other zone is cut off: what is near is taken, and it is said that it may be old."""
+    seeker = node("mixed", at(HOME, 0x10))
+    now = 0.0
+    effects = seeker.retrieve(1, ME.id, TREE, now)
+    while not of(fx.Fetch, effects):
+        if of(fx.RouteBody, effects):
+            assert not of(fx.Fetch, seeker.look_up_answered(LookUpReply(1, (Holding(HERE[0], record(ME, 1)),)), now))
+        now = seeker.next_deadline() or 0.0
+        effects = seeker.on_timer(now)
+    [end] = of(fx.RetrievalEnded, seeker.fetch_ended(of(fx.Fetch, effects)[0].transfer, record(ME, 1), "", now))
+    assert (end.record, end.complete) == (record(ME, 1), False)
+
+
+def test_a_look_up_for_far_places_is_turned_and_then_answered() -> None:
+    answering = node("spread", at(0x9000, 0), THERE)
+    look_up = LookUp(1, ME.id, TREE, HERE[0], far=True)
+    [turned] = of(fx.RouteBody, answering.look_up_delivered(look_up, 0.0))
+    assert (turned.key, turned.body) == (at(ABROAD, 0x80).id, replace(look_up, turned=True))
+    alone = node("spread", THERE[0], [])
+    [(_, reply)] = sent(alone.look_up_delivered(replace(look_up, turned=True), 0.0), LookUpReply)
+    assert reply.far
+
+
+def test_rule_4_with_one_zone_copies_stay_at_home() -> None:
+    answering = node("spread", HERE[0], [ME, *HERE[1:]])
+    assert sent(answering.far_query_delivered(FarQuery(ME.id, ME)), FarReply) == [(ME, FarReply(ME.id, ()))]
+    assert not of(fx.RouteBody, answering.look_up_delivered(LookUp(1, ME.id, TREE, HERE[1], far=True), 0.0)), "it is answered here"
+
+
+def test_who_stands_in_does_not_release_the_copies_abroad() -> None:
+    """It has only places at home to put in their place."""
+    heir = node("spread", at(HOME, 0x7E), [*HERE, *[at(HOME, low) for low in (0x78, 0x88, 0x98, 0x50, 0x40, 0x30, 0xB0, 0xC0)]])
+    effects = heir.record_held(record(ME, 3), 0.0)
+    for push in of(fx.Push, effects):
+        heir.push_ended(push.transfer, "stored", "", 0.1)
+    assert heir.adopted() == (record(ME, 3).key,)
+    assert heir.stray_delivered(Stray(record(ME, 3), THERE[0]), 1.0) == []
+    assert heir.stray_delivered(Stray(record(ME, 3), at(HOME, 0x01)), 1.0), "one at home that is too far may go"
