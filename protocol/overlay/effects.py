@@ -55,11 +55,15 @@ class Push:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Bring the record from `peer` into the store and verify it. Ends in FetchEnded."""
+    """Bring the record from `peer` into the store and verify it. Ends in FetchEnded.
+
+    others: hold this very record too. They are asked as well where it is large, and for the rest where `peer` does not deliver.
+    """
 
     transfer: int
     peer: Peer
     record: RecordSummary
+    others: tuple[Peer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -293,7 +293,8 @@ class Replication:
         wanted.transfer, wanted.fetching = self._transfers, holding.record
         timeout_s = self._parameters.transfer_timeout_s(holding.record.record_bytes) + self._parameters.delay_max_s
         self.deadlines.set(("fetch", request), now + timeout_s)
-        return [Fetch(self._transfers, holding.holder, holding.record)]
+        others = tuple(other.holder for other in wanted.untried if other.record == holding.record and other.holder.id != self._me.id)
+        return [Fetch(self._transfers, holding.holder, holding.record, others)]
 
     def fetch_ended(self, transfer: int, record: RecordSummary | None, reason: str, now: float) -> list[Effect]:
         request = next((number for number, wanted in self._retrievals.items() if wanted.transfer == transfer), None)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any
 
 import pytest
 
 from protocol.aio.driver import Driver
 from protocol.aio.store import RecordStore
+from protocol.chunks import bind
 from protocol.errors import RemoteProtocolError
 from protocol.identifiers import Address, Peer, agent_id, tree_id
 from protocol.overlay import effects, events
@@ -100,8 +100,8 @@ async def host(start: Start) -> AsyncIterator[Callable[..., Any]]:
 
 
 def record(version: int = 1, size: int = 1000) -> tuple[RecordSummary, bytes]:
-    data = bytes([version]) * size
-    return RecordSummary(agent_id("c", "o"), tree_id("t", "u"), version, 1, 0, 0, False, size, sha256(data).digest()), data
+    digest, data = bind([bytes([version]) * size])
+    return RecordSummary(agent_id("c", "o"), tree_id("t", "u"), version, 1, 0, 0, False, len(data), digest), data
 
 
 async def test_the_timer_follows_the_next_deadline(host: Any) -> None:
@@ -179,7 +179,7 @@ async def test_a_replica_is_pushed_held_and_fetched_back(host: Any) -> None:
 
 
 async def test_a_full_holder_refuses(host: Any) -> None:
-    summary, data = record(size=1 << 24)
+    summary, data = record(2, size=1 << 24)
     b = await host("b")
     b.store.put(*record(1, size=10))
     b.store._bytes_max = 100
