@@ -7,6 +7,7 @@ verified, whoever gave which part, and what broke off is worth keeping.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import numpy as np
 
@@ -29,6 +30,7 @@ class Assembly:
         self.data: memoryview = np.empty(summary.record_bytes, np.uint8).data
         self.data[: len(front)] = front
         self._here = bytearray(len(self.front.digests))
+        self._lengths = [end - start for start, end in pairwise(self.front.bounds)]
         self._left = len(self._here)
 
     @property
@@ -45,7 +47,7 @@ class Assembly:
 
     def length(self, index: int) -> int:
         """Bytes of one chunk."""
-        return self.front.bounds[index + 1] - self.front.bounds[index]
+        return self._lengths[index]
 
     def room(self, run: Run) -> memoryview:
         """Where the bytes of these chunks belong."""

@@ -55,27 +55,26 @@ class Striping:
         self._worth_s = worth_s
         self._shares: dict[Peer, Share] = {}
 
-    def join(self, holder: Peer, now: float) -> None:
-        """The holder has the record, and can be asked."""
-        self._shares[holder] = Share(now, asked=now, heard=now)
+    def join(self, holder: Peer, now: float) -> Share:
+        """The holder has the record, and can be asked. Its share is what the next three take."""
+        share = self._shares[holder] = Share(now, asked=now, heard=now)
+        return share
 
     def leave(self, holder: Peer) -> None:
         """Rule 5. Nothing for a holder that never joined."""
         share = self._shares.pop(holder, None)
         if share is None:
             return
-        returned = [*self._unasked, *share.owed]
-        self._unasked = dict.fromkeys(sorted(returned))
+        self._unasked = dict.fromkeys(sorted([*self._unasked, *share.owed]))
         self._unasked_bytes += share.owed_bytes
 
     def alone(self) -> None:
         """No other holder will come: rule 1 need not share."""
         self._sharing = 1
 
-    def next_runs(self, holder: Peer, now: float) -> tuple[Run, ...]:
+    def next_runs(self, share: Share, now: float) -> tuple[Run, ...]:
         """What to ask this holder for now; nothing where it has enough to do, or nothing is left."""
-        share = self._shares[holder]
-        if not self._unasked or (share.owed_bytes * 2 > share.run_bytes):
+        if share.owed_bytes * 2 > share.run_bytes or not self._unasked:
             return ()
         sharing = max(self._sharing, len(self._shares))
         at_least = self._unasked_bytes if sharing == 1 else max(self._unasked_bytes // (2 * sharing), RUN_BYTES_MIN)
@@ -95,15 +94,13 @@ class Striping:
         share.asked = now
         return runs_of(taken)
 
-    def heard(self, holder: Peer, size: int, now: float) -> None:
+    def heard(self, share: Share, size: int, now: float) -> None:
         """So many bytes have come."""
-        share = self._shares[holder]
         share.got_bytes += size
         share.heard = now
 
-    def arrived(self, holder: Peer, index: int) -> None:
+    def arrived(self, share: Share, index: int) -> None:
         """The chunk is here."""
-        share = self._shares[holder]
         del share.owed[index]
         share.owed_bytes -= self._length(index)
 

@@ -127,8 +127,7 @@ class Bulk:
                 link.abort("the push has ended")
 
     async def _push_on(self, link: Link, summary: RecordSummary, front: Front, data: Data, purpose: Purpose) -> PushOutcome:
-        link.send(BulkPush(summary, purpose, front.bounds[0]))
-        await link.send_raw(memoryview(data)[: front.bounds[0]], self._parameters.stall_max_s)
+        link.send(BulkPush(summary, purpose, front.bounds[0]), bytes(data[: front.bounds[0]]))
         answer = await link.receive()
         if isinstance(answer, BulkWant):
             await self._send_wanted(link, answer, front, data, {*range(len(front.digests))})
@@ -252,8 +251,7 @@ class Bulk:
         summary, data = found
         front = front_of(summary, data)
         async with asyncio.timeout(self._parameters.transfer_timeout_s(summary.record_bytes)):
-            link.send(BulkAccept(summary, front.bounds[0]))
-            await link.send_raw(memoryview(data)[: front.bounds[0]], self._parameters.stall_max_s)
+            link.send(BulkAccept(summary, front.bounds[0]), bytes(data[: front.bounds[0]]))
             unsent = {*range(len(front.digests))}
             while True:
                 try:

@@ -136,7 +136,6 @@ class Fetching:
             link = await self._open_link(self._local, peer)
             link.send(BulkFetch(self._wanted.owner, self._wanted.tree, self._wanted.version))
             assembly, striping = await self._offered(link)
-            striping.join(peer, self._loop.time())
             await self._flow(peer, link, assembly, striping)
         except (DialFailed, LinkClosed, RemoteProtocolError, RecordInvalid, BulkError) as error:
             self._reasons.append(str(error))
@@ -184,17 +183,19 @@ class Fetching:
         return record
 
     async def _flow(self, peer: Peer, link: Link, assembly: Assembly, striping: Striping) -> None:
+        share = striping.join(peer, self._loop.time())
+
         def more() -> None:
-            if runs := striping.next_runs(peer, self._loop.time()):
+            if runs := striping.next_runs(share, self._loop.time()):
                 inflow.ask(runs)
 
         def came(size: int) -> None:
             self.received_bytes += size
-            striping.heard(peer, size, self._loop.time())
+            striping.heard(share, size, self._loop.time())
+            more()
 
         def arrived(index: int) -> None:
-            striping.arrived(peer, index)
-            more()
+            striping.arrived(share, index)
 
         def wrong(index: int) -> None:
             link.abort(f"chunk {index} from {peer} does not have its digest: bytes were changed or lost")

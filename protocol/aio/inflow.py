@@ -15,7 +15,7 @@ from protocol.wire.messages import BulkWant
 
 
 class Inflow:
-    """on_right and on_wrong are told of each chunk, on_bytes of progress between; all in the transport's own call.
+    """on_right and on_wrong are told of each chunk, on_bytes of progress, after these; all in the transport's own call.
 
     What comes after a wrong chunk is received all the same; who does not want it aborts the link.
     """
@@ -49,9 +49,11 @@ class Inflow:
         await self._link.receive_into(self._targets, self._came, stall_max_s)
 
     def _came(self, size: int) -> None:
-        self._of_chunk += size
+        assembly, chunks = self._assembly, self._chunks
+        whole = self._of_chunk + size
+        while chunks and (length := assembly.length(chunks[0])) <= whole:
+            whole -= length
+            index = chunks.popleft()
+            (self._on_right if assembly.check(index) else self._on_wrong)(index)
+        self._of_chunk = whole
         self._on_bytes(size)
-        while self._chunks and (length := self._assembly.length(self._chunks[0])) <= self._of_chunk:
-            self._of_chunk -= length
-            index = self._chunks.popleft()
-            (self._on_right if self._assembly.check(index) else self._on_wrong)(index)

@@ -148,10 +148,12 @@ class Link(asyncio.BufferedProtocol):
         self._deliver = receiver
         self._pump()
 
-    def send(self, message: Message) -> None:
-        """Queues one message; nothing where the link is closing."""
+    def send(self, message: Message, raw: bytes = b"") -> None:
+        """Queues one message, and a few raw bytes that follow it at once; nothing where the link is closing."""
         self.session.send(message)
         self._flush()
+        if raw:
+            self.send_frame(raw)
 
     def send_frame(self, data: bytes) -> None:
         """One message that was encoded and framed already."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from typing import Any
 
 import pytest
 
 from protocol.aio.bulk import BulkError, PushOutcome
 from protocol.aio.link import LinkClosed
+from protocol.chunks import bind, front_bytes
 from protocol.identifiers import NodeId, Peer, agent_id, tree_id
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import BulkAccept, BulkFetch, BulkPush, Ping
+from protocol.wire.messages import BulkFetch, BulkPush, BulkWant, Ping
 from protocol.wire.values import RecordSummary
 
 Start = Callable[..., Any]
@@ -23,8 +23,9 @@ HASTY = OverlayParameters(delay_max_s=0.1)
 
 
 def record(size: int = 1000, version: int = 1, fill: int = 7) -> tuple[RecordSummary, bytes]:
-    data = bytes([fill]) * size
-    return RecordSummary(OWNER, TREE, version, 1, 0, 0, False, size, sha256(data).digest()), data
+    """Of so many bytes of content; the front comes before them."""
+    digest, data = bind([bytes([fill]) * size])
+    return RecordSummary(OWNER, TREE, version, 1, 0, 0, False, len(data), digest), data
 
 
 @dataclass
@@ -35,12 +36,15 @@ class Shelf:
     offers: dict[tuple[NodeId, NodeId], tuple[RecordSummary, bytes]] = field(default_factory=dict)
     admits: Callable[[RecordSummary], str | None] = lambda summary: None
     accepts: Callable[[RecordSummary], str | None] = lambda summary: None
-    held: RecordSummary | None = None
+    has: tuple[RecordSummary, bytes] | None = None
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     gave_up: asyncio.Event = field(default_factory=asyncio.Event)
 
     def holds(self, summary: RecordSummary) -> bool:
-        return summary == self.held
+        return self.has is not None and summary == self.has[0]
+
+    def held(self, owner: NodeId, tree: NodeId) -> tuple[RecordSummary, bytes] | None:
+        return self.has
 
     def admit(self, summary: RecordSummary, purpose: str) -> str | None:
         self.asked.set()
@@ -73,8 +77,13 @@ async def push(a: Any, b: Any, summary: RecordSummary, data: bytes, purpose: str
     return outcome
 
 
+def offer(link: Any, summary: RecordSummary, data: bytes) -> None:
+    """What a push begins with."""
+    link.send(BulkPush(summary, "replica", front_bytes(data)), data[: front_bytes(data)])
+
+
 async def fetch(a: Any, b: Any, version: int = 1, patience_s: float = 0.0) -> tuple[RecordSummary, Any]:
-    fetched: tuple[RecordSummary, Any] = await a.connections.bulk.fetch(a.peer, b.peer, OWNER, TREE, version, patience_s)
+    fetched: tuple[RecordSummary, Any] = await a.connections.bulk.fetch(a.peer, [b.peer], OWNER, TREE, version, patience_s)
     return fetched
 
 
@@ -116,7 +125,7 @@ async def test_a_receiver_refuses_afterwards(pair: tuple[Any, Any, Shelf]) -> No
 async def test_what_is_held_does_not_move_again(pair: tuple[Any, Any, Shelf]) -> None:
     a, b, shelf = pair
     summary, data = record()
-    shelf.held = summary
+    shelf.has = summary, data
     assert await push(a, b, summary, data) == PushOutcome("stored")
     assert not shelf.taken
 
@@ -139,9 +148,9 @@ async def test_a_sender_that_dies_in_the_middle(pair: tuple[Any, Any, Shelf]) ->
     a, b, shelf = pair
     summary, data = record(1_000_000)
     link = await a.connections._dial_bulk(a.peer, b.peer)
-    link.send(BulkPush(summary, "replica"))
-    assert await link.receive() == BulkAccept()
-    await link.send_raw(memoryview(data)[:400_000])
+    offer(link, summary, data)
+    assert await link.receive() == BulkWant(((0, 16),))
+    await link.send_raw(memoryview(data)[front_bytes(data) :][:400_000], 1.0)
     (theirs,) = b.connections._links
     link.abort("kill -9")
     await theirs.closed()
@@ -195,8 +204,8 @@ async def test_a_sender_that_stalls_is_given_up(start: Start) -> None:
     a, b, shelf = await start("a"), await start("b", parameters=HASTY), Shelf()
     b.connections.bulk.serve(b.peer.id, shelf)
     link = await a.connections._dial_bulk(a.peer, b.peer)
-    link.send(BulkPush(record()[0], "replica"))
-    assert await link.receive() == BulkAccept()
+    offer(link, *record())
+    assert await link.receive() == BulkWant(((0, 1),))
     with pytest.raises(LinkClosed):
         await link.receive()
     assert b.connections.bulk._receiving_bytes == 0
@@ -207,14 +216,14 @@ async def test_sizes_are_bounded(start: Start) -> None:
     small = OverlayParameters(record_bytes_max=5000)
     a, b, shelf = await start("a"), await start("b", parameters=small), Shelf()
     b.connections.bulk.serve(b.peer.id, shelf)
-    outcome = await push(a, b, *record(5001))
+    outcome = await push(a, b, *record(5001 - 56))
     assert (outcome.outcome, outcome.reason) == ("refused", "a record of 5001 bytes where at most 5000 may be")
     first = await a.connections._dial_bulk(a.peer, b.peer)
-    first.send(BulkPush(record(3000)[0], "replica"))
-    assert await first.receive() == BulkAccept()
+    offer(first, *record(3000))
+    assert await first.receive() == BulkWant(((0, 1),))
     outcome = await push(a, b, *record(3000, version=2))
     assert outcome.outcome == "failed", "busy is no refusal of the record"
-    assert "3000 bytes of other records" in outcome.reason
+    assert "3056 bytes of other records" in outcome.reason
     link = await a.connections._dial_bulk(a.peer, b.peer)
     link.send(BulkPush(replace(record()[0], record_bytes=-1), "replica"))
     assert "BulkRefuse" in repr(await link.receive())
@@ -242,7 +251,7 @@ async def test_a_dead_holder(start: Start, free_port: Callable[[], int]) -> None
     assert outcome.outcome == "failed"
     assert "nobody listens there" in outcome.reason
     with pytest.raises(BulkError, match="nobody listens there"):
-        await a.connections.bulk.fetch(a.peer, dead, OWNER, TREE, 1)
+        await a.connections.bulk.fetch(a.peer, [dead], OWNER, TREE, 1)
 
 
 async def test_closing_during_transfers_leaves_nothing(pair: tuple[Any, Any, Shelf]) -> None:
