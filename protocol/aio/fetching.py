@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections import deque
@@ -77,6 +78,7 @@ class Fetching:
         self._loop = asyncio.get_running_loop()
         self._striping: Striping | None = None
         self._asking: dict[Peer, asyncio.Task[None]] = {}
+        self._news = asyncio.Event()  # a holder has ended, or the first has said which record it is
         self._idle: set[asyncio.Future[None]] = set()
         self._deadline = math.inf  # known when the record's size is
         self._reasons: list[str] = []
@@ -85,8 +87,10 @@ class Fetching:
         """The complete assembly. BulkError where no holder could deliver."""
         try:
             while self._ask_more():
-                look_s = self._striping.next_look_s() if self._striping is not None else None
-                await asyncio.wait(self._asking.values(), timeout=look_s, return_when=asyncio.FIRST_COMPLETED)
+                self._news.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._striping.next_look_s() if self._striping is not None else None):
+                        await self._news.wait()
                 if self.assembly is not None and self.assembly.complete:
                     return self.assembly
                 await self._sort_out()
@@ -101,7 +105,8 @@ class Fetching:
         at_once = self._sharing() if self.assembly is not None else 1
         while self._untried and len(self._asking) < at_once:
             peer = self._untried.pop(0)
-            self._asking[peer] = self._loop.create_task(self._ask(peer))
+            task = self._asking[peer] = self._loop.create_task(self._ask(peer))
+            task.add_done_callback(lambda _: self._news.set())
         if not self._untried and len(self._asking) == 1 and self._striping is not None:
             self._striping.alone()
         return bool(self._asking)
@@ -167,6 +172,7 @@ class Fetching:
                 assembly.missing(), assembly.length, self._sharing(),
                 stall_max_s=self._parameters.stall_max_s, worth_s=self._parameters.ack_timeout_min_s,
             )  # fmt: skip
+            self._news.set()
         assert self._striping is not None
         if record.digest != self.assembly.summary.digest:
             raise BulkError(f"{link.peer} has version {record.version} of {record.owner.short}, another record than the first holder")

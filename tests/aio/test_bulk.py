@@ -4,65 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from protocol.aio.bulk import BulkError, PushOutcome
 from protocol.aio.link import LinkClosed
-from protocol.chunks import bind, front_bytes
-from protocol.identifiers import NodeId, Peer, agent_id, tree_id
+from protocol.chunks import front_bytes
+from protocol.identifiers import Peer, agent_id
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import BulkFetch, BulkPush, BulkWant, Ping
-from protocol.wire.values import RecordSummary
+from tests.aio.shelf import OWNER, TREE, Shelf, Start, fetch, offer, push, record
 
-Start = Callable[..., Any]
-OWNER, TREE = agent_id("c", "owner"), tree_id("t", "u")
 HASTY = OverlayParameters(delay_max_s=0.1)
-
-
-def record(size: int = 1000, version: int = 1, fill: int = 7) -> tuple[RecordSummary, bytes]:
-    """Of so many bytes of content; the front comes before them."""
-    digest, data = bind([bytes([fill]) * size])
-    return RecordSummary(OWNER, TREE, version, 1, 0, 0, False, len(data), digest), data
-
-
-@dataclass
-class Shelf:
-    """A handler that keeps what it is given."""
-
-    taken: list[tuple[RecordSummary, bytes, str, Peer]] = field(default_factory=list)
-    offers: dict[tuple[NodeId, NodeId], tuple[RecordSummary, bytes]] = field(default_factory=dict)
-    admits: Callable[[RecordSummary], str | None] = lambda summary: None
-    accepts: Callable[[RecordSummary], str | None] = lambda summary: None
-    has: tuple[RecordSummary, bytes] | None = None
-    asked: asyncio.Event = field(default_factory=asyncio.Event)
-    gave_up: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def holds(self, summary: RecordSummary) -> bool:
-        return self.has is not None and summary == self.has[0]
-
-    def held(self, owner: NodeId, tree: NodeId) -> tuple[RecordSummary, bytes] | None:
-        return self.has
-
-    def admit(self, summary: RecordSummary, purpose: str) -> str | None:
-        self.asked.set()
-        return self.admits(summary)
-
-    async def accept(self, summary: RecordSummary, data: Any, purpose: str, sender: Peer) -> str | None:
-        self.taken.append((summary, bytes(data), purpose, sender))
-        return self.accepts(summary)
-
-    async def provide(self, owner: NodeId, tree: NodeId, version: int) -> tuple[RecordSummary, bytes] | None:
-        self.asked.set()
-        try:
-            if version == 99:
-                await asyncio.get_running_loop().create_future()
-        except asyncio.CancelledError:
-            self.gave_up.set()
-            raise
-        return self.offers.get((owner, tree))
 
 
 @pytest.fixture
@@ -70,21 +25,6 @@ async def pair(start: Start) -> tuple[Any, Any, Shelf]:
     a, b, shelf = await start("a"), await start("b"), Shelf()
     b.connections.bulk.serve(b.peer.id, shelf)
     return a, b, shelf
-
-
-async def push(a: Any, b: Any, summary: RecordSummary, data: bytes, purpose: str = "replica") -> PushOutcome:
-    outcome: PushOutcome = await a.connections.bulk.push(a.peer, b.peer, summary, data, purpose)
-    return outcome
-
-
-def offer(link: Any, summary: RecordSummary, data: bytes) -> None:
-    """What a push begins with."""
-    link.send(BulkPush(summary, "replica", front_bytes(data)), data[: front_bytes(data)])
-
-
-async def fetch(a: Any, b: Any, version: int = 1, patience_s: float = 0.0) -> tuple[RecordSummary, Any]:
-    fetched: tuple[RecordSummary, Any] = await a.connections.bulk.fetch(a.peer, [b.peer], OWNER, TREE, version, patience_s)
-    return fetched
 
 
 @pytest.mark.parametrize("size", [0, 1, 300_000, 10_000_000])

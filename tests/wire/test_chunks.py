@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from protocol.chunks import CHUNK_BYTES_MIN, CHUNKS_MAX, CHUNKS_OF_SECTION_MAX, HEAD_BYTES, SECTIONS_MAX
-from protocol.chunks import bind, content_of, digest_of, front_bytes, front_of, read_front, verify
+from protocol.chunks import (
+    CHUNK_BYTES_MIN,
+    CHUNKS_MAX,
+    CHUNKS_OF_SECTION_MAX,
+    HEAD_BYTES,
+    SECTIONS_MAX,
+    bind,
+    content_of,
+    digest_of,
+    front_bytes,
+    front_of,
+    read_front,
+    verify,
+)
 from protocol.errors import LocalProtocolError, RecordInvalid
 from protocol.identifiers import agent_id, tree_id
 from protocol.knowledge import Knowledge, seal
@@ -68,7 +81,7 @@ def test_of_a_model_that_is_frozen_in_part_only_the_changed_part_has_new_chunks(
         front_of(*seal(trained(iteration, complete=complete, changed=0.1), compress=compress))
         for iteration, complete in ((127, False), (128, False), (70_000, True), (70_001, False))
     ]
-    for before, after in zip(fronts, fronts[1:], strict=False):
+    for before, after in pairwise(fronts):
         sizes = np.diff(after.bounds)
         new = sum(size for size, digest in zip(sizes, after.digests, strict=True) if digest not in before.digests)
         trained_bytes = 400_000 * (2 if after is fronts[2] else 1)
