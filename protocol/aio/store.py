@@ -236,7 +236,7 @@ def _write_batch(directory: Path, batch: dict[Key, Held | None]) -> dict[Key, OS
     failures: dict[Key, OSError] = {}
     for key, held in batch.items():
         try:
-            _replace(directory / f"{key[0]}-{key[1]}{SUFFIX}", held)
+            _replace(directory / _file_name(key), held)
         except OSError as error:
             failures[key] = error
     try:
@@ -244,6 +244,10 @@ def _write_batch(directory: Path, batch: dict[Key, Held | None]) -> dict[Key, OS
     except OSError as error:
         failures |= dict.fromkeys(batch, error)
     return failures
+
+
+def _file_name(key: Key) -> str:
+    return f"{key[0]}-{key[1]}{SUFFIX}"
 
 
 def _replace(path: Path, held: Held | None) -> None:
@@ -315,6 +319,8 @@ def _read(path: Path) -> Held:
             raise RecordInvalid(f"its record has {size} bytes, not {record.record_bytes}")
         data = memoryview(file.read(size))
     verify(record, data)
+    if path.name != _file_name(record.key):
+        raise RecordInvalid("it is a record under another's name")
     return record, data
 
 

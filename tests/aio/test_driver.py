@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -300,3 +302,30 @@ async def test_closing_cancels_what_is_under_way(host: Any) -> None:
     a.driver.dispatch(events.Leave())
     assert a.node.events == [events.Started()]
     assert not a.driver._tasks
+
+
+async def test_a_holder_says_stored_when_a_power_cut_would_leave_the_record(
+    host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P2: what is acknowledged is on disk where there is one; a holder whose disk fails is passed over."""
+    summary, data = record(2)
+    b = await host("b")
+    b.driver.store = b.store = RecordStore(tmp_path, 1 << 24, print)
+    a = await host("a", lambda event: [effects.Push(1, b.peer, summary)] if event == events.Started() else [])
+    a.store.put(summary, data)
+    sync = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: os.close(-1))
+    a.driver.dispatch(events.Started())
+    ended = await a.node.until(events.PushEnded)
+    assert ended.outcome == "refused"
+    assert "the record is in memory only" in ended.reason
+    a.node.seen.clear()
+    monkeypatch.setattr(os, "fdatasync", sync)
+    a.driver.dispatch(events.Started())
+    assert (await a.node.until(events.PushEnded)).outcome == "stored"
+    again = RecordStore(tmp_path, 1 << 24, print)
+    await again.load()
+    assert again.held() == [summary]
+    assert a.driver._connections.bulk.moved.sent_bytes == 1000, "its bytes were there already"
+    await b.store.close()
+    await again.close()
