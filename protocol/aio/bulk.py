@@ -185,7 +185,7 @@ class Bulk:
             link.abort("the transfer took too long")
             logger.info("%s: a transfer took too long and was given up", link)
         except (LinkClosed, RemoteProtocolError) as error:
-            logger.info("%s: a transfer ended early: %s", link, error)
+            logger.debug("%s: a transfer ended early: %s", link, error)  # often it was superseded
         except asyncio.CancelledError:
             link.abort("closing")
             raise
