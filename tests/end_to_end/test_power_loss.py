@@ -1,4 +1,4 @@
-"""Everything loses its power in the same instant: what was durable is on the disks of its holders, and the run goes on from there (P2, P6)."""
+"""Everything loses its power at once: what was durable is on the disks of its holders, and the run goes on from there (P2, P6)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,15 @@ async def kill_everything(cluster: LocalCluster) -> None:
     await until(lambda: not cluster.processes(), STORY_S)
 
 
+def record_directories(folder: Path) -> list[Path]:
+    """The agents' and the manager's."""
+    return sorted({path.parent for path in folder.rglob("*.record")})
+
+
 async def held_on_disk(folder: Path) -> dict[Path, dict[NodeId, int]]:
     """For each directory of records, the versions in it by owner. Every file in it must be a whole record."""
     found = {}
-    for directory in sorted({path.parent for path in folder.rglob("*.record")}):
+    for directory in record_directories(folder):
         said: list[str] = []
         store = RecordStore(directory, 1 << 30, said.append)
         await store.load()
