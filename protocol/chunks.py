@@ -12,7 +12,7 @@
    length keeps its cuts, wherever in the record it is.
 3. Each chunk is encoded for itself, and always to the same bytes, so that rule 2 holds for compressed records too.
 
-Why BLAKE3 (one core of an AMD EPYC with AVX-512; `scripts/bench_bulk.py --digests` measures it again): chunks of 64 KiB go through
+Why BLAKE3 (one core of an AMD EPYC with AVX-512; `scripts/bench_bulk.py --only digests` measures it again): chunks of 64 KiB go through
 SHA-256 at 1.7 GB/s, BLAKE2b at 0.7, BLAKE3 at 5.3, XXH3-128 at 41; a loopback connection moves 2 to 3 GB/s. XXH3 would find what
 breaks by accident, but anyone can make two chunks of one XXH3 digest; a holder then gives other bytes than the owner sealed, and
 nobody could tell (P7). BLAKE3 costs a third of the transfer and leaves that to nobody, and records that are sealed for their owner

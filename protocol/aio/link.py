@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 INLET_BYTES = 256 * 1024
 PIECE_BYTES = 256 * 1024
 """Raw bytes are written in pieces of this size, so that a slow reader is noticed between two of them."""
+TURN_BYTES_MAX = 1 << 20
+"""After so many raw bytes everything else on the loop has its turn: messages on other links wait no longer than it takes to read this."""
 WRITE_BUFFER_BYTES_MAX = 512 * 1024
 """More than this waiting in the transport, and the link says that it is full."""
 READ_AHEAD_BYTES_MAX = 1 << 20
@@ -94,6 +96,7 @@ class Link(asyncio.BufferedProtocol):
         self._writer: asyncio.Future[None] | None = None  # who awaits room
         self._targets: deque[memoryview] = deque()  # where raw bytes go, as far as they are not filled
         self._arrived: Callable[[int], None] | None = None  # told of raw bytes
+        self._turn_bytes = 0  # raw ones, since others had their turn
         self._reading_paused = False
         self._parting = False
         self._reason = ""
@@ -252,7 +255,7 @@ class Link(asyncio.BufferedProtocol):
         self._flush()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._targets[0] if self._targets else self._inlet
+        return self._targets[0][: TURN_BYTES_MAX - self._turn_bytes] if self._targets else self._inlet
 
     def buffer_updated(self, nbytes: int) -> None:
         self.used_at = self._loop.time()
@@ -261,6 +264,10 @@ class Link(asyncio.BufferedProtocol):
             self._arrived(nbytes)
             if not self._targets:
                 self._wake_reader()
+            self._turn_bytes += nbytes
+            if self._turn_bytes >= TURN_BYTES_MAX and self._transport is not None:
+                self._transport.pause_reading()
+                self._loop.call_soon(self._next_turn)
             return
         self.session.receive(self._inlet[:nbytes])
         if self.session.hello is None and not self._greeted():
@@ -355,6 +362,11 @@ class Link(asyncio.BufferedProtocol):
             self._transport.resume_reading()
         self._reader = self._loop.create_future()
         await self._reader
+
+    def _next_turn(self) -> None:
+        self._turn_bytes = 0
+        if self._transport is not None and not self.closing and not self._reading_paused:
+            self._transport.resume_reading()
 
     @staticmethod
     def _advance(targets: deque[memoryview], count: int) -> None:

@@ -3,7 +3,7 @@
 1. Memory comes first: get() gives what put() took at once. Disk follows in a worker thread, and only ever the newest of a key.
 2. A record is *settled* when it would come back after a power cut: its file is written beside, synced, renamed, and the directory
    synced too; without a directory, when it is in memory. Only settled records count for a write quorum. What that costs is the
-   disk's time for a sync, in the background (scripts/bench_bulk.py --disk measures it); training does not wait for it.
+   disk's time for a sync, in the background (scripts/bench_bulk.py --only disk measures it); training does not wait for it.
 3. A kill at any moment leaves the old file or the new one. Files that nobody finished are removed at the next start.
 4. Nothing that the disk does raises. A file that is no whole record is passed over and said; it stays, for people to look at. A write
    that fails leaves the record in memory, unsettled, and is said once, until the disk works again.

@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NoReturn
 
 import numpy as np
 import uvloop
@@ -17,7 +17,7 @@ from protocol.aio.bulk import Purpose
 from protocol.aio.connections import Connections
 from protocol.chunks import Data, Front
 from protocol.identifiers import NodeId, Peer, TreeId, agent_id, tree_id
-from protocol.knowledge import Knowledge, seal
+from protocol.knowledge import Array, Knowledge, seal
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Message, Ping, Pong
 from protocol.wire.values import RecordSummary
@@ -35,10 +35,10 @@ def tree_of(size: int) -> TreeId:
     return tree_id(str(size), "bench")
 
 
-def record_of(size: int, version: int = 1, changed: float = 1.0, **encoding: bool) -> Record:
+def record_of(size: int, version: int = 1, changed: float = 1.0, drawn: Array | None = None, **encoding: bool) -> Record:
     """A record of about so many bytes of float32 drawn from a seed; of two versions, this share of the tensors differs."""
     frozen = np.random.default_rng(0).normal(size=int(size / 4 * (1 - changed))).astype("f4")
-    trained = np.random.default_rng(version).normal(size=int(size / 4 * changed)).astype("f4")
+    trained = drawn if drawn is not None else np.random.default_rng(version).normal(size=int(size / 4 * changed)).astype("f4")
     tensors = {"state": {"a_frozen": frozen, "b_trained": trained}}
     return seal(Knowledge(OWNER, tree_of(size), version, 1, "train", 1, 1, False, tensors=tensors), **encoding)
 
@@ -90,36 +90,37 @@ async def shelf(name: str, port: int, records: list[Record]) -> Shelf:
 
 
 @contextlib.contextmanager
-def holders(count: int, records: list[Record], *, checked: bool = True) -> Iterator[list[Peer]]:
-    """So many processes that hold these records. checked False: they check no digests, to show what that costs."""
+def holders(count: int, records: list[Record], pids: list[int] | None = None) -> Iterator[list[Peer]]:
+    """So many processes that hold these records; their pids are appended where they are wanted. Called outside any loop."""
     first = free_ports(count)
-    pids = []
+    started = pids if pids is not None else []
     try:
         for index in range(count):
             ready, told = os.pipe()
             pid = os.fork()
             if pid == 0:
-                _hold(index, first + index, records, told, checked)
-            pids.append(pid)
+                _hold(index, first + index, records, told)
+            started.append(pid)
             os.close(told)
             assert os.read(ready, 1) == b"!", "a holder did not start"
             os.close(ready)
         yield [Peer(agent_id(CLUSTER, f"holder-{index}"), HOST, first + index, 1) for index in range(count)]
     finally:
-        for pid in pids:
+        for pid in started:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
 
-def _hold(index: int, port: int, records: list[Record], told: int, checked: bool) -> Any:
+def _hold(index: int, port: int, records: list[Record], told: int) -> NoReturn:
     async def serve() -> None:
         await shelf(f"holder-{index}", port, records)
         os.write(told, b"!")
         await asyncio.get_running_loop().create_future()
 
-    with unchecked() if not checked else contextlib.nullcontext():
+    try:
         uvloop.run(serve())
-    os._exit(0)
+    finally:
+        os._exit(1)
 
 
 @contextlib.contextmanager
