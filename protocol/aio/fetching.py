@@ -2,7 +2,8 @@
 
     BulkFetch ->   <- BulkAccept(record), front   BulkWant ->  <- bytes   BulkWant ->  <- bytes ...    or <- BulkRefuse
 
-1. The holders are tried in the order given. The first that accepts decides which record it is; one that offers another is let go.
+1. The holders are tried in the order given; one that has not answered within delay_max_s, and the patience that it was given, gets
+   company by the next. The first that accepts decides which record it is; one that offers another is let go.
 2. A record of PARALLEL_BYTES_MIN or more is fetched from HOLDERS_AT_ONCE at a time; which chunks from which, and who is let go for
    being slow, is striping.py's.
 3. Who fails, stalls, is let go, or gives one wrong chunk is not asked again; the next holder takes its place, and goes on with what is
@@ -80,6 +81,9 @@ class Fetching:
         self._asking: dict[Peer, asyncio.Task[None]] = {}
         self._news = asyncio.Event()  # a holder has ended, or the first has said which record it is
         self._idle: set[asyncio.Future[None]] = set()
+        self._began = self._loop.time()
+        self._answer_max_s = parameters.delay_max_s + wanted.patience_s
+        self._offers = asyncio.Lock()  # one after the other: the first that fits makes the assembly
         self._deadline = math.inf  # known when the record's size is
         self._reasons: list[str] = []
 
@@ -89,7 +93,7 @@ class Fetching:
             while self._ask_more():
                 self._news.clear()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._striping.next_look_s() if self._striping is not None else None):
+                    async with asyncio.timeout(self._striping.next_look_s() if self._striping is not None else self._answer_max_s):
                         await self._news.wait()
                 if self.assembly is not None and self.assembly.complete:
                     return self.assembly
@@ -102,7 +106,8 @@ class Fetching:
 
     def _ask_more(self) -> bool:
         """Rule 2. Whether anyone is being asked."""
-        at_once = self._sharing() if self.assembly is not None else 1
+        waited = self._loop.time() - self._began
+        at_once = self._sharing() if self.assembly is not None else 1 + int(waited / self._answer_max_s)
         while self._untried and len(self._asking) < at_once:
             peer = self._untried.pop(0)
             task = self._asking[peer] = self._loop.create_task(self._ask(peer))
@@ -164,19 +169,23 @@ class Fetching:
             raise BulkError(f"{type(answer).__name__} is no answer to a fetch")
         record = self._fitting(answer.record)
         front = await receive_front(link, answer.front_bytes, self._parameters.stall_max_s)
-        if self.assembly is None:
-            assembly = await self._assemble(record, front)
-            self.assembly = assembly
-            self._deadline = self._loop.time() + self._parameters.transfer_timeout_s(record.record_bytes)
-            self._striping = Striping(
-                assembly.missing(), assembly.length, self._sharing(),
-                stall_max_s=self._parameters.stall_max_s, worth_s=self._parameters.ack_timeout_min_s,
-            )  # fmt: skip
-            self._news.set()
+        async with self._offers:
+            if self.assembly is None:
+                await self._begin(record, front)
+        assert self.assembly is not None
         assert self._striping is not None
         if record.digest != self.assembly.summary.digest:
             raise BulkError(f"{link.peer} has version {record.version} of {record.owner.short}, another record than the first holder")
         return self.assembly, self._striping
+
+    async def _begin(self, record: RecordSummary, front: bytearray) -> None:
+        """This is the record that it will be."""
+        assembly = await self._assemble(record, front)
+        self.assembly = assembly
+        self._deadline = self._loop.time() + self._parameters.transfer_timeout_s(record.record_bytes)
+        limits = {"stall_max_s": self._parameters.stall_max_s, "worth_s": self._parameters.ack_timeout_min_s}
+        self._striping = Striping(assembly.missing(), assembly.length, self._sharing(), **limits)
+        self._news.set()
 
     def _fitting(self, record: RecordSummary) -> RecordSummary:
         """The record, if it is what was asked for."""

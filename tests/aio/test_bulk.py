@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from protocol.aio.bulk import BulkError, PushOutcome
-from protocol.aio.link import LinkClosed
+from protocol.aio.bulk import BEGUN_MAX, BulkError, PushOutcome
+from protocol.aio.link import TURN_BYTES_MAX, Link, LinkClosed
 from protocol.chunks import front_bytes
 from protocol.identifiers import Peer, agent_id
 from protocol.parameters import OverlayParameters
@@ -203,3 +203,37 @@ async def test_closing_during_transfers_leaves_nothing(pair: tuple[Any, Any, She
     await b.connections.close()
     with pytest.raises(BulkError):
         await waiting
+
+
+async def test_transfers_that_we_begin_are_few_at_a_time(pair: tuple[Any, Any, Shelf]) -> None:
+    a, b, shelf = pair
+    together: list[int] = []
+    shelf.admits = lambda summary: together.append(b.connections.bulk._served)  # type: ignore[func-returns-value]
+    outcomes = await asyncio.gather(*(push(a, b, *record(version=version), "upload") for version in range(3 * BEGUN_MAX)))
+    assert {outcome.outcome for outcome in outcomes} == {"stored"}
+    assert max(together) <= BEGUN_MAX
+
+
+async def test_a_link_gives_way_to_others_after_each_megabyte(pair: tuple[Any, Any, Shelf], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever waits on the loop has its turn in between: a heartbeat is not behind a gigabyte."""
+    a, b, shelf = pair
+    shelf.offers[OWNER, TREE] = record(20_000_000)
+    between: list[int] = [0]
+    updated = Link.buffer_updated
+
+    def counted(link: Link, nbytes: int) -> None:
+        between[-1] += nbytes
+        updated(link, nbytes)
+
+    def next_turn() -> None:
+        between.append(0)
+        turn[0] = asyncio.get_running_loop().call_soon(next_turn)
+
+    monkeypatch.setattr(Link, "buffer_updated", counted)
+    turn = [asyncio.get_running_loop().call_soon(next_turn)]
+    try:
+        await fetch(a, b)
+    finally:
+        turn[0].cancel()
+    assert sum(between) > 20_000_000
+    assert max(between) <= TURN_BYTES_MAX + 2000, "raw bytes, and the frames of the other end, which is on this loop too"

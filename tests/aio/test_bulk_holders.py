@@ -169,3 +169,19 @@ async def test_a_receiver_that_stalls_is_given_up(star: Any) -> None:
     given_up.set()
     assert outcome.outcome == "failed"
     assert "no byte has moved for 0.1 s" in outcome.reason
+
+
+async def test_a_holder_that_hangs_before_it_answers_gets_company(star: Any) -> None:
+    """Its kernel accepts the connection, and nobody answers: the next is asked before the dial's deadline, and the first when it wakes
+    is of no use any more."""
+    record = noise(SMALL)
+    centre, rays = await star(2, record, OverlayParameters(delay_max_s=0.2))
+    awake = asyncio.Event()
+
+    async def sleeps(link: Link) -> None:
+        await awake.wait()
+
+    rays[0].connections.bulk.serve_link = sleeps
+    assert await fetched(centre, [ray.peer for ray in rays]) == record[1]
+    assert sent(rays[1]) == SMALL
+    awake.set()
