@@ -304,6 +304,17 @@ async def test_closing_cancels_what_is_under_way(host: Any) -> None:
     assert not a.driver._tasks
 
 
+async def test_where_one_holder_is_gone_another_that_was_named_delivers(host: Any, free_port: Callable[[], int]) -> None:
+    summary, data = record(2)
+    b = await host("b")
+    b.store.put(summary, data)
+    gone = Peer(agent_id("c", "gone"), "127.0.0.1", free_port(), 1)
+    fetch = effects.Fetch(3, gone, summary, (b.peer,))
+    a = await host("a", lambda event: [fetch] if event == events.Started() else [])
+    a.driver.dispatch(events.Started())
+    assert await a.node.until(events.FetchEnded) == events.FetchEnded(3, summary)
+
+
 async def test_a_holder_says_stored_when_a_power_cut_would_leave_the_record(
     host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
