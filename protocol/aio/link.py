@@ -27,7 +27,7 @@ from protocol.wire.session import Session
 logger = logging.getLogger(__name__)
 
 INLET_BYTES = 256 * 1024
-PIECE_BYTES = 256 * 1024
+PIECE_BYTES = 1 << 20
 """Raw bytes are written in pieces of this size, so that a slow reader is noticed between two of them."""
 TURN_BYTES_MAX = 1 << 20
 """After so many raw bytes everything else on the loop has its turn: messages on other links wait no longer than it takes to read this."""
