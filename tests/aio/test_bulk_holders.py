@@ -11,7 +11,7 @@ import pytest
 from protocol.aio.bulk import BulkError
 from protocol.aio.fetching import PARALLEL_BYTES_MIN
 from protocol.aio.link import Link
-from protocol.chunks import CHUNK_BYTES_MIN
+from protocol.chunks import CHUNK_BYTES_MIN, front_of
 from protocol.identifiers import Peer, agent_id
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import BulkWant
@@ -160,7 +160,7 @@ async def test_a_receiver_that_stalls_is_given_up(star: Any) -> None:
 
     async def serve(link: Link) -> None:
         await link.receive()
-        link.send(BulkWant(((0, 1 + LARGE // CHUNK // 2),)))
+        link.send(BulkWant(((0, len(front_of(*record).digests)),)))
         link.transport.pause_reading()  # type: ignore[union-attr]
         await given_up.wait()
 
