@@ -178,7 +178,9 @@ class Driver:
             return reason
         if self.store.put(summary, data):
             self.dispatch(RecordHeld(summary))
-        return await self.store.settled(summary)
+        # A disk that fails has said so; the record is in memory then, as with a holder that has no disk.
+        await self.store.settled(summary)
+        return None
 
     async def provide(self, owner: NodeId, tree: TreeId, version: int) -> tuple[RecordSummary, Data] | None:
         longest_s = self._parameters.transfer_timeout_s(self._parameters.record_bytes_max)

@@ -2,11 +2,12 @@
 
 1. Memory comes first: get() gives what put() took at once. Disk follows in a worker thread, and only ever the newest of a key.
 2. A record is *settled* when it would come back after a power cut: its file is written beside, synced, renamed, and the directory
-   synced too; without a directory, when it is in memory. Only settled records count for a write quorum. What that costs is the
-   disk's time for a sync, in the background (scripts/bench_bulk.py --only disk measures it); training does not wait for it.
+   synced too; without a directory, when it is in memory. A holder says that it has stored a record when it is settled. What that costs
+   is the disk's time for a sync, in the background (scripts/bench_bulk.py --only disk measures it); training does not wait for it.
 3. A kill at any moment leaves the old file or the new one. Files that nobody finished are removed at the next start.
 4. Nothing that the disk does raises. A file that is no whole record is passed over and said; it stays, for people to look at. A write
-   that fails leaves the record in memory, unsettled, and is said once, until the disk works again.
+   that fails leaves the record in memory, unsettled, and is said once, until the disk works again. The holder counts all the same, as
+   one without a directory does: else a full disk, which processes of one machine share, would end the run that it was to protect.
 5. bytes_max bounds what others may bring, a file's own length what is read of it.
 
 A file is what a push would send, with its own check before it, so that a flipped bit is noticed wherever it is:

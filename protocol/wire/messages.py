@@ -377,14 +377,14 @@ class BulkWant:
 
 @dataclass(frozen=True, slots=True)
 class BulkRefuse:
-    """No, and why. A record that was pushed may be held all the same, but is not to be counted on."""
+    """No, and why; nothing was stored."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class BulkStored:
-    """All bytes arrived, the digests are right, the record is held; on disk as well, where the holder keeps records there."""
+    """All bytes arrived, the digests are right, the record is held: on disk, synced, where the holder has one that works."""
 
 
 # --- status channel ---------------------------------------------------------------------------------------------------
