@@ -9,7 +9,7 @@ NODES  ?= 1000
 FAULTS ?= drawn
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench bench-overlay simulate clean
+.PHONY: help setup demo test lint types bench bench-overlay bench-bulk simulate clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,9 @@ bench: $(STAMP)  ## time and memory of a recovery, beside the floor measured in 
 
 bench-overlay: $(STAMP)  ## joins, look-ups and multicast of 100 real nodes, then 10 % of them killed, the root among them
 	@$(BIN)/python scripts/bench_overlay.py
+
+bench-bulk: $(STAMP)  ## moving records, beside a bare BufferedProtocol; control traffic meanwhile, digests, compression, disks
+	@$(BIN)/python scripts/bench_bulk.py
 
 simulate: $(STAMP)  ## the overlay in virtual time, under faults drawn from a seed (SEED=1 NODES=1000 FAULTS=drawn)
 	@$(BIN)/python scripts/simulate.py --seed '$(SEED)' --nodes '$(NODES)' --faults '$(FAULTS)'

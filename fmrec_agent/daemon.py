@@ -82,7 +82,13 @@ class AgentDaemon:
         self.me = Peer(identifier, address.host, address.port, self._incarnation())
         self.node = OverlayNode(self.me, self.parameters, Random(f"{self.me.id}/{self.me.incarnation}"))
         self.driver = Driver(self.node, self.connections, self.store, self, self.parameters)
-        self.dispatcher = Dispatcher(self.driver, self.store, self.tree)
+        self.dispatcher = Dispatcher(
+            self.driver,
+            self.store,
+            self.tree,
+            compress=self.settings.record_compression == "zstd",
+            rounded=self.settings.replica_precision == "bf16",
+        )
         self.retriever = Retriever(self.driver, self.store)
         self.worker = Worker(trainer, self.dispatcher, self.driver, self.store, self.tree, self.role, self.parameters)
         self.connections.status_document = self.status

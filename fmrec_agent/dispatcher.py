@@ -2,6 +2,9 @@
 
 A snapshot is a copy that the trainer takes between two iterations; training goes on while it is sealed here and moved by the
 overlay. A newer snapshot supersedes one still under way. `durable` tells when the write quorum holds a version.
+
+Records may be compressed, and what is kept of them as replicas may be rounded to bfloat16 (protocol/knowledge.py). What is brought to
+the manager is never rounded, unless it is a replica itself: that of an agent that died, or the last one of a life before.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
+from functools import partial
 
 from protocol.aio.driver import Driver
 from protocol.aio.store import RecordStore
@@ -22,12 +26,14 @@ log = logging.getLogger("fmrec.dispatcher")
 
 
 class Dispatcher:
-    """Keeps the replicas of one agent's record in one tree."""
+    """Keeps the replicas of one agent's record in one tree. compress, rounded: as in seal()."""
 
-    def __init__(self, driver: Driver, store: RecordStore, tree: TreeId) -> None:
+    def __init__(self, driver: Driver, store: RecordStore, tree: TreeId, *, compress: bool = False, rounded: bool = False) -> None:
         self._driver = driver
         self._store = store
         self._tree = tree
+        self._compress = compress
+        self.rounded = rounded
         self.version = 0
         """Of the newest record sealed here, or restored from a replica: versions only grow, over all lives of the agent."""
         self.durable_version = 0
@@ -38,18 +44,24 @@ class Dispatcher:
         self.version = max(self.version, record.version)
 
     async def checkpoint(self, knowledge: Knowledge, *, replicate: bool = True) -> tuple[RecordSummary, Data]:
-        """Seal `knowledge` as the next version, hold it here and bring it to k neighbours in the background.
+        """Seal `knowledge` as the next version, hold it here and bring it to k neighbours in the background; the record, unrounded
+        where the job is finished.
 
         `knowledge`'s owner, tree, version and incarnation are filled in here. replicate False (mode drop): sealed alone.
         """
         self.version += 1
         me = self._driver.node.self_peer
         knowledge = replace(knowledge, owner=me.id, tree=self._tree, version=self.version, incarnation=me.incarnation)
-        record, data = await asyncio.get_running_loop().run_in_executor(None, seal, knowledge)
-        if replicate:
-            self._store.put(record, data)
-            self._driver.dispatch(Replicate(record))
-        return record, data
+        if not replicate:
+            return await self._sealed(knowledge, rounded=False)
+        record, data = await self._sealed(knowledge, rounded=self.rounded)
+        self._store.put(record, data)
+        self._driver.dispatch(Replicate(record))
+        return await self._sealed(knowledge, rounded=False) if self.rounded and knowledge.complete else (record, data)
+
+    async def _sealed(self, knowledge: Knowledge, *, rounded: bool) -> tuple[RecordSummary, Data]:
+        sealing = partial(seal, knowledge, compress=self._compress, rounded=rounded)
+        return await asyncio.get_running_loop().run_in_executor(None, sealing)
 
     def on_durable(self, effect: Durable) -> None:
         """The overlay has told that a record is held by its quorum."""

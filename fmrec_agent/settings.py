@@ -59,6 +59,10 @@ class AgentSettings(Settings):
     """Iterations from one replicated snapshot to the next. Fewer lose less work at a death and send more (the paper: 50)."""
     record_store_bytes_max: int = Field(default=2 * 1024**3, ge=1)
     """Bytes of others' records that one agent holds; beyond this it refuses, and the owner asks the next neighbour."""
+    record_compression: Literal["none", "zstd"] = "none"
+    """zstd spares little of trained weights (a tenth) and much of what is zero or repeats, and takes a few ms a megabyte."""
+    replica_precision: Literal["full", "bf16"] = "full"
+    """bf16 halves replicas and keeps 8 bits of each weight's 24: a restored agent takes another course, so not with recovery exact."""
     log_level: LogLevel = "info"
     """debug tells every message."""
     overlay: OverlaySettings = OverlaySettings()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fmrec_agent.dispatcher import Dispatcher
-from fmrec_agent.learning.learner import Contribution, Job, Role, Tensors
+from fmrec_agent.learning.learner import Contribution, Job, LearnerError, Role, Tensors
 from fmrec_agent.trainer import Snapshot, Trainer, opened_state
 from protocol.aio.bulk import BulkError
 from protocol.aio.driver import Driver
@@ -114,6 +114,11 @@ class Worker:
 
     async def _work(self, order: Order) -> None:
         body = order.body
+        if body.mode == "exact" and self._dispatcher.rounded:
+            raise LearnerError(
+                "its replicas lose bits (replica_precision = bf16) and the tree's recovery is exact, which loses none: "
+                "set replica_precision = full here, or recovery = substitute at the manager"
+            )
         if body.phase == "init" and body.asked == self._driver.node.self_peer.id:
             await self._make_theta(order)
         elif body.phase == "train" and self._role == "source":

@@ -1,16 +1,20 @@
 """The record: one version of one agent's meta knowledge in one tree, as bytes that any peer can hold and check.
 
-Layout, lengths most significant first:
+How these bytes are cut, digested and named is chunks.py; a holder needs no more. Whoever wants what is inside calls open_record(),
+which also checks that the header inside says what the summary said. The content is made of sections, each cut into chunks from its
+own beginning:
 
-    4 bytes   magic "FMRK"          4 bytes   format version
-    4 bytes   length of the header  8 bytes   length of the state
-    header    msgpack: whose, which version, how far, loss, samples, metrics
-    state     bytes of the learner's own (generators, positions); opaque here
-    tensors   safetensors, named "group/name"
+    the first     4 bytes length of the header, 8 bytes length of the state, most significant first; then
+                  header: msgpack: whose, which version, how far, loss, samples, metrics, and the other sections by length
+                  state:  bytes of the learner's own (generators, positions); opaque here
+    each other    safetensors: the tensors of one group, by name
 
-A record is named by a RecordSummary, whose digest is the SHA-256 of all these bytes (1.7 GB/s here; blake2b has 0.8). A holder
-needs only verify(); whoever wants what is inside calls open_record(), which also checks that the header inside says what the
-summary said. Equal knowledge gives equal bytes: maps and tensors are sorted by name.
+What changes in length comes first and apart: of a model whose greater part is frozen, only the chunks of what was trained are new.
+Equal knowledge gives equal bytes: maps and tensors are sorted by name.
+
+A record may be *rounded*: its float32 tensors are then kept as bfloat16 (the upper 16 bits, rounded to the nearest), in sections named
+"group/bf16", and come back as float32. That halves it and loses 16 of 24 bits of precision: training that goes on from such a
+record does not take the same course, so mode `exact` can't have it.
 """
 
 from __future__ import annotations
@@ -18,28 +22,29 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from protocol.chunks import Data as Data
+from protocol.chunks import bind, content_of, named
 from protocol.errors import LocalProtocolError, MalformedMessage, RecordInvalid
 from protocol.identifiers import NodeId, TreeId
 from protocol.wire.codec import MAP_MAX, pack, unpack_as
 from protocol.wire.messages import Phase
 from protocol.wire.values import RecordSummary
 
-MAGIC = b"FMRK"
-FORMAT = 1
 HEADER_BYTES_MAX = 64 * 1024
+CONTENT_BYTES_MAX = 1 << 32
+"""What a compressed record may become."""
+ROUNDED = "/bf16"
+"""Ends the names of sections that hold the upper halves of float32 tensors."""
 
 Array = np.ndarray[Any, Any]
-Data = bytes | bytearray | memoryview
-"""A record's bytes as they come: sealed here, or received straight into a buffer."""
 
-_PREFIX = struct.Struct(">4sIIQ")
+_PREFIX = struct.Struct(">IQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ class Header:
     loss: float | None
     samples: int
     metrics: dict[str, float]
+    sections: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,52 +88,49 @@ class Knowledge:
     tensors: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
 
 
-def seal(knowledge: Knowledge) -> tuple[RecordSummary, bytes]:
-    """The record and its name. LocalProtocolError where something has no form as bytes (an object array, a group "a/b")."""
+def seal(knowledge: Knowledge, *, compress: bool = False, rounded: bool = False) -> tuple[RecordSummary, bytes]:
+    """The record and its name. LocalProtocolError where something has no form as bytes (an object array, a group "a/b").
+
+    compress: chunks are compressed with zstd. rounded: float32 tensors are kept as bfloat16; see above for what that costs.
+    """
     if len(knowledge.metrics) > MAP_MAX:
         raise LocalProtocolError(f"a record carries at most {MAP_MAX} metrics, not {len(knowledge.metrics)}")
-    values = {field.name: getattr(knowledge, field.name) for field in fields(Header)}
+    sections = _sections(knowledge.tensors, rounded)
+    values = {name: getattr(knowledge, name) for name in _SHARED}
     values["metrics"] = {name: float(knowledge.metrics[name]) for name in sorted(knowledge.metrics)}
     values["loss"] = None if knowledge.loss is None else float(knowledge.loss)
-    header = pack(Header(**values))
+    header = pack(Header(**values, sections={name: len(section) for name, section in sections.items()}))
     if len(header) > HEADER_BYTES_MAX:
         raise LocalProtocolError(f"a record's header has at most {HEADER_BYTES_MAX} bytes, not {len(header)}")
-    prefix = _PREFIX.pack(MAGIC, FORMAT, len(header), len(knowledge.state))
-    data = b"".join((prefix, header, knowledge.state, _save(knowledge.tensors)))
-    return RecordSummary(**_summarised(knowledge), record_bytes=len(data), digest=sha256(data).digest()), data
-
-
-def verify(summary: RecordSummary, data: Data) -> None:
-    """RecordInvalid, in one sentence, unless these are all the bytes that the summary names. Takes 0.6 ms a megabyte."""
-    whose = f"the record of {summary.owner.short}, version {summary.version},"
-    if len(data) != summary.record_bytes:
-        raise RecordInvalid(f"{whose} has {len(data)} bytes, not the {summary.record_bytes} that were announced")
-    if sha256(data).digest() != summary.digest:
-        raise RecordInvalid(f"{whose} does not have its digest: bytes were changed or lost")
+    first = b"".join((_PREFIX.pack(len(header), len(knowledge.state)), header, knowledge.state))
+    digest, data = bind([first, *sections.values()], compress=compress)
+    return RecordSummary(**_summarised(knowledge), record_bytes=len(data), digest=digest), data
 
 
 def open_record(summary: RecordSummary, data: Data) -> Knowledge:
-    """What is inside, verified. The arrays are copies and may be written to. RecordInvalid as for verify(), or where the bytes
-    are those announced but no record, or another record than the summary says."""
-    verify(summary, data)
-    whose = f"the record of {summary.owner.short}, version {summary.version},"
-    if len(data) < _PREFIX.size:
+    """What is inside, verified. The arrays are copies and may be written to. RecordInvalid where these are not all the bytes that the
+    summary names, or where they are but are no record, or another record than the summary says."""
+    content = content_of(summary, data, CONTENT_BYTES_MAX)
+    whose = named(summary)
+    if len(content) < _PREFIX.size:
         raise RecordInvalid(f"{whose} is too short to be one")
-    magic, version, header_bytes, state_bytes = _PREFIX.unpack_from(data)
-    if magic != MAGIC or version != FORMAT:
-        raise RecordInvalid(f"{whose} is not in format {FORMAT} of FMRec's records")
-    view = memoryview(data)[_PREFIX.size :]
+    header_bytes, state_bytes = _PREFIX.unpack_from(content)
+    view = content[_PREFIX.size :]
     if header_bytes + state_bytes > len(view):
         raise RecordInvalid(f"{whose} ends before its state does")
     try:
         header = unpack_as(Header, view[:header_bytes], HEADER_BYTES_MAX)
-        tensors = _load(view[header_bytes + state_bytes :])
+        tensors = _tensors(view[header_bytes + state_bytes :], header.sections)
     except (MalformedMessage, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise RecordInvalid(f"{whose} cannot be read: {error}") from error
     if _summarised(header) != _summarised(summary):
         raise RecordInvalid(f"{whose} is another one inside: version {header.version} of {header.owner.short}")
     state = bytes(view[header_bytes : header_bytes + state_bytes])
-    return Knowledge(**{field.name: getattr(header, field.name) for field in fields(Header)}, state=state, tensors=tensors)
+    return Knowledge(**{name: getattr(header, name) for name in _SHARED}, state=state, tensors=tensors)
+
+
+_SHARED = tuple(field.name for field in fields(Header) if field.name != "sections")
+"""What Knowledge and Header both have."""
 
 
 def _summarised(said: Knowledge | Header | RecordSummary) -> dict[str, Any]:
@@ -135,26 +138,56 @@ def _summarised(said: Knowledge | Header | RecordSummary) -> dict[str, Any]:
     return {name: getattr(said, name) for name in names}
 
 
-def _save(tensors: Mapping[str, Mapping[str, Array]]) -> bytes:
-    flat: dict[str, Array] = {}
+# --- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def _sections(tensors: Mapping[str, Mapping[str, Array]], rounded: bool) -> dict[str, bytes]:
+    """Each group's tensors as safetensors, by the section's name."""
+    sections: dict[str, bytes] = {}
     for group in sorted(tensors):
         if "/" in group or not group:
             raise LocalProtocolError(f"a group of tensors is named by a word without '/', not {group!r}")
-        for name in sorted(tensors[group]):
-            # safetensors writes memory as it lies: a transposed view would come back transposed.
-            flat[f"{group}/{name}"] = np.asarray(tensors[group][name], order="C")
+        # safetensors writes memory as it lies: a transposed view would come back transposed.
+        whole = {name: np.asarray(tensors[group][name], order="C") for name in sorted(tensors[group])}
+        halves = {name: upper_half(whole.pop(name)) for name in list(whole) if rounded and whole[name].dtype == np.float32}
+        sections |= {name: _save(part) for name, part in ((group, whole), (group + ROUNDED, halves)) if part}
+    return sections
+
+
+def _tensors(content: memoryview, sections: Mapping[str, int]) -> dict[str, dict[str, Array]]:
+    """The groups, from their sections. ValueError, and what safetensors raises, where these are none."""
+    if min(sections.values(), default=0) < 0 or sum(sections.values()) != len(content):
+        raise ValueError(f"its sections have {sum(sections.values())} bytes and its tensors {len(content)}")
+    grouped: dict[str, dict[str, Array]] = {}
+    at = 0
+    for section, size in sections.items():
+        group, slash, _ = section.partition("/")
+        if not group or (slash and not section.endswith(group + ROUNDED)):
+            raise ValueError(f"section {section!r} is no group of tensors")
+        found = load(bytes(content[at : at + size]))
+        grouped.setdefault(group, {}).update({name: from_upper_half(found[name]) if slash else found[name] for name in found})
+        at += size
+    # load() hands them out in an order of chance; who sums over tensors must find the same order in each process.
+    return {group: dict(sorted(grouped[group].items())) for group in sorted(grouped)}
+
+
+def _save(tensors: dict[str, Array]) -> bytes:
     try:
-        return bytes(save(flat))
+        return bytes(save(tensors))
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise LocalProtocolError(f"a tensor has no form as bytes: {error}") from error
 
 
-def _load(data: memoryview) -> dict[str, dict[str, Array]]:
-    grouped: dict[str, dict[str, Array]] = {}
-    # load() hands them out in an order of chance; who sums over tensors must find the same order in each process.
-    for flat, array in sorted(load(bytes(data)).items()):
-        group, slash, name = flat.partition("/")
-        if not slash:
-            raise ValueError(f"tensor {flat!r} is in no group")
-        grouped.setdefault(group, {})[name] = array
-    return grouped
+def upper_half(array: Array) -> Array:
+    """float32 as bfloat16, in uint16: the nearest, the even one of two; what is not finite stays so."""
+    flat = array.reshape(-1)
+    bits = flat.view(np.uint32)
+    nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(flat), (bits >> 16) | 0x40, nearest).astype(np.uint16).reshape(array.shape)
+
+
+def from_upper_half(halves: Array) -> Array:
+    """The float32 that these bfloat16, in uint16, are. ValueError where they are not in uint16."""
+    if halves.dtype != np.uint16:
+        raise ValueError(f"bfloat16 comes in uint16, not {halves.dtype}")
+    return (halves.reshape(-1).astype(np.uint32) << 16).view(np.float32).reshape(halves.shape)

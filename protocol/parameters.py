@@ -153,9 +153,25 @@ class OverlayParameters:
         """A look-up may be held while one hop is probed, and is then gathered."""
         return self.trial_max_s + self.gather_timeout_s + self.delay_max_s
 
+    @property
+    def stall_max_s(self) -> float:
+        """A transfer in which no byte has moved for so long has stalled: another holder is asked for the rest."""
+        return 2 * self.delay_max_s
+
+    @property
+    def unfinished_kept_s(self) -> float:
+        """What came of a record that broke off is kept so long: whoever failed is tried again within retry_max_s."""
+        return 2 * self.retry_max_s
+
     def transfer_timeout_s(self, record_bytes: int) -> float:
         """The longest that moving a record of this size may take."""
         return self.probe_timeout_s + record_bytes / self.transfer_floor_bytes_per_s
+
+    def too_large(self, record_bytes: int) -> str | None:
+        """None for a record of a size that may be, else why not."""
+        if 0 <= record_bytes <= self.record_bytes_max:
+            return None
+        return f"a record of {record_bytes} bytes where at most {self.record_bytes_max} may be"
 
     def validate(self) -> None:
         """ValueError with one plain sentence for the first rule that does not hold."""

@@ -1,45 +1,49 @@
 """Records, each on a connection of its own, so that none ever delays a heartbeat.
 
-    push    BulkPush ->  <- BulkAccept   bytes ->  <- BulkStored      or <- BulkRefuse at either point
-    fetch   BulkFetch -> <- BulkAccept(record), bytes                 or <- BulkRefuse
+    push    BulkPush, front ->  <- BulkWant   bytes ->  <- BulkStored      or <- BulkStored or BulkRefuse at once
+    fetch   fetching.py
 
-Who is pushed a record that it already holds says BulkStored at once: no bytes move. Bytes are received straight into the buffer
-that becomes the record, and are verified against the digest before anyone is told of them. Room is bounded by record_bytes_max
-for each record and for all that are being received at once; time by transfer_timeout_s.
+1. The receiver of a record says which chunks it lacks (chunks.py): not those of an older version that it holds, nor of a transfer that
+   broke off. Who is pushed a record that it holds says BulkStored at once.
+2. Bytes are received straight into the buffer that becomes the record, and each chunk is checked before it counts.
+3. Limits: BEGUN_MAX transfers that we begin are under way at once, the others wait; SERVED_MAX that others begin, more are refused as
+   busy. record_bytes_max bounds each record, and together all that are being pushed here or broke off; broken ones give way first.
+4. Time: a transfer in which no byte moves for stall_max_s is given up, and one that takes longer than transfer_timeout_s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
-import numpy as np
-
 from protocol.aio.dialling import DialFailed
+from protocol.aio.fetching import BulkError as BulkError
+from protocol.aio.fetching import Fetching, OpenLink, Wanted, receive_front
+from protocol.aio.inflow import Inflow
 from protocol.aio.link import Link, LinkClosed
-from protocol.errors import RecordInvalid, RemoteProtocolError
+from protocol.aio.unfinished import Unfinished
+from protocol.assembly import Assembly, runs_of
+from protocol.chunks import Data, Front, front_of, named
+from protocol.errors import MalformedMessage, RecordInvalid, RemoteProtocolError
 from protocol.identifiers import NodeId, Peer, TreeId
-from protocol.knowledge import Data, verify
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import BulkAccept, BulkFetch, BulkPush, BulkRefuse, BulkStored, Message, Refusal
+from protocol.wire.messages import BulkAccept, BulkFetch, BulkPush, BulkRefuse, BulkStored, BulkWant, Refusal
 from protocol.wire.values import RecordSummary
 
 logger = logging.getLogger(__name__)
 
 SERVED_MAX = 64
 """Transfers that others may have under way here at once; more are refused as busy."""
-VERIFIED_IN_PLACE_BYTES_MAX = 1 << 20
-"""Hashing this takes 0.6 ms; larger records are hashed in a thread, so that heartbeats go on."""
+BEGUN_MAX = 16
+"""Transfers that we may have under way at once; more wait. Others' control traffic shares the network with them."""
+REUSED_IN_PLACE_BYTES_MAX = 1 << 20
+"""Copying this takes 0.2 ms; from larger records it is done in a thread, so that heartbeats go on."""
 
 Purpose = Literal["replica", "upload"]
 _T = TypeVar("_T")
-
-
-class BulkError(Exception):
-    """The record did not come; the message says why. Nothing was stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +54,23 @@ class PushOutcome:
     reason: str = ""
 
 
+@dataclass(slots=True)
+class Moved:
+    """What transfers have come to, in bytes of chunks. spared: of records that came here, what was here already."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    spared_bytes: int = 0
+
+
 class BulkHandler(Protocol):
     """What a local node does with the records that others push to it and fetch from it."""
 
     def holds(self, summary: RecordSummary) -> bool:
-        """Whether this very record, pushed as a replica, is held already."""
+        """Whether this very record, pushed as a replica, is held already, as safely as accept() would hold it."""
+
+    def held(self, owner: NodeId, tree: TreeId) -> tuple[RecordSummary, Data] | None:
+        """The version that is held, whose chunks need not come again. Its bytes never change."""
 
     def admit(self, summary: RecordSummary, purpose: Purpose) -> str | None:
         """Before any byte: None to go on, else why not."""
@@ -69,12 +85,15 @@ class BulkHandler(Protocol):
 class Bulk:
     """Both sides of transfers, for all local nodes. `open_link` dials (local, remote) on the bulk channel, or raises DialFailed."""
 
-    def __init__(self, open_link: Callable[[Peer, Peer], Awaitable[Link]], parameters: OverlayParameters) -> None:
+    def __init__(self, open_link: OpenLink, parameters: OverlayParameters) -> None:
+        self.moved = Moved()
         self._open_link = open_link
         self._parameters = parameters
         self._handlers: dict[NodeId, BulkHandler] = {}
+        self._begun = asyncio.Semaphore(BEGUN_MAX)
         self._served = 0  # transfers under way that others began
         self._receiving_bytes = 0  # room made for what others push
+        self._unfinished = Unfinished(parameters.unfinished_kept_s)
 
     def serve(self, local: NodeId, handler: BulkHandler) -> None:
         """Transfers that ask for this node go to the handler."""
@@ -84,6 +103,10 @@ class Bulk:
         """Transfers that ask for this node are refused from now on."""
         self._handlers.pop(local, None)
 
+    def close(self) -> None:
+        """What broke off is forgotten."""
+        self._unfinished.clear()
+
     # --- what we begin ------------------------------------------------------------------------------------------------
 
     async def push(self, local: Peer, remote: Peer, summary: RecordSummary, data: Data, purpose: Purpose) -> PushOutcome:
@@ -91,50 +114,23 @@ class Bulk:
         timeout_s = self._parameters.transfer_timeout_s(summary.record_bytes)
         link: Link | None = None
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s), self._begun:
+                front = front_of(summary, data)
                 link = await self._open_link(local, remote)
-                return await self._push_on(link, BulkPush(summary, purpose), data)
+                return await self._push_on(link, summary, front, data, purpose)
         except TimeoutError:
             return PushOutcome("failed", f"the transfer took longer than {timeout_s:.3g} s")
-        except (DialFailed, LinkClosed, RemoteProtocolError) as error:
+        except (DialFailed, LinkClosed, RemoteProtocolError, RecordInvalid) as error:
             return PushOutcome("failed", str(error))
         finally:
             if link is not None:
                 link.abort("the push has ended")
 
-    async def fetch(
-        self, local: Peer, remote: Peer, owner: NodeId, tree: TreeId, version: int, patience_s: float = 0.0
-    ) -> tuple[RecordSummary, Data]:
-        """The newest record of (owner, tree) that `remote` has, of at least `version`, verified. BulkError where it does not come.
-
-        patience_s: how long the other side may wait for such a record itself before its answer.
-        """
-        link: Link | None = None
-        timeout_s = self._parameters.transfer_timeout_s(0) + patience_s
-        try:
-            async with asyncio.timeout(timeout_s) as deadline:
-                link = await self._open_link(local, remote)
-                link.send(BulkFetch(owner, tree, version))
-                summary = self._offered(await link.receive(), owner, tree, version)
-                timeout_s = self._parameters.transfer_timeout_s(summary.record_bytes)
-                deadline.reschedule(asyncio.get_running_loop().time() + timeout_s)
-                data = _room(summary.record_bytes)
-                await link.receive_into(data)
-                await _verified(summary, data)
-                return summary, data
-        except TimeoutError as error:
-            raise BulkError(f"{remote} did not deliver within {timeout_s:.3g} s") from error
-        except (DialFailed, LinkClosed, RemoteProtocolError, RecordInvalid) as error:
-            raise BulkError(str(error)) from error
-        finally:
-            if link is not None:
-                link.abort("the fetch has ended")
-
-    async def _push_on(self, link: Link, offer: BulkPush, data: Data) -> PushOutcome:
-        link.send(offer)
+    async def _push_on(self, link: Link, summary: RecordSummary, front: Front, data: Data, purpose: Purpose) -> PushOutcome:
+        link.send(BulkPush(summary, purpose, front.bounds[0]), bytes(data[: front.bounds[0]]))
         answer = await link.receive()
-        if isinstance(answer, BulkAccept):
-            await link.send_raw(memoryview(data))
+        if isinstance(answer, BulkWant):
+            await self._send_wanted(link, answer, front, data, {*range(len(front.digests))})
             answer = await link.receive()
         match answer:
             case BulkStored():
@@ -144,18 +140,26 @@ class Bulk:
             case _:
                 return PushOutcome("failed", f"{type(answer).__name__} is no answer to a push")
 
-    def _offered(self, answer: Message, owner: NodeId, tree: TreeId, version: int) -> RecordSummary:
-        """What a BulkAccept announces, if it is what was asked for."""
-        if isinstance(answer, BulkRefuse):
-            raise BulkError(answer.reason)
-        record = answer.record if isinstance(answer, BulkAccept) else None
-        if record is None:
-            raise BulkError(f"{type(answer).__name__} is no answer to a fetch")
-        if record.key != (owner, tree) or record.version < version:
-            raise BulkError(f"asked for version {version} of {owner.short}, was offered {record.version} of {record.owner.short}")
-        if reason := self._too_large(record):
-            raise BulkError(reason)
-        return record
+    async def fetch(
+        self, local: Peer, holders: Sequence[Peer], owner: NodeId, tree: TreeId, version: int, patience_s: float = 0.0
+    ) -> tuple[RecordSummary, Data]:
+        """The newest record of (owner, tree), of at least `version`, verified; see fetching.py. BulkError where it does not come.
+
+        holders: in the order in which they are tried. patience_s: how long each may wait for such a record itself before its answer.
+        """
+
+        async def assemble(summary: RecordSummary, front: bytearray) -> Assembly:
+            return await self._assembly(local.id, summary, front)
+
+        wanted = Wanted(owner, tree, version, patience_s)
+        async with self._begun:
+            fetching = Fetching(self._open_link, assemble, local, holders, wanted, self._parameters)
+            try:
+                done = await fetching.run()
+                return done.summary, done.data
+            finally:
+                self.moved.received_bytes += fetching.received_bytes
+                self._keep(fetching.assembly)
 
     # --- what others begin --------------------------------------------------------------------------------------------
 
@@ -181,7 +185,7 @@ class Bulk:
             link.abort("the transfer took too long")
             logger.info("%s: a transfer took too long and was given up", link)
         except (LinkClosed, RemoteProtocolError) as error:
-            logger.info("%s: a transfer ended early: %s", link, error)
+            logger.debug("%s: a transfer ended early: %s", link, error)  # often it was superseded
         except asyncio.CancelledError:
             link.abort("closing")
             raise
@@ -195,26 +199,47 @@ class Bulk:
         if purpose == "replica" and handler.holds(record):
             link.send(BulkStored())
             return
-        reason = self._too_large(record) or handler.admit(record, purpose)
+        reason = self._parameters.too_large(record.record_bytes) or handler.admit(record, purpose)
         if reason is not None:
             link.send(BulkRefuse(reason))
             return
-        if self._receiving_bytes + record.record_bytes > self._parameters.record_bytes_max:
+        if not self._room_for(record):
             link.refuse(Refusal("busy", f"{self._receiving_bytes} bytes of other records are being received here"))
             return
         self._receiving_bytes += record.record_bytes
+        assembly: Assembly | None = None
         try:
             async with asyncio.timeout(self._parameters.transfer_timeout_s(record.record_bytes)):
-                data = _room(record.record_bytes)
-                link.send(BulkAccept())
-                await link.receive_into(data)
-                await _verified(record, data)
-                reason = await handler.accept(record, data, purpose, link.peer)
+                front = await receive_front(link, offer.front_bytes, self._parameters.stall_max_s)
+                assembly = await self._assembly(link.local.id, record, front)
+                await self._receive(link, assembly)
+                reason = await handler.accept(record, assembly.data, purpose, link.peer)
         except RecordInvalid as error:
             reason = str(error)
         finally:
             self._receiving_bytes -= record.record_bytes
+            self._keep(assembly)
         link.send(BulkStored() if reason is None else BulkRefuse(reason))
+
+    def _room_for(self, record: RecordSummary) -> bool:
+        most = self._parameters.record_bytes_max - record.record_bytes
+        while self._receiving_bytes + self._unfinished.bytes_kept > most and self._unfinished.give_way():
+            pass
+        return self._receiving_bytes <= most
+
+    async def _receive(self, link: Link, assembly: Assembly) -> None:
+        """Until the assembly is complete. RecordInvalid where a chunk is wrong."""
+        wrong: list[int] = []
+
+        def came(size: int) -> None:
+            self.moved.received_bytes += size
+
+        if not assembly.complete:
+            inflow = Inflow(link, assembly, lambda index: None, wrong.append, came)
+            inflow.ask(runs_of(assembly.missing()))
+            await inflow.flow(self._parameters.stall_max_s)
+        if wrong:
+            raise RecordInvalid(f"{named(assembly.summary)} does not have its digest: bytes were changed or lost")
 
     async def _give(self, link: Link, handler: BulkHandler, wanted: BulkFetch) -> None:
         longest_s = self._parameters.transfer_timeout_s(self._parameters.record_bytes_max)
@@ -224,27 +249,55 @@ class Bulk:
             link.send(BulkRefuse(f"no record of {wanted.owner.short} of version {wanted.version} or later is held here"))
             return
         summary, data = found
+        front = front_of(summary, data)
         async with asyncio.timeout(self._parameters.transfer_timeout_s(summary.record_bytes)):
-            link.send(BulkAccept(summary))
-            await link.send_raw(memoryview(data))
-            await link.closed()  # by the other side, when it has them all
+            link.send(BulkAccept(summary, front.bounds[0]), bytes(data[: front.bounds[0]]))
+            unsent = {*range(len(front.digests))}
+            while True:
+                try:
+                    asked = await link.receive()
+                except LinkClosed:
+                    return  # the other side has what it wanted
+                if not isinstance(asked, BulkWant):
+                    raise MalformedMessage(f"{type(asked).__name__} where chunks are asked for")
+                await self._send_wanted(link, asked, front, data, unsent)
 
-    def _too_large(self, record: RecordSummary) -> str | None:
-        if 0 <= record.record_bytes <= self._parameters.record_bytes_max:
-            return None
-        return f"a record of {record.record_bytes} bytes where at most {self._parameters.record_bytes_max} may be"
+    # --- both ---------------------------------------------------------------------------------------------------------
 
+    async def _send_wanted(self, link: Link, asked: BulkWant, front: Front, data: Data, unsent: set[int]) -> None:
+        """The chunks that were asked for, each once in the life of a link. MalformedMessage where they are not to be had."""
+        for first, count in asked.runs:
+            if count < 1 or not unsent.issuperset(range(first, first + min(count, len(front.digests) + 1))):
+                raise MalformedMessage(f"{count} chunks from {first} were asked for, which there are not, or were sent before")
+            unsent.difference_update(range(first, first + count))
+            chunks = memoryview(data)[front.bounds[first] : front.bounds[first + count]]
+            await link.send_raw(chunks, self._parameters.stall_max_s)
+            self.moved.sent_bytes += len(chunks)
 
-def _room(size: int) -> memoryview:
-    """A buffer that costs memory only as it is filled: a peer that announces a gigabyte and sends nothing takes none."""
-    return np.empty(size, np.uint8).data
+    async def _assembly(self, local: NodeId, summary: RecordSummary, front: bytearray) -> Assembly:
+        """The record's assembly, with what is here of it. RecordInvalid where summary and front don't fit."""
+        assembly = self._unfinished.take(summary.digest) or Assembly(summary, front)
+        if assembly.summary != summary:
+            raise RecordInvalid(f"{named(summary)} has the bytes of {named(assembly.summary)} which is another")
+        before = sum(map(assembly.length, assembly.here()))
+        sources: list[tuple[Front, Data, list[int]]] = []
+        sources += [(other.front, other.data, other.here()) for other in self._unfinished.of(*summary.key)]
+        handler = self._handlers.get(local)
+        if handler is not None and (held := handler.held(*summary.key)) is not None:
+            older = front_of(*held)
+            sources.append((older, held[1], [*range(len(older.digests))]))
+        for source in sources:
+            if summary.record_bytes <= REUSED_IN_PLACE_BYTES_MAX:
+                before += assembly.reuse(*source)
+            else:
+                before += await asyncio.get_running_loop().run_in_executor(None, assembly.reuse, *source)
+        self.moved.spared_bytes += before
+        return assembly
 
-
-async def _verified(summary: RecordSummary, data: Data) -> None:
-    if len(data) <= VERIFIED_IN_PLACE_BYTES_MAX:
-        verify(summary, data)
-    else:
-        await asyncio.get_running_loop().run_in_executor(None, verify, summary, data)
+    def _keep(self, assembly: Assembly | None) -> None:
+        """For the next transfer of this record, or of one that is like it; unless it is complete, or there is no room."""
+        if assembly is not None and not assembly.complete and self._room_for(assembly.summary):
+            self._unfinished.keep(assembly)
 
 
 async def _while_open(link: Link, work: Coroutine[Any, Any, _T]) -> _T:

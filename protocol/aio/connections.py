@@ -180,6 +180,7 @@ class Connections:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self.bulk.close()
         self._lanes.clear()
         links = list(self._links)
         for link in links:

@@ -50,6 +50,11 @@ async def dial(make_link: Callable[[], Link], address: Address, timeout_s: float
             return link
     except TimeoutError as error:
         raise DialFailed(f"{address} gave no {'hello' if link else 'answer'} within {timeout_s:g} s") from error
+    except asyncio.CancelledError:
+        if link is not None:
+            # The hello may have come in this same turn: nobody will ever use the link.
+            link.close("the dial was given up")
+        raise
     except LinkClosed as error:
         refusal = link.session.refusal if link else None
         raise DialFailed(str(error), refused=refusal is not None and refusal.code == "receiver") from error

@@ -115,10 +115,10 @@ class Driver:
             self._handling = False
 
     async def fetch(
-        self, peer: Peer, owner: NodeId, tree: TreeId, version: int, patience_s: float = 0.0
+        self, peer: Peer, owner: NodeId, tree: TreeId, version: int, patience_s: float = 0.0, others: tuple[Peer, ...] = ()
     ) -> tuple[RecordSummary, Data]:
         """Bulk.fetch() for this node. The record goes to the caller only: neither the store nor the node hears of it."""
-        return await self._connections.bulk.fetch(self.node.self_peer, peer, owner, tree, version, patience_s)
+        return await self._connections.bulk.fetch(self.node.self_peer, (peer, *others), owner, tree, version, patience_s)
 
     async def upload(self, peer: Peer, summary: RecordSummary, data: Data) -> PushOutcome:
         """Gives the record to the application at `peer`. Never raises for what the network or the other side does."""
@@ -154,7 +154,10 @@ class Driver:
 
     def holds(self, summary: RecordSummary) -> bool:
         held = self.store.get(summary.owner, summary.tree)
-        return held is not None and held[0] == summary
+        return held is not None and held[0] == summary and self.store.is_settled(summary)
+
+    def held(self, owner: NodeId, tree: TreeId) -> tuple[RecordSummary, Data] | None:
+        return self.store.get(owner, tree)
 
     def admit(self, summary: RecordSummary, purpose: Purpose) -> str | None:
         if purpose == "upload":
@@ -172,9 +175,13 @@ class Driver:
                 return "the receiver failed"
         # Asked again: what was admitted at the same time may have taken the room.
         reason = self.admit(summary, purpose)
-        if reason is None and self.store.put(summary, data):
+        if reason is not None:
+            return reason
+        if self.store.put(summary, data):
             self.dispatch(RecordHeld(summary))
-        return reason
+        # A disk that fails has said so; the record is in memory then, as with a holder that has no disk.
+        await self.store.settled(summary)
+        return None
 
     async def provide(self, owner: NodeId, tree: TreeId, version: int) -> tuple[RecordSummary, Data] | None:
         longest_s = self._parameters.transfer_timeout_s(self._parameters.record_bytes_max)
@@ -271,7 +278,7 @@ class Driver:
     async def _fetch(self, effect: Fetch) -> None:
         wanted, ended = effect.record, FetchEnded(effect.transfer, None)
         try:
-            summary, data = await self.fetch(effect.peer, wanted.owner, wanted.tree, wanted.version)
+            summary, data = await self.fetch(effect.peer, wanted.owner, wanted.tree, wanted.version, others=effect.others)
             self.store.put(summary, data)
             held = self.store.get(*wanted.key)
             ended = FetchEnded(effect.transfer, held[0] if held is not None else None)

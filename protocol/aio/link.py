@@ -2,8 +2,8 @@
 
 A link is read in one of two ways. A control link *pushes*: each message goes to the function given to deliver(), as it comes. A
 bulk or status link is *pulled*: its one user awaits receive(), and receive_into() for bytes that are no messages, which the
-kernel then writes straight into the caller's buffer (no copy, which is why this is a BufferedProtocol). A pulled link that
-nobody reads stops reading from the socket.
+kernel then writes straight into the caller's buffers (no copy, which is why this is a BufferedProtocol). A pulled link that
+nobody reads stops reading from the socket. Raw bytes that stop moving, in either direction, end the link.
 
 Whatever ends a link ends it once, with one reason, in words.
 """
@@ -13,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, cast
 from weakref import WeakKeyDictionary
 
@@ -26,8 +28,10 @@ from protocol.wire.session import Session
 logger = logging.getLogger(__name__)
 
 INLET_BYTES = 256 * 1024
-CHUNK_BYTES = 256 * 1024
+PIECE_BYTES = 1 << 20
 """Raw bytes are written in pieces of this size, so that a slow reader is noticed between two of them."""
+TURN_BYTES_MAX = 1 << 20
+"""After so many raw bytes everything else on the loop has its turn: messages on other links wait no longer than it takes to read this."""
 WRITE_BUFFER_BYTES_MAX = 512 * 1024
 """More than this waiting in the transport, and the link says that it is full."""
 READ_AHEAD_BYTES_MAX = 1 << 20
@@ -93,7 +97,9 @@ class Link(asyncio.BufferedProtocol):
         self._deliver: Callable[[Message], None] | None = None
         self._reader: asyncio.Future[None] | None = None  # who awaits bytes
         self._writer: asyncio.Future[None] | None = None  # who awaits room
-        self._target: memoryview | None = None  # where raw bytes go, as far as it is not filled
+        self._targets: deque[memoryview] = deque()  # where raw bytes go, as far as they are not filled
+        self._arrived: Callable[[int], None] | None = None  # told of raw bytes
+        self._turn_bytes = 0  # raw ones, since others had their turn
         self._reading_paused = False
         self._parting = False
         self._reason = ""
@@ -116,6 +122,11 @@ class Link(asyncio.BufferedProtocol):
     def closing(self) -> bool:
         """Also where it was cut, which the transport does not know of."""
         return self._transport is None or self._ended or self._transport.is_closing()
+
+    @property
+    def reason(self) -> str:
+        """Why the link has ended or is ending, in words."""
+        return self._reason
 
     @property
     def transport(self) -> asyncio.Transport | None:
@@ -143,10 +154,12 @@ class Link(asyncio.BufferedProtocol):
         self._deliver = receiver
         self._pump()
 
-    def send(self, message: Message) -> None:
-        """Queues one message; nothing where the link is closing."""
+    def send(self, message: Message, raw: bytes = b"") -> None:
+        """Queues one message, and a few raw bytes that follow it at once; nothing where the link is closing."""
         self.session.send(message)
         self._flush()
+        if raw:
+            self.send_frame(raw)
 
     def send_frame(self, data: bytes) -> None:
         """One message that was encoded and framed already."""
@@ -162,26 +175,36 @@ class Link(asyncio.BufferedProtocol):
                 return message
             await self._bytes()
 
-    async def receive_into(self, target: memoryview) -> None:
-        """Pull mode: fills `target` with the raw bytes that follow the last message. LinkClosed where they end early."""
-        early = self.session.take_raw(len(target))
-        target[: len(early)] = early
-        self._target = target[len(early) :]
-        try:
-            while len(self._target):
-                await self._bytes()
-        finally:
-            self._target = None
+    async def receive_into(self, targets: deque[memoryview], arrived: Callable[[int], None], stall_max_s: float) -> None:
+        """Pull mode: fills the targets, one after the other, with the raw bytes that follow the last message.
 
-    async def send_raw(self, data: memoryview) -> None:
-        """Writes bytes that are no message, no faster than the other side reads. LinkClosed where the link ends meanwhile."""
-        for start in range(0, len(data), CHUNK_BYTES):
-            while self.paused and not self._ended:
-                self._writer = self._loop.create_future()
-                await self._writer
-            if self._transport is None or self.closing:
-                raise LinkClosed(self._reason or "closed")
-            self._transport.write(data[start : start + CHUNK_BYTES])
+        arrived(count) is called as bytes come, from the transport's own call: it must be quick, may append to targets, and may abort
+        the link. LinkClosed where the bytes end early, or do not come for stall_max_s.
+        """
+        while targets and (early := self.session.take_raw(len(targets[0]))):
+            targets[0][: len(early)] = early
+            self._advance(targets, len(early))
+            arrived(len(early))
+        self._targets, self._arrived = targets, arrived
+        try:
+            with self._watched(stall_max_s):
+                while targets:
+                    await self._bytes()
+        finally:
+            self._targets, self._arrived = deque(), None
+
+    async def send_raw(self, data: memoryview, stall_max_s: float) -> None:
+        """Writes bytes that are no message, no faster than the other side reads. LinkClosed where the link ends meanwhile, or where
+        nothing leaves for stall_max_s."""
+        with self._watched(stall_max_s):
+            for start in range(0, len(data), PIECE_BYTES):
+                while self.paused and not self._ended:
+                    self._writer = self._loop.create_future()
+                    await self._writer
+                if self._transport is None or self.closing:
+                    raise LinkClosed(self._reason or "closed")
+                self.used_at = self._loop.time()
+                self._transport.write(data[start : start + PIECE_BYTES])
 
     def refuse(self, refusal: Refusal) -> None:
         """Says why, then closes."""
@@ -235,14 +258,19 @@ class Link(asyncio.BufferedProtocol):
         self._flush()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._target if self._target is not None and len(self._target) else self._inlet
+        return self._targets[0][: TURN_BYTES_MAX - self._turn_bytes] if self._targets else self._inlet
 
     def buffer_updated(self, nbytes: int) -> None:
         self.used_at = self._loop.time()
-        if self._target is not None and len(self._target):
-            self._target = self._target[nbytes:]
-            if not len(self._target):
+        if self._targets and self._arrived is not None:
+            self._advance(self._targets, nbytes)
+            self._arrived(nbytes)
+            if not self._targets:
                 self._wake_reader()
+            self._turn_bytes += nbytes
+            if self._turn_bytes >= TURN_BYTES_MAX and self._transport is not None:
+                self._transport.pause_reading()
+                self._loop.call_soon(self._next_turn)
             return
         self.session.receive(self._inlet[:nbytes])
         if self.session.hello is None and not self._greeted():
@@ -337,6 +365,38 @@ class Link(asyncio.BufferedProtocol):
             self._transport.resume_reading()
         self._reader = self._loop.create_future()
         await self._reader
+
+    def _next_turn(self) -> None:
+        self._turn_bytes = 0
+        if self._transport is not None and not self.closing and not self._reading_paused:
+            self._transport.resume_reading()
+
+    @staticmethod
+    def _advance(targets: deque[memoryview], count: int) -> None:
+        if count < len(targets[0]):
+            targets[0] = targets[0][count:]
+        else:
+            targets.popleft()
+
+    @contextmanager
+    def _watched(self, stall_max_s: float) -> Iterator[None]:
+        """Meanwhile the link is aborted when no byte has moved for so long."""
+        self.used_at = self._loop.time()
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal timer
+            due = self.used_at + stall_max_s
+            if self._loop.time() < due:
+                timer = self._loop.call_at(due, look)
+            else:
+                self.abort(f"no byte has moved for {stall_max_s:g} s")
+
+        timer = self._loop.call_later(stall_max_s, look)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _wake_reader(self) -> None:
         if self._reader is not None and not self._reader.done():

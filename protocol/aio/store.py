@@ -1,15 +1,18 @@
 """The records that this process holds: the newest of each (owner, tree), in memory, and on disk where there is a directory.
 
-A record is held when it is in memory; disk follows in a worker thread, one write at a time, and only ever the newest of a key.
-Files are written beside and renamed, so that a kill at any moment leaves the old file or the new one. They are not synced: a
-power cut may tear one, which its digest shows, and the replicas on other machines are for that.
+1. Memory comes first: get() gives what put() took at once. Disk follows in a worker thread, and only ever the newest of a key.
+2. A record is *settled* when it would come back after a power cut: its file is written beside, synced, renamed, and the directory
+   synced too; without a directory, when it is in memory. A holder says that it has stored a record when it is settled. What that costs
+   is the disk's time for a sync, in the background (scripts/bench_bulk.py --only disk measures it); training does not wait for it.
+3. A kill at any moment leaves the old file or the new one. Files that nobody finished are removed at the next start.
+4. Nothing that the disk does raises. A file that is no whole record is passed over and said; it stays, for people to look at. A write
+   that fails leaves the record in memory, unsettled, and is said once, until the disk works again. The holder counts all the same, as
+   one without a directory does: else a full disk, which processes of one machine share, would end the run that it was to protect.
+5. bytes_max bounds what others may bring, a file's own length what is read of it.
 
 A file is what a push would send, with its own check before it, so that a flipped bit is noticed wherever it is:
 
-    8 bytes magic   32 bytes SHA-256 of the next two   4 bytes length   BulkPush (msgpack)   the record's bytes
-
-Nothing that the disk does raises: a file that is no record is passed over, a write that fails leaves the record in memory, and
-either is said in a sentence (a failing disk once, until it works again).
+    8 bytes magic   32 bytes digest of the next two   4 bytes length   BulkPush (msgpack)   the record's bytes
 """
 
 from __future__ import annotations
@@ -19,24 +22,27 @@ import contextlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import sha256
 from pathlib import Path
+from typing import BinaryIO
 
+from protocol.chunks import Data, digest_of, verify
 from protocol.errors import RecordInvalid, RemoteProtocolError
 from protocol.identifiers import NodeId, TreeId
-from protocol.knowledge import Data, verify
 from protocol.wire.codec import decode, encode
 from protocol.wire.framing import LENGTH_BYTES, FrameReader, frame
 from protocol.wire.messages import BulkPush
 from protocol.wire.values import RecordSummary
 
-MAGIC = b"FMRec\x00r1"
+MAGIC = b"FMRec\x00r2"
 CHECK_BYTES = 32
 HEADER_BYTES_MAX = 4096
 SUFFIX = ".record"
 UNFINISHED = ".writing"
+SYNCED_TOGETHER_BYTES_MAX = 16 * 1024 * 1024
+"""Records that wait for the disk share one sync of the directory, up to this; a small one never waits for many large ones."""
 
 Key = tuple[NodeId, TreeId]
+Held = tuple[RecordSummary, Data]
 
 
 class RecordStore:
@@ -46,12 +52,15 @@ class RecordStore:
         self._directory = directory
         self._bytes_max = bytes_max
         self._said = said
-        self._records: dict[Key, tuple[RecordSummary, Data]] = {}
+        self._records: dict[Key, Held] = {}
         self._bytes = 0
         self._waiting: dict[Key, set[asyncio.Future[None]]] = {}  # woken at each put of the key
         self._unwritten: dict[Key, None] = {}  # keys whose file lags behind memory, in the order of their change
         self._writer: asyncio.Task[None] | None = None
+        self._on_disk: dict[Key, tuple[int, int]] = {}  # the order of what would come back
+        self._settling: dict[Key, set[asyncio.Future[None]]] = {}  # woken at each write of the key, and each failure
         self._thread = ThreadPoolExecutor(1, "records") if directory is not None else None
+        self._failed: dict[Key, str] = {}  # keys whose last write failed, and why
         self._disk_failed = False  # said already
 
     def __len__(self) -> int:
@@ -67,6 +76,8 @@ class RecordStore:
         held = self._records.get(summary.key)
         if held is not None and held[0].order > summary.order:
             return f"version {held[0].version} of {summary.owner.short} is held already, newer than {summary.version}"
+        if held is not None and held[0].order == summary.order and held[0].digest != summary.digest:
+            return f"another record that is version {summary.version} of {summary.owner.short} is held already"
         others = self._bytes - (held[0].record_bytes if held is not None else 0)
         if others + summary.record_bytes > self._bytes_max:
             return f"the store is full: {others} of {self._bytes_max} bytes are taken, the record has {summary.record_bytes}"
@@ -81,23 +92,38 @@ class RecordStore:
             self._bytes -= held[0].record_bytes
         self._records[summary.key] = summary, data
         self._bytes += summary.record_bytes
-        for waiter in self._waiting.get(summary.key, ()):
-            if not waiter.done():
-                waiter.set_result(None)
+        _wake(self._waiting, summary.key)
         self._changed(summary.key)
         return True
 
-    def get(self, owner: NodeId, tree: TreeId, version_min: int = 0) -> tuple[RecordSummary, Data] | None:
+    def is_settled(self, summary: RecordSummary) -> bool:
+        """Whether this record of those that are held, or a newer one of its key, would survive whatever this store survives."""
+        return self._directory is None or self._on_disk.get(summary.key, (-1, -1)) >= summary.order
+
+    async def settled(self, summary: RecordSummary) -> str | None:
+        """Until is_settled(): None then, else why it can't be, in a sentence. The record was put() before; where its write has failed,
+        it is tried again."""
+        if summary.key in self._failed:
+            self._changed(summary.key)
+        while not self.is_settled(summary):
+            if summary.key not in self._records:
+                return f"version {summary.version} of {summary.owner.short} was discarded meanwhile"
+            if summary.key in self._failed:
+                return self._failed[summary.key]
+            await self._woken(self._settling, summary.key)
+        return None
+
+    def get(self, owner: NodeId, tree: TreeId, version_min: int = 0) -> Held | None:
         """The newest record of (owner, tree), if its version is at least version_min."""
         held = self._records.get((owner, tree))
         return held if held is not None and held[0].version >= version_min else None
 
-    async def wait_for(self, owner: NodeId, tree: TreeId, version: int, timeout_s: float) -> tuple[RecordSummary, Data] | None:
+    async def wait_for(self, owner: NodeId, tree: TreeId, version: int, timeout_s: float) -> Held | None:
         """get(), waiting up to timeout_s seconds for such a record to come; None where it does not."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while (held := self.get(owner, tree, version)) is None:
-                    await self._next_put((owner, tree))
+                    await self._woken(self._waiting, (owner, tree))
                 return held
         return None
 
@@ -124,6 +150,7 @@ class RecordStore:
         for summary, data in found:
             if self.put(summary, data):
                 self._unwritten.pop(summary.key, None)
+                self._on_disk[summary.key] = summary.order
 
     async def flush(self) -> None:
         """Until the disk holds what memory holds, or has failed to."""
@@ -138,21 +165,22 @@ class RecordStore:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    async def _next_put(self, key: Key) -> None:
+    async def _woken(self, waiting: dict[Key, set[asyncio.Future[None]]], key: Key) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiters = self._waiting.setdefault(key, set())
+        waiters = waiting.setdefault(key, set())
         waiters.add(waiter)
         try:
             await waiter
         finally:
             waiters.discard(waiter)
-            if not waiters and self._waiting.get(key) is waiters:
-                del self._waiting[key]
+            if not waiters and waiting.get(key) is waiters:
+                del waiting[key]
 
     def _changed(self, key: Key) -> None:
         if self._directory is None:
             return
         self._unwritten[key] = None
+        self._failed.pop(key, None)
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(self._write())
 
@@ -162,28 +190,69 @@ class RecordStore:
         loop = asyncio.get_running_loop()
         try:
             while self._unwritten:
-                key = next(iter(self._unwritten))
-                del self._unwritten[key]
-                path = self._directory / f"{key[0]}-{key[1]}{SUFFIX}"
-                try:
-                    await loop.run_in_executor(self._thread, _replace, path, self._records.get(key))
-                    self._disk_failed = False
-                except OSError as error:
-                    self._say_failed(error)
+                batch = self._next_batch()
+                failures = await loop.run_in_executor(self._thread, _write_batch, self._directory, batch)
+                for key, held in batch.items():
+                    self._written(key, held, failures.get(key))
+                    _wake(self._settling, key)
         finally:
             self._writer = None
 
-    def _say_failed(self, error: OSError) -> None:
-        if not self._disk_failed:
-            self._disk_failed = True
-            self._said(f"records are kept in memory only: {self._directory} cannot be written ({error.strerror or error})")
+    def _next_batch(self) -> dict[Key, Held | None]:
+        """What to write next, by key; None where the record was discarded."""
+        batch: dict[Key, Held | None] = {}
+        size = 0
+        while self._unwritten and size < SYNCED_TOGETHER_BYTES_MAX:
+            key = next(iter(self._unwritten))
+            del self._unwritten[key]
+            batch[key] = held = self._records.get(key)
+            size += held[0].record_bytes if held is not None else 0
+        return batch
+
+    def _written(self, key: Key, held: Held | None, error: OSError | None) -> None:
+        if error is not None:
+            why = f"{self._directory} cannot be written ({error.strerror or error})"
+            if key not in self._unwritten:
+                self._failed[key] = f"the record is in memory only: {why}"
+            if not self._disk_failed:
+                self._said(f"records are kept in memory only: {why}")
+        elif held is not None:
+            self._on_disk[key] = held[0].order
+        else:
+            self._on_disk.pop(key, None)
+        self._disk_failed = error is not None
+
+
+def _wake(waiting: dict[Key, set[asyncio.Future[None]]], key: Key) -> None:
+    for waiter in waiting.get(key, ()):
+        if not waiter.done():
+            waiter.set_result(None)
 
 
 # --- the disk, in the worker thread -----------------------------------------------------------------------------------
 
 
-def _replace(path: Path, held: tuple[RecordSummary, Data] | None) -> None:
-    """The file becomes this record, or goes. OSError leaves the old file, and nothing half-written."""
+def _write_batch(directory: Path, batch: dict[Key, Held | None]) -> dict[Key, OSError]:
+    """Each file becomes its record, or goes; then the directory is synced. What failed, whose old files are as they were."""
+    failures: dict[Key, OSError] = {}
+    for key, held in batch.items():
+        try:
+            _replace(directory / _file_name(key), held)
+        except OSError as error:
+            failures[key] = error
+    try:
+        _sync_directory(directory)
+    except OSError as error:
+        failures |= dict.fromkeys(batch, error)
+    return failures
+
+
+def _file_name(key: Key) -> str:
+    return f"{key[0]}-{key[1]}{SUFFIX}"
+
+
+def _replace(path: Path, held: Held | None) -> None:
+    """The file becomes this record, its bytes synced, or goes. OSError leaves the old file, and nothing half-written."""
     if held is None:
         path.unlink(missing_ok=True)
         return
@@ -192,8 +261,9 @@ def _replace(path: Path, held: tuple[RecordSummary, Data] | None) -> None:
     try:
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            for part in (MAGIC, sha256(header).digest(), header, held[1]):
+            for part in (MAGIC, digest_of(header), header, held[1]):
                 _write_fully(descriptor, memoryview(part))
+            os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
         unfinished.replace(path)
@@ -203,14 +273,22 @@ def _replace(path: Path, held: tuple[RecordSummary, Data] | None) -> None:
         raise
 
 
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _write_fully(descriptor: int, data: memoryview) -> None:
     while len(data):
         data = data[os.write(descriptor, data) :]
 
 
-def _read_all(directory: Path) -> tuple[list[tuple[RecordSummary, Data]], list[str]]:
+def _read_all(directory: Path) -> tuple[list[Held], list[str]]:
     """Every record in the directory, and a sentence for each file that is none."""
-    found: list[tuple[RecordSummary, Data]] = []
+    found: list[Held] = []
     sentences: list[str] = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -233,19 +311,33 @@ def _read_all(directory: Path) -> tuple[list[tuple[RecordSummary, Data]], list[s
     return found, sentences
 
 
-def _read(path: Path) -> tuple[RecordSummary, Data]:
-    data = memoryview(path.read_bytes())
-    start = len(MAGIC) + CHECK_BYTES
-    if bytes(data[: len(MAGIC)]) != MAGIC:
+def _read(path: Path) -> Held:
+    """The record in this file. RecordInvalid, RemoteProtocolError where it holds none: little more than its header is read then."""
+    with path.open("rb") as file:
+        record = _read_header(file)
+        size = os.fstat(file.fileno()).st_size - file.tell()
+        if size != record.record_bytes:
+            raise RecordInvalid(f"its record has {size} bytes, not {record.record_bytes}")
+        data = memoryview(file.read(size))
+    verify(record, data)
+    if path.name != _file_name(record.key):
+        raise RecordInvalid("it is a record under another's name")
+    return record, data
+
+
+def _read_header(file: BinaryIO) -> RecordSummary:
+    """What the file's header says it holds; the record's bytes follow."""
+    if file.read(len(MAGIC)) != MAGIC:
         raise RecordInvalid("it does not begin as a record")
+    check = file.read(CHECK_BYTES)
+    length = file.read(LENGTH_BYTES)
     reader = FrameReader(HEADER_BYTES_MAX)
-    reader.feed(data[start : start + LENGTH_BYTES + HEADER_BYTES_MAX])
-    payload = reader.next_frame()
-    if payload is None or sha256(frame(payload)).digest() != data[len(MAGIC) : start]:
+    reader.feed(length)
+    reader.next_frame()  # a length that may not be is an error
+    payload = file.read(int.from_bytes(length, "big"))
+    if digest_of(frame(payload)) != check:
         raise RecordInvalid("its header is torn or was changed")
     message = decode(payload)
     if not isinstance(message, BulkPush):
         raise RecordInvalid("its header is not of a record")
-    content = data[start + LENGTH_BYTES + len(payload) :]
-    verify(message.record, content)
-    return message.record, content
+    return message.record

@@ -57,7 +57,10 @@ class Push:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Bring the record from `peer` into the store and verify it; `others` hold the same bytes. Ends in FetchEnded."""
+    """Bring the record from `peer` into the store and verify it. Ends in FetchEnded.
+
+    others: hold this very record too. They are asked as well where it is large, and for the rest where `peer` does not deliver.
+    """
 
     transfer: int
     peer: Peer

@@ -349,10 +349,11 @@ class RouteAck:
 
 @dataclass(frozen=True, slots=True)
 class BulkPush:
-    """I have this record for you; its bytes follow your BulkAccept."""
+    """I have this record for you. Its front (protocol/chunks.py), so many bytes, follows this frame at once."""
 
     record: RecordSummary
     purpose: Literal["replica", "upload"]
+    front_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,9 +367,20 @@ class BulkFetch:
 
 @dataclass(frozen=True, slots=True)
 class BulkAccept:
-    """To a push: go on. To a fetch: `record`, whose bytes follow this frame at once."""
+    """To a fetch: this record. Its front, so many bytes, follows this frame at once."""
 
-    record: RecordSummary | None = None
+    record: RecordSummary
+    front_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BulkWant:
+    """Who is to receive the record lacks these of its chunks: (first, count) of each run. Their bytes follow, in this order.
+
+    To a push once. To a BulkAccept as often as the fetcher likes, before or after the bytes that it asked for before.
+    """
+
+    runs: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,7 +392,7 @@ class BulkRefuse:
 
 @dataclass(frozen=True, slots=True)
 class BulkStored:
-    """All bytes arrived, the digest is right, the record is held."""
+    """All bytes arrived, the digests are right, the record is held: on disk, synced, where the holder has one that works."""
 
 
 # --- status channel ---------------------------------------------------------------------------------------------------
@@ -456,11 +468,12 @@ TABLE = (
     Row(51, LookUpReply, "closest node", "asker"),
     Row(52, HoldingsQuery, "closest node", "its leaf set", HoldingsReply),
     Row(53, HoldingsReply, "leaf-set member", "closest node"),
-    Row(60, BulkPush, "owner", "holder or manager", BulkAccept),
+    Row(60, BulkPush, "owner", "holder or manager", BulkWant),
     Row(61, BulkFetch, "whoever needs a record", "holder", BulkAccept),
-    Row(62, BulkAccept, "receiver of push or fetch", "the other"),
+    Row(62, BulkAccept, "holder", "whoever needs a record", BulkWant),
     Row(63, BulkRefuse, "receiver of push or fetch", "the other"),
-    Row(64, BulkStored, "holder", "owner"),
+    Row(64, BulkStored, "holder or manager", "owner"),
+    Row(65, BulkWant, "receiver of the record", "its sender"),
     Row(70, StatusRequest, "status client", "daemon", StatusReply),
     Row(71, StatusReply, "daemon", "status client"),
     Row(72, StopRequest, "status client", "daemon", StatusReply),
@@ -471,6 +484,6 @@ Message = (
     | IndirectProbe | IndirectAnswer | Suspected | Goodbye | Superseded | Route | RouteAck
     | TreeJoin | TreeWelcome | TreeRefusal | TreeRedirect | TreeLeave | Alive | TreePulse | Multicast
     | LookUpReply | HoldingsQuery | HoldingsReply | Release | Withdrawn | FarReply
-    | BulkPush | BulkFetch | BulkAccept | BulkRefuse | BulkStored | StatusRequest | StatusReply | StopRequest
+    | BulkPush | BulkFetch | BulkAccept | BulkWant | BulkRefuse | BulkStored | StatusRequest | StatusReply | StopRequest
 )  # fmt: skip
 """What a frame may hold at its top: every row but the bodies that travel inside Route and Multicast."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fmrec_agent.dispatcher import Dispatcher
+from fmrec_agent.learning.learner import LearnerError
+from protocol.chunks import CHUNK_BYTES_MIN
 from protocol.identifiers import NodeId
-from protocol.knowledge import Knowledge
+from protocol.knowledge import Knowledge, open_record
 from protocol.overlay.effects import Durable
 from tests.agent.ring import PARAMETERS, TREE, Agent, Ring, until
 
@@ -100,3 +104,61 @@ async def test_a_later_life_finds_the_newest_and_counts_on_from_there(ring: Ring
 async def test_where_there_is_nothing_nothing_is_found(ring: Ring) -> None:
     a, _ = [await ring.agent(name) for name in "ab"]
     assert await asyncio.wait_for(a.retriever.newest(a.identifier, TREE), 10) is None
+
+
+async def test_of_a_model_that_is_frozen_in_part_a_checkpoint_moves_the_changed_part_only(ring: Ring) -> None:
+    """To each holder; and to a later life of the agent that has an older version (DESIGN 8)."""
+    a, b, c = [await ring.agent(name) for name in "abc"]
+    frozen = np.random.default_rng(1).normal(size=400_000)
+
+    async def checkpoint(number: int) -> int:
+        tensors = {"state": {"a_frozen": frozen, "b_head": np.full(20_000, number)}}
+        record, _ = await a.dispatcher.checkpoint(replace(knowledge(number), tensors=tensors))
+        await until(lambda: all(held_by(agent, a) == record.version for agent in (b, c)))
+        return int(a.connections.bulk.moved.sent_bytes)
+
+    first = await checkpoint(1)
+    assert first > 2 * frozen.nbytes
+    assert await checkpoint(2) - first < 2 * (160_000 + 3 * CHUNK_BYTES_MIN)
+    older = a.store.get(a.identifier, TREE)
+    assert older is not None
+    await checkpoint(3)
+    await ring.kill(a)
+    heir = Agent(a.identifier, 2)
+    await heir.listen()
+    heir.store.put(*older)
+    ring.hosts.append(heir)
+    await heir.enter(b.me.address)
+    found = await asyncio.wait_for(heir.retriever.newest(heir.identifier, TREE), 10)
+    assert found is not None
+    assert found[0].version == 3
+    np.testing.assert_array_equal(found[1].tensors["state"]["b_head"], np.full(20_000, 3))
+    assert heir.connections.bulk.moved.received_bytes < 160_000 + 3 * CHUNK_BYTES_MIN
+
+
+async def test_rounded_replicas_and_an_exact_contribution(ring: Ring) -> None:
+    """replica_precision = bf16: the neighbours hold half of the bytes, what is brought to the manager is whole."""
+    a, b = [await ring.agent(name) for name in "ab"]
+    dispatcher = Dispatcher(a.driver, a.store, TREE, rounded=True, compress=True)
+    weights = np.random.default_rng(1).normal(size=100_000).astype("f4")
+    given = replace(knowledge(1), complete=True, tensors={"contribution": {"w": weights}})
+    record, data = await dispatcher.checkpoint(given)
+    np.testing.assert_array_equal(open_record(record, data).tensors["contribution"]["w"], weights)
+    await until(lambda: held_by(b, a) == 1)
+    held = b.store.get(a.identifier, TREE)
+    assert held is not None
+    assert held[0].record_bytes < record.record_bytes * 0.6
+    np.testing.assert_allclose(open_record(*held).tensors["contribution"]["w"], weights, rtol=2**-8)
+    middle, _ = await dispatcher.checkpoint(replace(given, complete=False))
+    assert middle.record_bytes < record.record_bytes * 0.6, "nobody takes a snapshot to the manager"
+
+
+async def test_rounded_replicas_are_refused_in_mode_exact(ring: Ring) -> None:
+    manager = await ring.manager()
+    a = await ring.agent("a")
+    a.dispatcher.rounded = True
+    a.join("a")
+    await until(lambda: "a" in manager.joined())
+    manager.multicast(manager.order("train", 1))
+    with pytest.raises(LearnerError, match=r"replica_precision = bf16.*recovery is exact.*set replica_precision = full here"):
+        await asyncio.wait_for(asyncio.shield(a.working), 10)  # type: ignore[arg-type]

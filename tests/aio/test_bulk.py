@@ -4,61 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from protocol.aio.bulk import BulkError, PushOutcome
-from protocol.aio.link import LinkClosed
-from protocol.identifiers import NodeId, Peer, agent_id, tree_id
+from protocol.aio.bulk import BEGUN_MAX, BulkError, PushOutcome
+from protocol.aio.link import TURN_BYTES_MAX, Link, LinkClosed
+from protocol.chunks import front_bytes
+from protocol.identifiers import Peer, agent_id
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import BulkAccept, BulkFetch, BulkPush, Ping
-from protocol.wire.values import RecordSummary
+from protocol.wire.messages import BulkFetch, BulkPush, BulkWant, Ping
+from tests.aio.shelf import OWNER, TREE, Shelf, Start, fetch, offer, push, record
 
-Start = Callable[..., Any]
-OWNER, TREE = agent_id("c", "owner"), tree_id("t", "u")
 HASTY = OverlayParameters(delay_max_s=0.1)
-
-
-def record(size: int = 1000, version: int = 1, fill: int = 7) -> tuple[RecordSummary, bytes]:
-    data = bytes([fill]) * size
-    return RecordSummary(OWNER, TREE, version, 1, 0, 0, False, size, sha256(data).digest()), data
-
-
-@dataclass
-class Shelf:
-    """A handler that keeps what it is given."""
-
-    taken: list[tuple[RecordSummary, bytes, str, Peer]] = field(default_factory=list)
-    offers: dict[tuple[NodeId, NodeId], tuple[RecordSummary, bytes]] = field(default_factory=dict)
-    admits: Callable[[RecordSummary], str | None] = lambda summary: None
-    accepts: Callable[[RecordSummary], str | None] = lambda summary: None
-    held: RecordSummary | None = None
-    asked: asyncio.Event = field(default_factory=asyncio.Event)
-    gave_up: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def holds(self, summary: RecordSummary) -> bool:
-        return summary == self.held
-
-    def admit(self, summary: RecordSummary, purpose: str) -> str | None:
-        self.asked.set()
-        return self.admits(summary)
-
-    async def accept(self, summary: RecordSummary, data: Any, purpose: str, sender: Peer) -> str | None:
-        self.taken.append((summary, bytes(data), purpose, sender))
-        return self.accepts(summary)
-
-    async def provide(self, owner: NodeId, tree: NodeId, version: int) -> tuple[RecordSummary, bytes] | None:
-        self.asked.set()
-        try:
-            if version == 99:
-                await asyncio.get_running_loop().create_future()
-        except asyncio.CancelledError:
-            self.gave_up.set()
-            raise
-        return self.offers.get((owner, tree))
 
 
 @pytest.fixture
@@ -66,16 +25,6 @@ async def pair(start: Start) -> tuple[Any, Any, Shelf]:
     a, b, shelf = await start("a"), await start("b"), Shelf()
     b.connections.bulk.serve(b.peer.id, shelf)
     return a, b, shelf
-
-
-async def push(a: Any, b: Any, summary: RecordSummary, data: bytes, purpose: str = "replica") -> PushOutcome:
-    outcome: PushOutcome = await a.connections.bulk.push(a.peer, b.peer, summary, data, purpose)
-    return outcome
-
-
-async def fetch(a: Any, b: Any, version: int = 1, patience_s: float = 0.0) -> tuple[RecordSummary, Any]:
-    fetched: tuple[RecordSummary, Any] = await a.connections.bulk.fetch(a.peer, b.peer, OWNER, TREE, version, patience_s)
-    return fetched
 
 
 @pytest.mark.parametrize("size", [0, 1, 300_000, 10_000_000])
@@ -116,7 +65,7 @@ async def test_a_receiver_refuses_afterwards(pair: tuple[Any, Any, Shelf]) -> No
 async def test_what_is_held_does_not_move_again(pair: tuple[Any, Any, Shelf]) -> None:
     a, b, shelf = pair
     summary, data = record()
-    shelf.held = summary
+    shelf.has = summary, data
     assert await push(a, b, summary, data) == PushOutcome("stored")
     assert not shelf.taken
 
@@ -139,9 +88,9 @@ async def test_a_sender_that_dies_in_the_middle(pair: tuple[Any, Any, Shelf]) ->
     a, b, shelf = pair
     summary, data = record(1_000_000)
     link = await a.connections._dial_bulk(a.peer, b.peer)
-    link.send(BulkPush(summary, "replica"))
-    assert await link.receive() == BulkAccept()
-    await link.send_raw(memoryview(data)[:400_000])
+    offer(link, summary, data)
+    assert await link.receive() == BulkWant(((0, 16),))
+    await link.send_raw(memoryview(data)[front_bytes(data) :][:400_000], 1.0)
     (theirs,) = b.connections._links
     link.abort("kill -9")
     await theirs.closed()
@@ -195,8 +144,8 @@ async def test_a_sender_that_stalls_is_given_up(start: Start) -> None:
     a, b, shelf = await start("a"), await start("b", parameters=HASTY), Shelf()
     b.connections.bulk.serve(b.peer.id, shelf)
     link = await a.connections._dial_bulk(a.peer, b.peer)
-    link.send(BulkPush(record()[0], "replica"))
-    assert await link.receive() == BulkAccept()
+    offer(link, *record())
+    assert await link.receive() == BulkWant(((0, 1),))
     with pytest.raises(LinkClosed):
         await link.receive()
     assert b.connections.bulk._receiving_bytes == 0
@@ -207,14 +156,14 @@ async def test_sizes_are_bounded(start: Start) -> None:
     small = OverlayParameters(record_bytes_max=5000)
     a, b, shelf = await start("a"), await start("b", parameters=small), Shelf()
     b.connections.bulk.serve(b.peer.id, shelf)
-    outcome = await push(a, b, *record(5001))
+    outcome = await push(a, b, *record(5001 - 56))
     assert (outcome.outcome, outcome.reason) == ("refused", "a record of 5001 bytes where at most 5000 may be")
     first = await a.connections._dial_bulk(a.peer, b.peer)
-    first.send(BulkPush(record(3000)[0], "replica"))
-    assert await first.receive() == BulkAccept()
+    offer(first, *record(3000))
+    assert await first.receive() == BulkWant(((0, 1),))
     outcome = await push(a, b, *record(3000, version=2))
     assert outcome.outcome == "failed", "busy is no refusal of the record"
-    assert "3000 bytes of other records" in outcome.reason
+    assert "3056 bytes of other records" in outcome.reason
     link = await a.connections._dial_bulk(a.peer, b.peer)
     link.send(BulkPush(replace(record()[0], record_bytes=-1), "replica"))
     assert "BulkRefuse" in repr(await link.receive())
@@ -242,7 +191,7 @@ async def test_a_dead_holder(start: Start, free_port: Callable[[], int]) -> None
     assert outcome.outcome == "failed"
     assert "nobody listens there" in outcome.reason
     with pytest.raises(BulkError, match="nobody listens there"):
-        await a.connections.bulk.fetch(a.peer, dead, OWNER, TREE, 1)
+        await a.connections.bulk.fetch(a.peer, [dead], OWNER, TREE, 1)
 
 
 async def test_closing_during_transfers_leaves_nothing(pair: tuple[Any, Any, Shelf]) -> None:
@@ -254,3 +203,37 @@ async def test_closing_during_transfers_leaves_nothing(pair: tuple[Any, Any, She
     await b.connections.close()
     with pytest.raises(BulkError):
         await waiting
+
+
+async def test_transfers_that_we_begin_are_few_at_a_time(pair: tuple[Any, Any, Shelf]) -> None:
+    a, b, shelf = pair
+    together: list[int] = []
+    shelf.admits = lambda summary: together.append(b.connections.bulk._served)  # type: ignore[func-returns-value]
+    outcomes = await asyncio.gather(*(push(a, b, *record(version=version), "upload") for version in range(3 * BEGUN_MAX)))
+    assert {outcome.outcome for outcome in outcomes} == {"stored"}
+    assert max(together) <= BEGUN_MAX
+
+
+async def test_a_link_gives_way_to_others_after_each_megabyte(pair: tuple[Any, Any, Shelf], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever waits on the loop has its turn in between: a heartbeat is not behind a gigabyte."""
+    a, b, shelf = pair
+    shelf.offers[OWNER, TREE] = record(20_000_000)
+    between: list[int] = [0]
+    updated = Link.buffer_updated
+
+    def counted(link: Link, nbytes: int) -> None:
+        between[-1] += nbytes
+        updated(link, nbytes)
+
+    def next_turn() -> None:
+        between.append(0)
+        turn[0] = asyncio.get_running_loop().call_soon(next_turn)
+
+    monkeypatch.setattr(Link, "buffer_updated", counted)
+    turn = [asyncio.get_running_loop().call_soon(next_turn)]
+    try:
+        await fetch(a, b)
+    finally:
+        turn[0].cancel()
+    assert sum(between) > 20_000_000
+    assert max(between) <= TURN_BYTES_MAX + 2000, "raw bytes, and the frames of the other end, which is on this loop too"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from protocol.aio.driver import Driver
 from protocol.aio.store import RecordStore
+from protocol.chunks import bind
 from protocol.errors import RemoteProtocolError
 from protocol.identifiers import Address, Peer, agent_id, tree_id
 from protocol.overlay import effects, events
@@ -100,8 +102,8 @@ async def host(start: Start) -> AsyncIterator[Callable[..., Any]]:
 
 
 def record(version: int = 1, size: int = 1000) -> tuple[RecordSummary, bytes]:
-    data = bytes([version]) * size
-    return RecordSummary(agent_id("c", "o"), tree_id("t", "u"), version, 1, 0, 0, False, size, sha256(data).digest()), data
+    digest, data = bind([bytes([version]) * size])
+    return RecordSummary(agent_id("c", "o"), tree_id("t", "u"), version, 1, 0, 0, False, len(data), digest), data
 
 
 async def test_the_timer_follows_the_next_deadline(host: Any) -> None:
@@ -179,7 +181,7 @@ async def test_a_replica_is_pushed_held_and_fetched_back(host: Any) -> None:
 
 
 async def test_a_full_holder_refuses(host: Any) -> None:
-    summary, data = record(size=1 << 24)
+    summary, data = record(2, size=1 << 24)
     b = await host("b")
     b.store.put(*record(1, size=10))
     b.store._bytes_max = 100
@@ -300,3 +302,55 @@ async def test_closing_cancels_what_is_under_way(host: Any) -> None:
     a.driver.dispatch(events.Leave())
     assert a.node.events == [events.Started()]
     assert not a.driver._tasks
+
+
+async def test_where_one_holder_is_gone_another_that_was_named_delivers(host: Any, free_port: Callable[[], int]) -> None:
+    summary, data = record(2)
+    b = await host("b")
+    b.store.put(summary, data)
+    gone = Peer(agent_id("c", "gone"), "127.0.0.1", free_port(), 1)
+    fetch = effects.Fetch(3, gone, summary, (b.peer,))
+    a = await host("a", lambda event: [fetch] if event == events.Started() else [])
+    a.driver.dispatch(events.Started())
+    assert await a.node.until(events.FetchEnded) == events.FetchEnded(3, summary)
+
+
+async def test_a_holder_says_stored_when_a_power_cut_would_leave_the_record(host: Any, tmp_path: Path) -> None:
+    """P2: what is acknowledged is on disk where there is one."""
+    summary, data = record(2)
+    b = await host("b")
+    b.driver.store = b.store = RecordStore(tmp_path, 1 << 24, print)
+    a = await host("a", lambda event: [effects.Push(1, b.peer, summary)] if event == events.Started() else [])
+    a.store.put(summary, data)
+    a.driver.dispatch(events.Started())
+    assert (await a.node.until(events.PushEnded)).outcome == "stored"
+    again = RecordStore(tmp_path, 1 << 24, print)
+    await again.load()
+    assert again.held() == [summary]
+    await again.close()
+    await b.store.close()
+
+
+async def test_a_holder_whose_disk_fails_counts_like_one_without_and_tries_again(
+    host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary, data = record(2)
+    said: list[str] = []
+    b = await host("b")
+    b.driver.store = b.store = RecordStore(tmp_path, 1 << 24, said.append)
+    a = await host("a", lambda event: [effects.Push(1, b.peer, summary)] if event == events.Started() else [])
+    a.store.put(summary, data)
+    sync = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: os.close(-1))
+    a.driver.dispatch(events.Started())
+    assert (await a.node.until(events.PushEnded)).outcome == "stored"
+    assert "records are kept in memory only" in said[0]
+    assert b.store.get(*summary.key) is not None
+    assert not b.store.is_settled(summary)
+    a.node.seen.clear()
+    monkeypatch.setattr(os, "fdatasync", sync)
+    a.driver.dispatch(events.Started())
+    assert (await a.node.until(events.PushEnded)).outcome == "stored"
+    assert b.store.is_settled(summary)
+    assert a.driver._connections.bulk.moved.sent_bytes == 1000, "its bytes were there already"
+    await b.store.close()

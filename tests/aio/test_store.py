@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from protocol.aio.store import RecordStore
+from protocol.chunks import bind, verify
 from protocol.identifiers import agent_id, tree_id
 from protocol.wire.values import RecordSummary
 
@@ -18,8 +19,8 @@ TREE = tree_id("t", "u")
 
 
 def record(version: int = 1, owner: str = "a", size: int = 1000, incarnation: int = 1) -> tuple[RecordSummary, bytes]:
-    data = bytes([version % 256]) * size
-    return RecordSummary(agent_id("c", owner), TREE, version, incarnation, 0, 0, False, size, sha256(data).digest()), data
+    digest, data = bind([bytes([version % 256]) * (size - 56)])  # the front of a record of one chunk has 56 bytes
+    return RecordSummary(agent_id("c", owner), TREE, version, incarnation, 0, 0, False, len(data), digest), data
 
 
 def store(directory: Path | None = None, bytes_max: int = 1 << 20) -> tuple[RecordStore, list[str]]:
@@ -38,7 +39,7 @@ async def reloaded(directory: Path) -> tuple[list[RecordSummary], list[str]]:
     for summary in held:
         found = again.get(summary.owner, summary.tree)
         assert found is not None
-        assert sha256(found[1]).digest() == summary.digest
+        verify(*found)
     await again.close()
     return held, said
 
@@ -92,7 +93,7 @@ async def test_records_outlive_the_process(tmp_path: Path) -> None:
     await held.load()
     for version in range(1, 30):
         held.put(*record(version))
-    held.put(*record(1, "b", size=0))
+    held.put(*record(1, "b", size=57))
     held.put(*record(1, "gone"))
     held.discard(record(1, "gone")[0])
     await held.close()
@@ -181,3 +182,127 @@ async def test_a_directory_that_cannot_be(tmp_path: Path) -> None:
     await held.close()
     assert len(said) == 2
     assert all("cannot be" in sentence for sentence in said)
+
+
+async def test_without_a_directory_a_record_is_settled_at_once() -> None:
+    held, _ = store()
+    held.put(*record(1))
+    assert held.is_settled(record(1)[0])
+    assert await held.settled(record(1)[0]) is None
+
+
+async def test_a_record_is_settled_when_its_file_and_then_the_directory_are_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after that leaves the record; before it, whatever was there before."""
+    done: list[tuple[str, str]] = []
+
+    def watch(name: str) -> None:
+        act = getattr(os, name)
+
+        def watched(what: int | Path, *more: Any) -> None:
+            done.append((name, Path(os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else what).suffix))
+            act(what, *more)
+
+        monkeypatch.setattr(os, name, watched)
+
+    for name in ("fdatasync", "replace", "fsync"):
+        watch(name)
+    held, _ = store(tmp_path)
+    held.put(*record(1))
+    assert not held.is_settled(record(1)[0])
+    assert await held.settled(record(1)[0]) is None
+    assert done == [("fdatasync", ".writing"), ("replace", ".writing"), ("fsync", "")]
+    assert held.is_settled(record(1)[0])
+    await held.close()
+
+
+async def test_a_newer_version_settles_the_older(tmp_path: Path) -> None:
+    held, _ = store(tmp_path)
+    held.put(*record(1))
+    waiting = [asyncio.create_task(held.settled(record(1)[0])) for _ in range(3)]
+    held.put(*record(2))
+    assert await asyncio.gather(*waiting) == [None] * 3
+    assert await held.settled(record(2)[0]) is None
+    assert not held._settling
+    await held.close()
+    assert (await reloaded(tmp_path))[0] == [record(2)[0]]
+
+
+async def test_many_records_share_a_sync_of_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    syncs: list[int] = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: [syncs.append(descriptor), sync(descriptor)])
+    held, _ = store(tmp_path)
+    for owner in "abcdefghij":
+        held.put(*record(1, owner))
+    await asyncio.gather(*(held.settled(record(1, owner)[0]) for owner in "abcdefghij"))
+    await held.close()
+    assert len(syncs) == 1
+    assert len((await reloaded(tmp_path))[0]) == 10
+
+
+async def test_what_the_disk_does_not_take_is_not_settled_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, said = store(tmp_path)
+    sync = os.fdatasync
+
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", broken)
+    held.put(*record(1, "a"))
+    held.put(*record(1, "b"))
+    assert "in memory only" in str(await held.settled(record(1, "a")[0]))
+    assert "Input/output error" in str(await held.settled(record(1, "b")[0]))
+    assert len(said) == 1
+    monkeypatch.setattr(os, "fdatasync", sync)
+    held.put(*record(1, "c"))
+    assert await held.settled(record(1, "c")[0]) is None
+    assert not held.is_settled(record(1, "a")[0]), "that the disk works again does not bring back what it did not take"
+    assert await held.settled(record(1, "a")[0]) is None, "whoever asks has it tried again"
+    await held.close()
+    assert len((await reloaded(tmp_path))[0]) == 2
+
+
+async def test_who_waits_for_a_record_that_is_discarded_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, _ = store(tmp_path)
+    held.put(*record(1))
+    waiting = asyncio.create_task(held.settled(record(1)[0]))
+    await asyncio.sleep(0)
+    held.discard(record(1)[0])
+    assert await waiting in (None, f"version 1 of {agent_id('c', 'a').short} was discarded meanwhile")
+    await held.close()
+    assert files_in(tmp_path) == []
+
+
+async def test_a_huge_file_that_is_no_record_is_not_read(tmp_path: Path) -> None:
+    """Sparse files of a terabyte: one with nothing in it, one that begins as a record of ours does."""
+    held, _ = store(tmp_path)
+    held.put(*record(1))
+    await held.close()
+    (path,) = files_in(tmp_path)
+    (tmp_path / "foreign.record").write_bytes(b"")
+    for each in (path, tmp_path / "foreign.record"):
+        os.truncate(each, 1 << 40)
+    found, said = await reloaded(tmp_path)
+    assert (found, len(said)) == ([], 2)
+    assert any("its record has" in sentence for sentence in said)
+
+
+async def test_a_copy_under_another_name_is_no_record_of_ours(tmp_path: Path) -> None:
+    """It would come back after the record is discarded."""
+    held, _ = store(tmp_path)
+    held.put(*record(1))
+    await held.close()
+    (path,) = files_in(tmp_path)
+    (tmp_path / "backup.record").write_bytes(path.read_bytes())
+    found, said = await reloaded(tmp_path)
+    assert found == [record(1)[0]]
+    assert said == [f"{tmp_path / 'backup.record'} is passed over: it is a record under another's name"]
+
+
+async def test_another_record_of_the_same_version_is_not_taken() -> None:
+    held, _ = store()
+    held.put(*record(1))
+    assert "another record that is version 1" in str(held.admit(record(1, size=200)[0]))
+    assert held.admit(record(1)[0]) is None

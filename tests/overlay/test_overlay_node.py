@@ -100,7 +100,8 @@ def test_we_find_our_own_record_though_the_look_up_ends_at_ourselves() -> None:
 NOT_FOR_CONTROL = [
     m.BulkPush(record(A, 1), "replica"),
     m.BulkFetch(A.id, TREE, 1),
-    m.BulkAccept(),
+    m.BulkAccept(record(A, 1), 20),
+    m.BulkWant(((0, 1),)),
     m.BulkStored(),
     m.BulkRefuse("no"),
     m.StatusRequest(),

@@ -6,15 +6,15 @@ import contextlib
 import subprocess
 import sys
 from dataclasses import fields, replace
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from protocol.chunks import bind, content_of, verify
 from protocol.errors import LocalProtocolError, RecordInvalid
 from protocol.identifiers import agent_id, tree_id
-from protocol.knowledge import Knowledge, open_record, seal, verify
+from protocol.knowledge import Knowledge, from_upper_half, open_record, seal, upper_half
 
 
 def knowledge() -> Knowledge:
@@ -98,15 +98,18 @@ def test_a_truncated_record_is_noticed(length: int) -> None:
         verify(summary, data[:length])
 
 
+@pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("at", range(0, 900, 9))
-def test_who_lies_with_a_right_digest_is_refused_when_the_record_is_opened(at: int) -> None:
-    """The digest is the sender's word too: the bytes under it may still be anything."""
+def test_who_lies_with_right_digests_is_refused_when_the_record_is_opened(at: int, compress: bool) -> None:
+    """The digests are the sender's word too: the bytes under them may still be anything."""
     summary, data = seal(knowledge())
-    for changed in (data[:at], data[:at] + b"\xff" + data[at + 1 :]):
-        lie = replace(summary, digest=sha256(changed).digest(), record_bytes=len(changed))
-        verify(lie, changed)
+    content = bytes(content_of(summary, data, 1 << 20))
+    for changed in (content[:at], content[:at] + b"\xff" + content[at + 1 :]):
+        digest, lied = bind([changed], compress=compress)
+        lie = replace(summary, digest=digest, record_bytes=len(lied))
+        verify(lie, lied)
         with contextlib.suppress(RecordInvalid):  # a byte of a figure or of a tensor makes another record, but one of the same name
-            assert open_record(lie, changed).owner == summary.owner
+            assert open_record(lie, lied).owner == summary.owner
 
 
 def test_a_summary_that_says_more_than_the_record() -> None:
@@ -119,3 +122,44 @@ def test_a_summary_that_says_more_than_the_record() -> None:
 def test_what_has_no_form_as_bytes_is_our_error(tensors: dict[str, dict[str, np.ndarray]]) -> None:
     with pytest.raises(LocalProtocolError):
         seal(replace(knowledge(), tensors=tensors))
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_a_compressed_record_opens_as_it_was_sealed(rounded: bool) -> None:
+    given = replace(knowledge(), tensors={"state": {"frozen": np.zeros((300, 300), "f4"), "step": np.arange(9)}})
+    plain, compressed = seal(given, rounded=rounded), seal(given, compress=True, rounded=rounded)
+    assert compressed[0].record_bytes < plain[0].record_bytes / 10
+    assert compressed == seal(given, compress=True, rounded=rounded), "equal knowledge gives equal bytes here too"
+    for name, array in open_record(*plain).tensors["state"].items():
+        np.testing.assert_array_equal(open_record(*compressed).tensors["state"][name], array)
+
+
+def test_a_rounded_record_is_half_as_long_and_close() -> None:
+    random = np.random.default_rng(3)
+    weights = random.normal(size=(500, 100)).astype("f4")
+    given = replace(knowledge(), tensors={"contribution": {"w": weights, "steps": np.arange(3), "exact": weights[:3].astype("f8")}})
+    summary, data = seal(given, rounded=True)
+    assert summary.record_bytes < seal(given)[0].record_bytes * 0.53
+    found = open_record(summary, data).tensors["contribution"]
+    assert list(found) == ["exact", "steps", "w"], "in order of names, whatever section they came in"
+    assert (found["w"].dtype, found["w"].shape) == (np.float32, weights.shape)
+    np.testing.assert_allclose(found["w"], weights, rtol=2**-8)  # bfloat16 keeps 8 bits
+    np.testing.assert_array_equal(found["exact"], weights[:3].astype("f8"))
+
+
+def test_rounding_is_to_the_nearest_and_keeps_what_is_not_finite() -> None:
+    cases = {
+        1.0: 1.0, 1 + 2**-9: 1.0, 1 + 2**-8: 1.0, 1 + 3 * 2**-8: 1 + 2**-6, 1 + 2**-8 + 2**-20: 1 + 2**-7, -0.0: -0.0,
+        3.4e38: np.inf, np.inf: np.inf, -np.inf: -np.inf, 1e-40: 2**-133,
+    }  # fmt: skip
+    found = from_upper_half(upper_half(np.array([*cases], "f4")))
+    np.testing.assert_array_equal(found, np.array([*cases.values()], "f4"))
+    nans = np.array([0x7F800001, 0xFFFFFFFF], np.uint32).view("f4")
+    assert np.isnan(from_upper_half(upper_half(nans))).all()
+    assert upper_half(np.array(2.5, "f4")).shape == ()
+
+
+def test_rounding_twice_changes_nothing() -> None:
+    weights = np.random.default_rng(4).normal(size=1000).astype("f4")
+    once = from_upper_half(upper_half(weights))
+    np.testing.assert_array_equal(from_upper_half(upper_half(once)), once)

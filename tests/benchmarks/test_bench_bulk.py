@@ -1,0 +1,41 @@
+"""The benchmark of the bulk path, run small: every part gives its figures. How good they are is for a quiet machine to say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from scripts.bulk_bench import measures
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_bulk.py"
+
+
+def test_transfers_are_measured_beside_their_floor() -> None:
+    """As scripts/bench_recovery.py calls it."""
+    found = measures.transfers(("0.1",), trials=2)["0.1"]
+    assert 100_000 < found["record_bytes"] < 110_000
+    for name in ("bulk", "bulk_digest", "push"):
+        assert found[f"{name}_ratio"] == round(found["raw_ms"] / found[f"{name}_ms"], 3)
+
+
+def test_a_changed_tenth_moves_a_tenth() -> None:
+    found = measures.changed_part("1", trials=1)
+    assert found["moved_bytes"] < 0.3 * found["record_bytes"]
+
+
+def test_the_cost_of_each_encoding_is_told() -> None:
+    found = measures.encodings("0.1", trials=1)
+    assert found["plain"]["relative_error_max"] == found["compress"]["relative_error_max"] == 0
+    assert 0 < found["rounded"]["relative_error_max"] <= 2**-8
+    assert found["compress and rounded"]["record_bytes"] < found["rounded"]["record_bytes"] < found["plain"]["record_bytes"] * 0.6
+
+
+def test_one_object_on_standard_output(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--json", "--only", "digests", "--only", "disk", "--folder", str(tmp_path), "--trials", "1"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    report = json.loads(done.stdout)
+    assert report["digests"]["BLAKE3 (chosen)"]["chunk_gb_per_s"] > 0
+    assert report["disk"]["10.396"]["settled_ms"] > 0
+    assert not list(tmp_path.iterdir())
