@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fmrec_manager.round import Slot
-from protocol.identifiers import NodeId
+from protocol.identifiers import NodeId, Peer
 from protocol.wire.messages import Phase
 
 
@@ -49,6 +49,28 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
+class CommitAgain:
+    """Bring the record that was found, this version, to the leaf set again: it may be on one disk alone. Ends in `Root.durable`."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Put this version, and our term, to these electors. Each answer ends in `Root.elector_answered`."""
+
+    version: int
+    electors: tuple[Peer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepDown:
+    """Another roots this tree: do nothing more for it, and say so."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Say:
     """A fact for the log."""
 
@@ -56,4 +78,4 @@ class Say:
     details: Mapping[str, object] = field(default_factory=dict)
 
 
-Order = Announce | LocateOwn | Recover | Aggregate | Commit | Say
+Order = Announce | LocateOwn | Recover | Aggregate | Commit | CommitAgain | Ask | StepDown | Say

@@ -14,7 +14,7 @@ from protocol.identifiers import NodeId
 from protocol.knowledge import Array
 from protocol.wire.values import Progress, SubtreeDigest
 
-PHASES = {"locating": "waiting", "committing": "train", "aggregating": "train"}
+PHASES = {"locating": "waiting", "committing": "train", "electing": "train", "aggregating": "train", "superseded": "halted"}
 
 
 @dataclass(frozen=True, slots=True)

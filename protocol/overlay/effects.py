@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from protocol.identifiers import Address, NodeId, Peer, TreeId
 from protocol.wire.messages import Message, RoundOpen, Routable
@@ -140,6 +141,31 @@ class RetrievalEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class RootAnswered:
+    """By `peer`: the tree's root, or, where `rooted` is False, the live node closest to the treeId: the ring has no root of it."""
+
+    request: int
+    peer: Peer
+    rooted: bool
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class ElectorAnswered:
+    """One elector's word on a term. gone: its host refuses, its process is over, and with it its promises.
+
+    promised: the latest term that it has promised; version: the newest that it was asked about before.
+    """
+
+    request: int
+    elector: NodeId
+    answer: Literal["granted", "refused", "gone"]
+    promised: int = 0
+    version: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Quit:
     """This node must stop: a newer incarnation of it lives."""
 
@@ -208,6 +234,6 @@ class DeliverBody:
 
 Effect = (
     Send | Dial | DialSeed | Disconnect | Push | Fetch | CancelTransfer | Discard
-    | Activated | Delivered | MulticastReceived | MembersChanged | Durable | RetrievalEnded | Quit | Notify
+    | Activated | Delivered | MulticastReceived | MembersChanged | Durable | RetrievalEnded | RootAnswered | ElectorAnswered | Quit | Notify
     | PeerDied | PeerCleared | LeafSetChanged | Suspect | RouteBody | DeliverBody
 )  # fmt: skip

@@ -168,7 +168,31 @@ class Retrieve:
     tree: TreeId
 
 
+@dataclass(frozen=True, slots=True)
+class AskRoot:
+    """Who roots this tree? Ends in RootAnswered, or never."""
+
+    request: int
+    tree: TreeId
+
+
+@dataclass(frozen=True, slots=True)
+class AskElectors:
+    """May this term go on, with this version? Each elector that answers, or is gone, ends in an ElectorAnswered; the silent never do.
+
+    Asked again under the same number, it goes to those of `electors` alone.
+    """
+
+    request: int
+    tree: TreeId
+    term: int
+    version: int
+    electors: tuple[Peer, ...]
+    sounding: bool = False
+
+
 Event = (
     MessageReceived | PeerLost | DialEnded | SeedAnswered | SeedFailed | PushEnded | FetchEnded | RecordHeld | TimerFired
     | Started | Leave | RouteMessage | CreateTree | JoinTree | LeaveTree | ReportProgress | SendMulticast | Replicate | Retrieve
+    | AskRoot | AskElectors
 )  # fmt: skip

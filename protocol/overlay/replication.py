@@ -3,6 +3,7 @@
 Only summaries pass through here; the bytes are in the store, and move in bulk transfers that effects start.
 
 1. Placement. A record goes to k leaf-set members, nearest first, right and left in turn. It is durable when `write_quorum` hold it.
+   Nodes at one address are one process (a manager's trees), and die as one: of these the first alone counts, and of our own none.
 2. A holder that refuses or fails is passed over for the next candidate; one that failed is tried again after a while. With fewer
    neighbours than the quorum, all of them must hold it; with none, nothing is durable.
 3. A newer version supersedes one still under way.
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from protocol.identifiers import NodeId, Peer, TreeId
+from protocol.identifiers import Address, NodeId, Peer, TreeId
 from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import CancelTransfer, Durable, Effect, Fetch, Notify, Push, RetrievalEnded, RouteBody, Send
 from protocol.parameters import OverlayParameters
@@ -120,7 +121,7 @@ class Replication:
         effects: list[Effect] = []
         under_way = {peer.id for peer in placement.pushing.values()}
         missing = self._parameters.replicas - len(placement.holders) - len(under_way)
-        for peer in self._candidates():
+        for peer in self._apart():
             if missing <= 0:
                 break
             if peer.id in placement.holders or peer.id in under_way or peer.id in placement.refused | placement.failed:
@@ -135,8 +136,16 @@ class Replication:
             self.deadlines.set(RETRY, now + self._parameters.retry_max_s)
         return effects + self._judge_durable(placement)
 
+    def _apart(self) -> list[Peer]:
+        """The candidates, of each process one (rule 1)."""
+        first: dict[Address, Peer] = {}
+        for peer in self._candidates():
+            first.setdefault(peer.address, peer)
+        first.pop(self._me.address, None)
+        return list(first.values())
+
     def _judge_durable(self, placement: Placement) -> list[Effect]:
-        present = {peer.id for peer in self._candidates()}
+        present = {peer.id for peer in self._apart()}
         needed = min(self._parameters.write_quorum, len(present))
         if placement.durable or not needed or len(placement.holders.keys() & present) < needed:
             return []
@@ -162,7 +171,7 @@ class Replication:
     def leaf_set_changed(self, now: float) -> list[Effect]:
         """Upkeep: k of the present neighbours shall hold our newest versions."""
         effects: list[Effect] = []
-        present = {peer.id for peer in self._candidates()}
+        present = {peer.id for peer in self._apart()}
         for placement in self._own.values():
             placement.holders = {identifier: peer for identifier, peer in placement.holders.items() if identifier in present}
             placement.refused.clear()

@@ -1,4 +1,5 @@
-"""Every message that peers exchange, and the one table that lists them: tag, who sends, who receives, what answers.
+"""Every message that peers exchange (those between a root and its electors: electing.py), and the one table that lists them: tag, who
+sends, who receives, what answers.
 
 A message is a frozen dataclass; its fields are its wire form. Tags are never reused. Adding a field with a default is compatible
 with the version before (unknown fields are ignored); anything else raises WIRE_VERSION.
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from protocol.identifiers import NodeId, Peer, TreeId
+from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest
 from protocol.wire.values import Departed, Holding, MemberInfo, Progress, RecordSummary, SubtreeDigest
 
 Channel = Literal["control", "bulk", "status"]
@@ -313,7 +315,7 @@ class Datagram:
     payload: bytes
 
 
-Routable = JoinRequest | LookUp | Datagram
+Routable = JoinRequest | LookUp | RootQuery | Datagram
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,6 +445,10 @@ TABLE = (
     Row(51, LookUpReply, "closest node", "asker"),
     Row(52, HoldingsQuery, "closest node", "its leaf set", HoldingsReply),
     Row(53, HoldingsReply, "leaf-set member", "closest node"),
+    Row(54, RootQuery, "standby", "closest node, inside Route", RootReply),
+    Row(55, RootReply, "root, or closest node", "standby"),
+    Row(56, TermRequest, "root or standby", "elector", TermReply),
+    Row(57, TermReply, "elector", "root or standby"),
     Row(60, BulkPush, "owner", "holder or manager", BulkAccept),
     Row(61, BulkFetch, "whoever needs a record", "holder", BulkAccept),
     Row(62, BulkAccept, "receiver of push or fetch", "the other"),
@@ -457,7 +463,7 @@ Message = (
     Hello | Refusal | NotUnderstood | Heartbeat | JoinReply | LeafProbe | LeafProbeReply | Ping | Pong | Measured | RowRequest | RowReply
     | IndirectProbe | IndirectAnswer | Suspected | Goodbye | Superseded | Route | RouteAck
     | TreeJoin | TreeWelcome | TreeRefusal | TreeRedirect | TreeLeave | Alive | TreePulse | Multicast
-    | LookUpReply | HoldingsQuery | HoldingsReply
+    | LookUpReply | HoldingsQuery | HoldingsReply | RootReply | TermRequest | TermReply
     | BulkPush | BulkFetch | BulkAccept | BulkRefuse | BulkStored | StatusRequest | StatusReply | StopRequest
 )  # fmt: skip
 """What a frame may hold at its top: every row but the bodies that travel inside Route and Multicast."""

@@ -13,7 +13,7 @@ from protocol.errors import RecordInvalid
 from protocol.identifiers import Peer, agent_id, tree_id
 from protocol.wire.values import Departed, MemberInfo
 
-PLAN = Plan(5, 1, 0, True, Terms("exact", 30, 600, 1.0, 5, 0.5), 3.0, 2.0, 1.0)
+PLAN = Plan(5, 1, 0, True, Terms("exact", 30, 600, 1.0, 5, 0.5), 3.0, 2.0, 1.0, 12, 0.5)
 
 
 def info(name: str, role: str = "source") -> MemberInfo:
@@ -26,6 +26,7 @@ def root() -> Root:
     root.liveness.changed([], [Departed(agent_id("c", "gone"), 1_790_000_000_123, "left", "goodbye")], 1.0)
     root.losses = [0.1 + 0.2, 1e-300]
     root.results = {"b": {"rmse_pp": 7.25}}
+    root.on_record = root.liveness.staying()
     return root
 
 
