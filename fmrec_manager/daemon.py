@@ -109,7 +109,7 @@ class ManagerDaemon:
             another.cancel()
             for ended in done:
                 reason = ended.result()
-                log.warning("this manager leaves, and has committed nothing since: %s", reason)
+                log.warning("this manager leaves: %s", reason)
             return
 
     def _take_over(self, taken: asyncio.Queue[TreeHost], name: str, term: int, found: Found | None, reason: str) -> None:

@@ -100,6 +100,8 @@ class Root:
         """Those of the committed version."""
         self._floor = 0
         """The newest version that electors know to have been committed."""
+        self._found = False
+        """Was the version that is being committed found, and made by an earlier life?"""
         self._complain_at = 0.0
         self._arrivals = {"train": Arrivals(), "adapt": Arrivals()}
         self._asked: NodeId | None = None
@@ -194,7 +196,7 @@ class Root:
             self.version, self.next_round = found.version, found.round
             self.losses, self.results = list(found.losses), {name: dict(result) for name, result in found.results.items()}
             self.liveness.expect(found.members, now)
-            self.on_record = found.members
+            self._found, self.on_record = True, found.members
             self._electors = electors_of(found.members, self.tree, self.plan.electors_max)
             self.stage, self.reason, self._deadline = "committing", f"found version {found.version}", None
             return [Say("resumed", {"round": found.round, "version": found.version}), CommitAgain(found.version)]
@@ -344,6 +346,7 @@ class Root:
 
     def _commit(self, now: float) -> list[Order]:
         self.version += 1
+        self._found = False
         self.on_record = self.liveness.staying()
         self.stage, self.reason, self._deadline = "committing", f"sealing version {self.version}", None
         return [Commit(self.version, self.next_round)]
@@ -393,14 +396,16 @@ class Root:
         if verdict == "wait":
             return []
         if verdict == "lost":
-            return self.superseded(self.reason)
+            return self.superseded(f"has another root by now: {self.reason}")
         self.ballot, self._floor = None, max(self._floor, ballot.version)
         if ballot.version > self.version:
             # A root before us has gone further than the record that was found.
             self.stage, self._deadline = "locating", now
             return [Say("not_the_newest", {"version": self.version, "committed": ballot.version})]
         self._electors = electors_of(self.on_record, self.tree, self.plan.electors_max)
-        return [Say("committed", {"round": self.next_round, "version": self.version, "by": self.reason}), *self._open_next(now)]
+        fact = "goes_on" if self._found else "committed"
+        self._found = False
+        return [Say(fact, {"round": self.next_round, "version": self.version, "by": self.reason}), *self._open_next(now)]
 
     def superseded(self, reason: str) -> list[Order]:
         """Another manager roots this tree now: nothing more is decided here."""

@@ -131,7 +131,10 @@ class TreeHost:
             raise UserError(str(error)) from error
 
     def start(self, seeds: Iterable[Address], hints: Iterable[Address], term: int = 0) -> None:
-        """Enter the ring and root the tree, with this term or a later one: the clock's, and later than that of the record on disk."""
+        """Enter the ring and root the tree, with this term or a later one: the clock's, and later than that of the record on disk.
+
+        Our own address among the seeds is that of another node of this process.
+        """
         held = self.store.get(self.tree, self.tree)
         term = max(term, int(time.time() * 1000), held[0].incarnation + 1 if held is not None else 0)
         self.me = Peer(self.tree, self._address.host, self._address.port, term)
@@ -142,7 +145,8 @@ class TreeHost:
         for record in self.store.held():
             self.driver.dispatch(RecordHeld(record))
         self.driver.dispatch(CreateTree(self.tree))
-        self.driver.dispatch(Started(tuple(seeds), tuple(hints)))
+        seeds = tuple(seeds)
+        self.driver.dispatch(Started(seeds, tuple(hints), shared=self._address in seeds))
 
     async def close(self) -> None:
         """Say goodbye and stop; who was superseded has no goodbye to say, for the tree has a root."""
@@ -173,8 +177,9 @@ class TreeHost:
                 self._retrieved(effect, now)
             case ElectorAnswered():
                 self._obey(self.root.elector_answered(effect, effect.request, now))
-            case Quit():
-                self._obey(self.root.superseded(effect.reason))
+            case Quit(reason, by):
+                where = f"is rooted at {by.address} now, with term {by.incarnation}" if by is not None else reason
+                self._obey(self.root.superseded(where))
             case Notify():
                 level = logging.DEBUG if effect.fact in QUIET_FACTS else logging.INFO
                 self._log.log(level, "%s %s", effect.fact, " ".join(f"{key}={value}" for key, value in effect.details.items()))
@@ -277,7 +282,7 @@ class TreeHost:
                     self.driver.dispatch(AskElectors(version, self.tree, self.me.incarnation, version, electors))
                 case StepDown(reason):
                     if not self.superseded.done():
-                        self.superseded.set_result(reason)
+                        self.superseded.set_result(f"tree {self.name} {reason}")
                 case Say(fact, details):
                     self._log.info("%s %s", fact, " ".join(f"{key}={value}" for key, value in details.items()))
         self._arm()

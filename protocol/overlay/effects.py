@@ -167,9 +167,10 @@ class ElectorAnswered:
 
 @dataclass(frozen=True, slots=True)
 class Quit:
-    """This node must stop: a newer incarnation of it lives."""
+    """This node must stop: a newer incarnation of it lives, `by`."""
 
     reason: str
+    by: Peer | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,11 +96,13 @@ class TimerFired:
 class Started:
     """Enter the ring. seeds: named by the user; hints: peers remembered from an earlier life.
 
-    Without seeds, and when no hint answers, the node is a ring of one; with seeds it keeps trying.
+    Without seeds, and when no hint answers, the node is a ring of one; with seeds it keeps trying. shared: another node listens at our own
+    address, which is then a seed like any other; else it is passed over.
     """
 
     seeds: tuple[Address, ...] = ()
     hints: tuple[Address, ...] = ()
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

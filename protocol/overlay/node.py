@@ -61,7 +61,7 @@ class OverlayNode:
             ev.FetchEnded: lambda e, now: self.replication.fetch_ended(e.transfer, e.record, e.reason, now),
             ev.RecordHeld: lambda e, now: self.replication.record_held(e.record),
             ev.TimerFired: lambda e, now: self._timer(now),
-            ev.Started: lambda e, now: self.pastry.start(e.seeds, e.hints, now),
+            ev.Started: lambda e, now: self.pastry.start(e.seeds, e.hints, now, e.shared),
             ev.Leave: lambda e, now: self._leave(),
             ev.RouteMessage: lambda e, now: self.pastry.originate(e.key, m.Datagram(e.payload), now),
             ev.CreateTree: lambda e, now: self.scribe.create(e.tree, now),
@@ -256,7 +256,7 @@ class OverlayNode:
     def _superseded(self, by: Peer) -> Effects:
         if by.id != self.self_peer.id or by.incarnation <= self.self_peer.incarnation:
             return []
-        return [fx.Quit(f"a newer life of this agent has started at {by.address} (incarnation {by.incarnation}): this one leaves")]
+        return [fx.Quit(f"a newer life of this agent has started at {by.address} (incarnation {by.incarnation}): this one leaves", by)]
 
     def _route(self, sender: Peer, message: m.Route, now: float) -> Effects:
         body = message.body
