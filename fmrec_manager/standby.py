@@ -83,6 +83,8 @@ class Standby:
         """The latest that was heard of."""
         self.ballot: Ballot | None = None
         self._patience = patience
+        self._word = ""
+        """Of the ring."""
         self._ask_at = 0.0
         self._absent_since: float | None = None
         self._give_up_at: float | None = None
@@ -119,7 +121,8 @@ class Standby:
         if self.stage != "watching" or now < self._absent_since + self._patience.settle_s:
             return []
         where = f"the root at {self.root.address} is gone" if self.root is not None else "nobody roots it"
-        self.stage, self.reason = "looking", f"{where}, says {answer.peer.id.short}: looking for its record"
+        self._word = f"{where}, says {answer.peer.id.short}"
+        self.stage, self.reason = "looking", f"{self._word}: looking for its record"
         self._give_up_at = now + self._patience.patience_s
         return [LookForRecord()]
 
@@ -151,7 +154,7 @@ class Standby:
         assert self.ballot is not None
         verdict, why = self.ballot.judge()
         if verdict == "carried":
-            self.stage, self.reason = "taking", f"{self.reason.partition(':')[0]}; {why}"
+            self.stage, self.reason = "taking", f"{self._word}; {why}"
             return [TakeOver(self.term, self.reason)]
         self.reason = why
         if verdict == "lost":

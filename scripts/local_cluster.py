@@ -220,6 +220,17 @@ class LocalCluster:
         brief = {key: last[key] for key in ("stage", "round", "reason", "counts")} if last else "no answer"
         raise ClusterError(f"not within {within_s:.0f} s (last: {json.dumps(brief)}): see the logs in {self.folder}")
 
+    async def standby_watches(self, within_s: float) -> None:
+        """Until the standby has heard of the manager; ClusterError where it does not in time."""
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            with contextlib.suppress(UserError):
+                document = await request_status(self.other_address, CLUSTER, ASK_TIMEOUT_S)
+                if document["standby"]["main"]["root"] is not None:
+                    return
+            await asyncio.sleep(0.02)
+        raise ClusterError(f"the standby has not heard of a manager within {within_s:.0f} s: see {self.folder / 'standby.log'}")
+
     async def pid(self, name: str) -> int:
         """The process of the agent of this name, as the manager knows it."""
         status = await self.until(lambda s: any(m["name"] == name for m in s["members"]), 10)

@@ -12,11 +12,7 @@ from tests.end_to_end.stories import AGENTS, ROUNDS, STORY_S, story, the_end
 
 async def watched(cluster: LocalCluster) -> Status:
     """In the middle of the run, and the standby sees the manager. The manager's status."""
-    cluster.asked = cluster.other_address
-    async with asyncio.timeout(STORY_S):
-        while (document := await cluster.document()) is None or document["standby"]["main"]["root"] != str(cluster.address):
-            await asyncio.sleep(0.02)
-    cluster.asked = cluster.address
+    await cluster.standby_watches(STORY_S)
     return await cluster.until(lambda status: status["round"] >= 3, STORY_S)
 
 
