@@ -27,7 +27,7 @@ TRAINING_NICENESS = 10
 class Snapshot:
     """All that the next iteration reads. done, total: iterations of the job; iteration: over the agent's whole life.
 
-    theta: the digest of the record that the job began from: a round that is announced anew from another is other work.
+    theta: the digest of what the job began from: a round that is announced anew from another theta is other work.
     """
 
     phase: Phase
@@ -67,7 +67,7 @@ class Trainer:
         self.phase: Phase | None = None
         self.round = -1
         self.theta = b""
-        """The digest of the record that the job began from."""
+        """The digest of what the job began from."""
         self.done = 0
         self.total = 0
         self.iteration = 0
@@ -101,7 +101,7 @@ class Trainer:
     async def run(
         self, job: Job, theta: Tensors | None, digest: bytes, on_snapshot: Callable[[Snapshot], None] | None
     ) -> tuple[Contribution, Snapshot] | None:
-        """Do `job` from theta, whose record has this digest, or go on with it where theta is None; None where it was stopped.
+        """Do `job` from theta, which has this digest, or go on with it where theta is None; None where it was stopped.
 
         `on_snapshot` is called on the event loop, every `checkpoint_every` iterations but the last.
         """

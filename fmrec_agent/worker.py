@@ -151,7 +151,7 @@ class Worker:
     async def _contribute(self, order: Order, kind: Literal["train", "adapt"]) -> None:
         body = order.body
         replicate = body.mode != "drop"
-        digest = body.theta.digest if body.theta is not None else b""
+        digest = body.theta_digest
         finished = self._finished
         if finished is not None and (finished.phase, finished.round, finished.theta) == (kind, body.round, digest):
             await self._bring(order, finished.record, finished.data)

@@ -1,7 +1,8 @@
 """A ballot: the electors of a tree are asked whether its root's term may go on, and their answers are counted.
 
 1. The electors are the members on record, those nearest to the treeId, `most` of them: whoever reads the record knows them. Each
-   version is put to those of the version before it, as a change of members must be agreed on by those that were.
+   version is put to those of the version before it, as a change of members must be agreed on by those that were; the first of all
+   to whoever has joined.
 2. It is carried when more than half of those who have a say grant it. Any two such halves have one in common, and that one has
    promised the later term, or tells of the newer version: so of two roots only one commits (protocol/overlay/terms.py).
 3. Who is gone (its host refuses) has no say: it keeps no promise. Who is silent has one, and withholds it: it may be on the other side
@@ -34,16 +35,17 @@ def electors_of(members: Iterable[MemberInfo], tree: TreeId, most: int) -> tuple
 
 @dataclass(slots=True)
 class Ballot:
-    """One question: `electors` by id, with where they were last known to live."""
+    """One question, about this version: `electors` by id, with where they were last known to live."""
 
+    version: int
     electors: Mapping[NodeId, Peer]
     granted: set[NodeId] = field(default_factory=set)
     gone: set[NodeId] = field(default_factory=set)
     refused: dict[NodeId, str] = field(default_factory=dict)
     term: int = 0
     """The latest that any of them has promised."""
-    version: int = 0
-    """The newest that any who granted was asked about before: it may be committed."""
+    newest: tuple[int, int] = (0, 0)
+    """The latest (term, version) that any who granted has agreed to before: it may be committed."""
 
     def heard(self, answer: ElectorAnswered) -> None:
         """One elector's word; its last one counts."""
@@ -60,7 +62,7 @@ class Ballot:
             self.refused[elector] = answer.reason
         else:
             self.granted.add(elector)
-            self.version = max(self.version, answer.version)
+            self.newest = max(self.newest, (answer.written, answer.version))
 
     def silent(self) -> tuple[Peer, ...]:
         """Who has not granted yet and may still: whom to ask again."""

@@ -50,9 +50,9 @@ class Ledger(BaseModel):
         """The members, as the overlay knows members."""
         return tuple(MemberInfo(Peer(NodeId(int(m.id, 16)), m.host, m.port, m.incarnation), m.name, m.role, m.pid) for m in self.members)
 
-    def resumed(self, version: int, round_number: int) -> Resumed:
+    def resumed(self, version: int, term: int, round_number: int) -> Resumed:
         """What the root goes on from."""
-        return Resumed(version, round_number, self.losses, self.infos(), self.results)
+        return Resumed(version, term, round_number, self.losses, self.infos(), self.results)
 
 
 def ledger_of(seed: int, root: Root) -> Ledger:

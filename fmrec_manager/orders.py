@@ -49,15 +49,8 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
-class CommitAgain:
-    """Bring the record that was found, this version, to the leaf set again: it may be on one disk alone. Ends in `Root.durable`."""
-
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
 class Ask:
-    """Put this version, and our term, to these electors. Each answer ends in `Root.elector_answered`."""
+    """Put our term, and this version, to these electors; version 0: the term alone. Each answer ends in `Root.elector_answered`."""
 
     version: int
     electors: tuple[Peer, ...]
@@ -78,4 +71,4 @@ class Say:
     details: Mapping[str, object] = field(default_factory=dict)
 
 
-Order = Announce | LocateOwn | Recover | Aggregate | Commit | CommitAgain | Ask | StepDown | Say
+Order = Announce | LocateOwn | Recover | Aggregate | Commit | Ask | StepDown | Say

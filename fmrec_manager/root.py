@@ -1,14 +1,15 @@
 """One tree's root: drives its rounds, from the first member to the last result.
 
     waiting --enough members--> locating --no record--> init --theta_0--> committing
-    (start) --> locating --record found: resume--> committing
+    (start) --> locating --record found: resume--> electing --> committing --> electing --> train or adapt
     train --round closed--> aggregating --theta--> committing --durable--> electing --carried--> train (next round) | adapt | done
     electing --lost--> superseded         electing --a newer version was committed--> locating
     adapt --every target--> done          any --judged so--> halted --the missed one is heard, or its record found--> where it was
 
 1. Nothing is announced that is not committed: theta and the round state are on the leaf set first, and then more than half of the
-   electors have agreed that this root's term goes on (promise P6; ballot.py). A record that is found at the start is committed
-   anew: it may be on one disk alone, and another root may have gone on from it.
+   electors have agreed (promise P6; ballot.py). Before a root writes anything they have promised its term, and told of the newest version
+   that they agreed to: a record that was found and is older is not the one to go on from. The one that is, is written anew in
+   this term: it may be on one disk alone, and never have been agreed to.
 2. A round's order goes out once; who joins later is given it by its parent in the tree.
 3. A life that ends is recovered, whatever the round still needs of it, except in mode drop.
 4. theta_0 comes from one agent, asked by name; where it does not answer, the next one is asked: all would give the same.
@@ -28,7 +29,7 @@ from typing import Literal
 from fmrec_manager.arrivals import Arrivals
 from fmrec_manager.ballot import Ballot, electors_of
 from fmrec_manager.liveness import Liveness, Loss
-from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, CommitAgain, LocateOwn, Order, Recover, Say, StepDown
+from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, LocateOwn, Order, Recover, Say, StepDown
 from fmrec_manager.retrieval import Recovery
 from fmrec_manager.round import Round, Slot, Terms, judge, next_deadline
 from fmrec_manager.selection import select
@@ -64,9 +65,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """What the tree's own record says: the next round, and who was a member."""
+    """What the tree's own record says: the next round, and who was a member. term: it was written in."""
 
     version: int
+    term: int
     round: int
     losses: tuple[float, ...]
     members: tuple[MemberInfo, ...]
@@ -98,10 +100,12 @@ class Root:
         """How the look for a dead member's record has ended (rule 6)."""
         self._electors: tuple[Peer, ...] = ()
         """Those of the committed version."""
-        self._floor = 0
-        """The newest version that electors know to have been committed."""
-        self._found = False
-        """Was the version that is being committed found, and made by an earlier life?"""
+        self._promised = False
+        """Have the electors promised our term?"""
+        self._base = (0, 0)
+        """The (term, version) that was found, and that this life goes on from."""
+        self._floor = (0, 0)
+        """The latest (term, version) that electors know of: nothing older is gone on from."""
         self._complain_at = 0.0
         self._arrivals = {"train": Arrivals(), "adapt": Arrivals()}
         self._asked: NodeId | None = None
@@ -187,19 +191,18 @@ class Root:
             self.reason = "looking for an earlier run: a neighbour has not answered, or could not deliver it"
             self._deadline = now + LOOK_AGAIN_S
             return []
-        if (found.version if found is not None else 0) < self._floor:
-            what = f"only version {found.version} is found" if found is not None else "no version is found"
-            self.reason = f"version {self._floor} was committed, and {what}: start the agents that hold it, or name another tree"
+        self._base = (found.term, found.version) if found is not None else (0, 0)
+        if self._base < self._floor:
+            what = f"only version {found.version} is found" if found is not None else "none is found"
+            self.reason = f"version {self._floor[1]} was committed, and {what}: start the agents that hold it, or name another tree"
             self._deadline = now + LOOK_AGAIN_S
             return []
         if found is not None:
             self.version, self.next_round = found.version, found.round
             self.losses, self.results = list(found.losses), {name: dict(result) for name, result in found.results.items()}
             self.liveness.expect(found.members, now)
-            self._found, self.on_record = True, found.members
             self._electors = electors_of(found.members, self.tree, self.plan.electors_max)
-            self.stage, self.reason, self._deadline = "committing", f"found version {found.version}", None
-            return [Say("resumed", {"round": found.round, "version": found.version}), CommitAgain(found.version)]
+            return [Say("resumed", {"round": found.round, "version": found.version}), *self._commit(now)]
         self.stage, self.reason, self._deadline = "waiting", "no earlier run was found", None
         here = self.liveness.of_role("source")
         enough = sum(m.state == "alive" for m in here.values()) >= self.plan.sources_min
@@ -345,8 +348,9 @@ class Root:
         return [Say("contribution_refused", {"agent": agent, "reason": reason}), *self._judge(now)]
 
     def _commit(self, now: float) -> list[Order]:
+        if not self._promised:
+            return self._put(0, f"going on from version {self.version}: asking the electors", now)
         self.version += 1
-        self._found = False
         self.on_record = self.liveness.staying()
         self.stage, self.reason, self._deadline = "committing", f"sealing version {self.version}", None
         return [Commit(self.version, self.next_round)]
@@ -364,29 +368,33 @@ class Root:
         """The record of this version is held by its quorum."""
         if self.stage != "committing" or version != self.version:
             return []
-        electors = self._electors or electors_of(self.on_record, self.tree, self.plan.electors_max)
-        # Where each was last heard; who has left since has taken its promises with it.
-        here = {info.peer.id: info.peer for info in self.liveness.staying()}
-        self.ballot = Ballot({peer.id: here[peer.id] for peer in electors if peer.id in here})
-        self.stage, self.reason = "electing", f"version {version} is durable: asking the electors"
-        self._complain_at = now + AGAIN_S
-        return [*self._ask_again(self.ballot, now), *self._count(self.ballot, now)]
+        return self._put(version, f"version {version} is durable: asking the electors", now)
 
     # --- the electors -------------------------------------------------------------------------------------------------
+
+    def _put(self, version: int, reason: str, now: float) -> list[Order]:
+        """This version to those electors who have not left, where each was last heard; version 0: our term alone."""
+        staying = self.liveness.staying()
+        self._electors = self._electors or electors_of(staying, self.tree, self.plan.electors_max)
+        where = {info.peer.id: info.peer for info in staying}
+        self.ballot = Ballot(version, {peer.id: where[peer.id] for peer in self._electors if peer.id in where})
+        self.stage, self.reason = "electing", reason
+        self._complain_at = now + AGAIN_S
+        return [*self._ask_again(self.ballot, now), *self._count(self.ballot, now)]
 
     def _ask_again(self, ballot: Ballot, now: float) -> list[Order]:
         """All who have not agreed; and now and then it is said how it stands."""
         self._deadline = now + self.plan.answer_max_s
         asked = ballot.silent()
-        orders: list[Order] = [Ask(self.version, asked)] if asked else []
+        orders: list[Order] = [Ask(ballot.version, asked)] if asked else []
         if now >= self._complain_at:
             self._complain_at = now + AGAIN_S
-            orders.append(Say("not_agreed", {"version": self.version, "reason": self.reason}))
+            orders.append(Say("not_agreed", {"version": ballot.version, "reason": self.reason}))
         return orders
 
     def elector_answered(self, answer: ElectorAnswered, version: int, now: float) -> list[Order]:
         """One elector's word on our term and this version."""
-        if self.stage != "electing" or self.ballot is None or version != self.version:
+        if self.stage != "electing" or self.ballot is None or version != self.ballot.version:
             return []
         self.ballot.heard(answer)
         return self._count(self.ballot, now)
@@ -397,15 +405,21 @@ class Root:
             return []
         if verdict == "lost":
             return self.superseded(f"has another root by now: {self.reason}")
-        self.ballot, self._floor = None, max(self._floor, ballot.version)
-        if ballot.version > self.version:
-            # A root before us has gone further than the record that was found.
-            self.stage, self._deadline = "locating", now
-            return [Say("not_the_newest", {"version": self.version, "committed": ballot.version})]
+        self.ballot, self._deadline = None, None
+        if ballot.version == 0:
+            return self._term_promised(ballot.newest, now)
+        fact = "goes_on" if 0 < self._base[1] == self.version - 1 else "committed"
         self._electors = electors_of(self.on_record, self.tree, self.plan.electors_max)
-        fact = "goes_on" if self._found else "committed"
-        self._found = False
         return [Say(fact, {"round": self.next_round, "version": self.version, "by": self.reason}), *self._open_next(now)]
+
+    def _term_promised(self, newest: tuple[int, int], now: float) -> list[Order]:
+        """No earlier root can commit any more. Go on from what was found, unless one had gone further before that."""
+        self._floor = max(self._floor, newest)
+        if self._base < self._floor:
+            self.stage, self._deadline = "locating", now
+            return [Say("not_the_newest", {"version": self.version, "committed": self._floor[1]})]
+        self._promised = True
+        return self._commit(now)
 
     def superseded(self, reason: str) -> list[Order]:
         """Another manager roots this tree now: nothing more is decided here."""

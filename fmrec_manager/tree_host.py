@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmrec_manager.ledger import Ledger, ledger_of
-from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, CommitAgain, LocateOwn, Order, Recover, Say, StepDown
-from fmrec_manager.report import Facts, tree_document
+from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, LocateOwn, Order, Recover, Say, StepDown
+from fmrec_manager.report import Facts, digest_of, tree_document
 from fmrec_manager.root import Plan, Resumed, Root
 from fmrec_manager.round import Terms
 from fmrec_manager.settings import ManagerSettings, TreeSettings, noticed_s
@@ -101,6 +101,8 @@ class TreeHost:
         self._aggregator: Aggregator | None = None
         self.theta: dict[str, Array] = {}
         self.theta_record: RecordSummary | None = None
+        self.theta_digest = b""
+        """Of theta in the newest version."""
         self._knowledge: dict[bytes, Knowledge] = {}
         """Contributions of the round under way, and what dead members have left, by digest."""
         self._timer: asyncio.TimerHandle | None = None
@@ -255,7 +257,7 @@ class TreeHost:
             self._fail(UserError(f"{problem}. Set tree.{self.name} as it was, or name another tree and state directory"))
             return None
         self.theta, self.theta_record = theta, record
-        return ledger.resumed(record.version, record.round)
+        return ledger.resumed(record.version, record.incarnation, record.round)
 
     # --- orders -------------------------------------------------------------------------------------------------------
 
@@ -264,7 +266,7 @@ class TreeHost:
             match order:
                 case Announce(phase, number, asked):
                     settings = self.settings
-                    body = RoundOpen(phase, number, settings.seed, settings.recovery, self.me, self.theta_record, asked)
+                    body = RoundOpen(phase, number, settings.seed, settings.recovery, self.me, self.theta_record, asked, self.theta_digest)
                     self.driver.dispatch(SendMulticast(self.tree, body))
                     if phase == "done":
                         self.ended = self._loop.time()
@@ -276,8 +278,6 @@ class TreeHost:
                     self._spawn(self._aggregate(order))
                 case Commit(version, number):
                     self._spawn(self._commit(version, number))
-                case CommitAgain(version):
-                    self._bring(version)
                 case Ask(version, electors):
                     self.driver.dispatch(AskElectors(version, self.tree, self.me.incarnation, version, electors))
                 case StepDown(reason):
@@ -326,14 +326,9 @@ class TreeHost:
             state=ledger.model_dump_json().encode(), tensors=tensors,
         )  # fmt: skip
         record, data = await asyncio.to_thread(seal, knowledge)
+        self.theta_digest = await asyncio.to_thread(digest_of, self.theta)
         self.theta_record = record
         self.store.put(record, data)
-        self._bring(version)
-
-    def _bring(self, version: int) -> None:
-        """The tree's record, this version, to the leaf set."""
-        assert self.theta_record is not None
-        record = self.theta_record
         self._obey(self.root.sealed(version, self.parameters.transfer_timeout_s(record.record_bytes), self._loop.time()))
         self.driver.dispatch(Replicate(record))
 
@@ -357,7 +352,7 @@ class TreeHost:
         digest = tree.digest() if tree is not None else SubtreeDigest()
         progress = {branch.peer.id: branch.progress for branch in tree.children.values()} if tree is not None else {}
         now = self._loop.time()
-        return tree_document(Facts(self.root, self.settings, self.theta, digest, progress, now, self.ended, self.unix_offset))
+        return tree_document(Facts(self.root, self.settings, self.theta_digest, digest, progress, now, self.ended, self.unix_offset))
 
 
 def _unfit(knowledge: Knowledge) -> str | None:

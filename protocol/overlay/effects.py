@@ -154,7 +154,7 @@ class RootAnswered:
 class ElectorAnswered:
     """One elector's word on a term. gone: its host refuses, its process is over, and with it its promises.
 
-    promised: the latest term that it has promised; version: the newest that it was asked about before.
+    promised: the latest term that it has promised; version, written: the newest that it agreed to before, and the term of its writer.
     """
 
     request: int
@@ -162,6 +162,7 @@ class ElectorAnswered:
     answer: Literal["granted", "refused", "gone"]
     promised: int = 0
     version: int = 0
+    written: int = 0
     reason: str = ""
 
 

@@ -4,8 +4,9 @@ A manager that hung and wakes, or that is cut off, does not know that another ha
 commit. This is the part of those who are asked, the electors, and of whoever asks.
 
 1. A term is one life of a tree's root: the incarnation of the node whose id is the treeId. Later terms win.
-2. An elector promises the term of a root that asks, unless it has promised a later one; a promise is never taken back. It remembers
-   the newest version that it was asked about, and says so to the next one: a later root may not go on from an older one (as in Paxos).
+2. An elector promises the term of a root that asks, unless it has promised a later one; a promise is never taken back. It agrees to
+   a version that this root has written, and tells the next root of it: with its term, for two roots may have written versions of one
+   number. The later root goes on from the version of the latest term, or from one after it (this is Paxos, with Raft's order of logs).
 3. What comes from an earlier life than one that is promised, or was heard, is refused: orders for a tree, and records of its own that it
    brings to be kept.
 4. Sounding. A standby asks first what would be said to its term. Who hears the root says no: a root that lives is not to be
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from protocol.errors import RemoteProtocolError
 from protocol.identifiers import NodeId, Peer, TreeId
@@ -34,10 +36,11 @@ QUESTIONS_MAX = 64
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """The latest term that was promised in one tree, and the newest version that it was asked about with."""
+    """The latest term that was promised in one tree, and the version that was agreed to last, with the term that it was written in."""
 
     term: int = 0
     version: int = 0
+    written: int = 0
 
 
 NONE = Promise()
@@ -81,11 +84,11 @@ class Terms:
             raise RemoteProtocolError(f"{sender.id.short} asks for a term of tree {message.tree.short}, which it does not root")
         before = self._promises.get(message.tree, NONE)
         reason = self._objection(message, before, now)
+        after = before
         if not reason and not message.sounding:
-            version = max(before.version, message.version)
-            self._promises[message.tree] = Promise(message.term, version)
-        latest = self._promises.get(message.tree, NONE)
-        return [Send(sender, TermReply(message.request, not reason, latest.term, before.version, reason))]
+            agreed = (message.version, message.term) if message.version else (before.version, before.written)
+            after = self._promises[message.tree] = Promise(message.term, *agreed)
+        return [Send(sender, TermReply(message.request, not reason, after.term, before.version, before.written, reason))]
 
     def _objection(self, message: TermRequest, before: Promise, now: float) -> str:
         """Why not; empty for yes."""
@@ -114,10 +117,8 @@ class Terms:
         question = self._questions.get(reply.request)
         if question is None or question.waiting.pop(sender.id, None) is None:
             return []
-        answer = ElectorAnswered(
-            reply.request, sender.id, "granted" if reply.granted else "refused", reply.promised, reply.version, reply.reason
-        )
-        return [answer]
+        word: Literal["granted", "refused"] = "granted" if reply.granted else "refused"
+        return [ElectorAnswered(reply.request, sender.id, word, reply.promised, reply.version, reply.written, reply.reason)]
 
     def lost(self, peer: Peer) -> list[Effect]:
         """A connection broke, or none could be made: where this is an elector that we wait for, one fresh dial tells which (rule 5)."""

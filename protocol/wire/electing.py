@@ -27,8 +27,9 @@ class RootReply:
 
 @dataclass(frozen=True, slots=True)
 class TermRequest:
-    """A root to an elector: may my term go on, with this version as the newest that is committed?
+    """A root to an elector: may my term go on, and this version of the tree's record, which I have written, be committed?
 
+    version 0: promise my term, and say which version is the newest; before anything is written in it.
     sounding: a standby asks what would be answered to a root of this term; nothing is promised.
     """
 
@@ -41,10 +42,13 @@ class TermRequest:
 
 @dataclass(frozen=True, slots=True)
 class TermReply:
-    """promised: the latest term promised here. version: the newest that a root has asked about here before: it is committed, or nearly."""
+    """promised: the latest term promised here. version, written: the newest that was agreed to here before this, and the term of its
+    writer; it is committed, or may be.
+    """
 
     request: int
     granted: bool
     promised: int
     version: int
+    written: int
     reason: str = ""

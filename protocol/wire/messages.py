@@ -245,7 +245,8 @@ class RoundOpen:
     """The manager's order to the members: work on `phase` of `round` from this theta.
 
     theta: the record of the tree's root; fetched from the parent in the tree, or from `holder`. None in phase `init`, in which
-    the agent `asked` makes theta_0 from the seed.
+    the agent `asked` makes theta_0 from the seed. theta_digest: of its tensors, whatever record they are in: a root that takes the place
+    of another seals the same theta anew, and work that was begun from it goes on.
     """
 
     phase: Phase
@@ -255,6 +256,7 @@ class RoundOpen:
     holder: Peer
     theta: RecordSummary | None = None
     asked: NodeId | None = None
+    theta_digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,12 +203,24 @@ async def test_a_round_that_is_announced_anew_from_another_theta_is_done_anew(ri
     a.worker.ordered(manager.order("train", 0), manager.me)
     await until(lambda: manager.brought)
     other = manager.theta(0, version=2, incarnation=2)
-    a.worker.ordered(RoundOpen("train", 0, 1, "exact", manager.me, other), manager.me)
+    a.worker.ordered(RoundOpen("train", 0, 1, "exact", manager.me, other, None, b"another"), manager.me)
     await until(lambda: len(manager.brought) == 2)
     assert a.learner.jobs == [Job("train", 0, 1)] * 2
     np.testing.assert_array_equal(a.learner.theta["w"], np.full(3, 1.0))
     first, second = (inside.tensors["contribution"]["w"] for _, inside in manager.brought)
     assert first.tobytes() != second.tobytes()
+
+
+async def test_the_same_theta_in_another_record_is_the_same_round(ring: Ring) -> None:
+    """A manager that takes the place of another seals the theta that it has found anew."""
+    manager = await ring.manager()
+    a = await ring.agent("a")
+    order = manager.order("train", 0)
+    a.worker.ordered(order, manager.me)
+    await until(lambda: manager.brought)
+    a.worker.ordered(replace(order, theta=manager.theta(0, version=2)), manager.me)
+    await until(lambda: len(manager.brought) == 2)
+    assert a.learner.jobs == [Job("train", 0, 1)]
 
 
 async def test_what_is_restored_for_another_theta_is_not_gone_on_with(ring: Ring) -> None:
@@ -223,7 +235,7 @@ async def test_what_is_restored_for_another_theta_is_not_gone_on_with(ring: Ring
     gate.open.set()
     heir = await restored(ring)
     other = manager.theta(0, version=2, incarnation=2)
-    heir.worker.ordered(RoundOpen("train", 0, 1, "exact", manager.me, other), manager.me)
+    heir.worker.ordered(RoundOpen("train", 0, 1, "exact", manager.me, other, None, b"another"), manager.me)
     await until(lambda: manager.brought)
     assert (heir.learner.jobs, heir.learner.steps) == ([Job("train", 0, 1)], 10)
 

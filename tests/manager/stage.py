@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
-from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, CommitAgain, Order, Recover, Say
+from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, Order, Recover, Say
 from fmrec_manager.root import Plan, Resumed, Root
 from fmrec_manager.round import Terms
 from protocol.identifiers import NodeId, Peer, agent_id, tree_id
@@ -49,7 +49,7 @@ def record(name: str, number: int, version: int = 1, *, complete: bool = True) -
 
 def resumed(number: int, *names: str, version: int = 4) -> Resumed:
     """What the record of an earlier life of the manager says."""
-    return Resumed(version, number, (0.9,) * number, tuple(info(name) for name in names))
+    return Resumed(version, 1, number, (0.9,) * number, tuple(info(name) for name in names))
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Stage:
                 assert order.round == self.root.next_round
         self.orders += given
         for order in given:
-            if isinstance(order, Commit | CommitAgain):
+            if isinstance(order, Commit):
                 given += self.took(self.root.sealed(order.version, TRANSFER_S, self.now))
             elif isinstance(order, Ask):
                 for elector in order.electors:

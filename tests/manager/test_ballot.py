@@ -15,7 +15,7 @@ NAMES = ("a", "b", "c", "d", "e")
 
 
 def ballot(count: int) -> Ballot:
-    return Ballot({info(name).peer.id: info(name).peer for name in NAMES[:count]})
+    return Ballot(1, {info(name).peer.id: info(name).peer for name in NAMES[:count]})
 
 
 def told(count: int, *answers: str) -> Ballot:
@@ -83,7 +83,7 @@ def test_whom_to_ask_again() -> None:
 
 def test_the_newest_version_is_told_by_who_grants() -> None:
     asked = ballot(3)
-    asked.heard(ElectorAnswered(1, named("a"), "granted", version=4))
-    asked.heard(ElectorAnswered(1, named("b"), "granted", version=6))
-    asked.heard(ElectorAnswered(1, named("x"), "granted", version=99))
-    assert (asked.version, asked.judge()) == (6, ("carried", "2 of 3 electors agree"))
+    asked.heard(ElectorAnswered(1, named("a"), "granted", version=7, written=1))
+    asked.heard(ElectorAnswered(1, named("b"), "granted", version=6, written=2))
+    asked.heard(ElectorAnswered(1, named("x"), "granted", version=99, written=9))
+    assert (asked.newest, asked.judge()) == ((2, 6), ("carried", "2 of 3 electors agree")), "of two, that of the later term"

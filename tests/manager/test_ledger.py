@@ -34,8 +34,8 @@ def test_what_is_written_is_what_is_read() -> None:
     text = ledger_of(7, root()).model_dump_json()
     ledger = Ledger.read(text.encode())
     assert ledger.seed == 7
-    resumed = ledger.resumed(version=4, round_number=3)
-    assert (resumed.version, resumed.round) == (4, 3)
+    resumed = ledger.resumed(version=4, term=9, round_number=3)
+    assert (resumed.version, resumed.term, resumed.round) == (4, 9, 3)
     assert resumed.losses == (0.1 + 0.2, 1e-300), "bit for bit"
     assert resumed.results == {"b": {"rmse_pp": 7.25}}
     assert {member.name: member for member in resumed.members} == {"a": info("a"), "b": info("b", "target")}

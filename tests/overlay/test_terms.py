@@ -43,20 +43,21 @@ class Elector:
 
 def test_rule_2_a_promise_is_kept_against_earlier_terms_and_gives_way_to_later_ones() -> None:
     elector = Elector()
-    assert elector.asked(3) == TermReply(5, True, 3, 0)
-    assert elector.asked(2) == TermReply(5, False, 3, 1, "term 3 is promised")
+    assert elector.asked(3) == TermReply(5, True, 3, 0, 0)
+    assert elector.asked(2) == TermReply(5, False, 3, 1, 3, "term 3 is promised")
     assert elector.asked(3, 2).granted, "the root itself asks for each version"
     assert elector.asked(4, 2).granted
     assert not elector.asked(3, 3).granted
     assert elector.terms.promised(TREE) == 4
 
 
-def test_rule_2_a_later_root_hears_of_the_newest_version_that_was_asked_about() -> None:
+def test_rule_2_a_later_root_hears_of_the_newest_version_that_was_agreed_to() -> None:
     elector = Elector()
-    assert elector.asked(1, 7).version == 0
-    assert elector.asked(2, 5).version == 7, "it has found version 5, and may not go on from it"
-    assert elector.asked(3, 8).version == 7
-    assert elector.asked(2, 9).version == 8, "said also to who is refused"
+    assert elector.asked(1, 7) == TermReply(5, True, 1, 0, 0)
+    assert elector.asked(2, 0) == TermReply(5, True, 2, 7, 1), "it has found version 5, say, and may not go on from it"
+    assert elector.asked(3, 0) == TermReply(5, True, 3, 7, 1), "the one before has promised only, and written nothing"
+    assert elector.asked(3, 7) == TermReply(5, True, 3, 7, 1)
+    assert elector.asked(2, 9) == TermReply(5, False, 3, 7, 3, "term 3 is promised"), "that of the later term, of the same number"
 
 
 def test_rule_2_a_root_asks_for_its_own_term_alone() -> None:
@@ -88,9 +89,9 @@ def test_rule_4_who_hears_the_root_says_no_to_a_standby_and_promises_nothing_in_
     elector = Elector()
     elector.lives[TREE] = root(3)
     elector.heard.add(TREE)
-    assert elector.asked(4, by=A, sounding=True) == TermReply(5, False, 0, 0, "the root at root:7003 is heard")
+    assert elector.asked(4, by=A, sounding=True) == TermReply(5, False, 0, 0, 0, "the root at root:7003 is heard")
     elector.heard.clear()
-    assert elector.asked(4, by=A, sounding=True) == TermReply(5, True, 0, 0)
+    assert elector.asked(4, by=A, sounding=True) == TermReply(5, True, 0, 0, 0)
     assert elector.terms.promised(TREE) == 0
     assert elector.asked(3).granted, "the root that all thought dead"
 
@@ -120,17 +121,17 @@ def test_rule_5_each_answer_comes_back_once() -> None:
     node, effects = asking()
     question = TermRequest(3, TREE, 1, 3)
     assert sent(effects, TermRequest) == [(A, question), (B, question)]
-    answers = node.handle(ev.MessageReceived(A, TermReply(3, True, 1, 2)), 1.1)
-    assert of(fx.ElectorAnswered, answers) == [fx.ElectorAnswered(3, A.id, "granted", 1, 2)]
-    assert node.handle(ev.MessageReceived(A, TermReply(3, True, 1, 2)), 1.1) == []
-    refused = node.handle(ev.MessageReceived(B, TermReply(3, False, 2, 3, "term 2 is promised")), 1.2)
-    assert of(fx.ElectorAnswered, refused) == [fx.ElectorAnswered(3, B.id, "refused", 2, 3, "term 2 is promised")]
+    answers = node.handle(ev.MessageReceived(A, TermReply(3, True, 1, 2, 1)), 1.1)
+    assert of(fx.ElectorAnswered, answers) == [fx.ElectorAnswered(3, A.id, "granted", 1, 2, 1)]
+    assert node.handle(ev.MessageReceived(A, TermReply(3, True, 1, 2, 1)), 1.1) == []
+    refused = node.handle(ev.MessageReceived(B, TermReply(3, False, 2, 3, 2, "term 2 is promised")), 1.2)
+    assert of(fx.ElectorAnswered, refused) == [fx.ElectorAnswered(3, B.id, "refused", 2, 3, 2, "term 2 is promised")]
 
 
 def test_rule_5_an_answer_to_nothing_and_from_nobody_asked_is_nothing() -> None:
     node, _ = asking()
-    assert not of(fx.ElectorAnswered, node.handle(ev.MessageReceived(A, TermReply(9, True, 1, 2)), 1.1))
-    assert not of(fx.ElectorAnswered, node.handle(ev.MessageReceived(peer(0x33), TermReply(3, True, 1, 2)), 1.1))
+    assert not of(fx.ElectorAnswered, node.handle(ev.MessageReceived(A, TermReply(9, True, 1, 2, 1)), 1.1))
+    assert not of(fx.ElectorAnswered, node.handle(ev.MessageReceived(peer(0x33), TermReply(3, True, 1, 2, 1)), 1.1))
 
 
 def test_rule_5_who_refuses_a_fresh_dial_is_gone_and_who_is_silent_is_not() -> None:
@@ -149,7 +150,7 @@ def test_rule_5_the_next_life_of_an_elector_is_asked_in_its_place() -> None:
     again = replace(A, incarnation=A.incarnation + 1)
     effects = node.handle(ev.DialEnded(A, again), 1.2)
     assert (again, TermRequest(3, TREE, 1, 3)) in sent(effects, TermRequest)
-    answers = node.handle(ev.MessageReceived(again, TermReply(3, True, 1, 0)), 1.3)
+    answers = node.handle(ev.MessageReceived(again, TermReply(3, True, 1, 0, 0)), 1.3)
     assert [e.answer for e in of(fx.ElectorAnswered, answers)] == ["granted"]
 
 
@@ -158,8 +159,8 @@ def test_old_questions_are_forgotten() -> None:
     for number in range(QUESTIONS_MAX + 5):
         terms.ask(number, TermRequest(number, TREE, 1, number), (A,))
         terms.check_invariants()
-    assert terms.replied(A, TermReply(0, True, 1, 0)) == []
-    assert terms.replied(A, TermReply(QUESTIONS_MAX, True, 1, 0))
+    assert terms.replied(A, TermReply(0, True, 1, 0, 0)) == []
+    assert terms.replied(A, TermReply(QUESTIONS_MAX, True, 1, 0, 0))
 
 
 # --- who roots the tree ---------------------------------------------------------------------------------------------------
