@@ -435,7 +435,7 @@ class Root:
         orders: list[Order] = [Say("agent_lost", {"agent": loss.agent, "cause": loss.cause, "reason": loss.reason})]
         if self.work is not None:
             self.work.tried.discard(loss.agent)
-        if self.plan.terms.mode == "drop" or self.stage in ("locating", "waiting", "init", "done"):
+        if self.plan.terms.mode == "drop" or self.stage in ("locating", "waiting", "init", "done", "superseded"):
             return orders
         return orders + self._recover(loss, now)
 

@@ -84,10 +84,10 @@ class Stage:
                     given += self.elector(elector.id, "granted", order.version)
         return given
 
-    def elector(self, who: NodeId, answer: Any, version: int, **facts: Any) -> list[Order]:
-        """One elector's word on this version."""
-        self.votes[version][who] = answer
-        return self.took(self.root.elector_answered(ElectorAnswered(version, who, answer, **facts), version, self.now))
+    def elector(self, who: NodeId, answer: Any, question: int, **facts: Any) -> list[Order]:
+        """One elector's word on the version that was put to it; facts: what else it says."""
+        self.votes[question][who] = answer
+        return self.took(self.root.elector_answered(ElectorAnswered(question, who, answer, **facts), question, self.now))
 
     def agreed(self, version: int) -> bool:
         """Have more than half of those asked, who live, said yes?"""
