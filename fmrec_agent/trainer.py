@@ -20,7 +20,9 @@ from protocol.wire.codec import pack, unpack
 from protocol.wire.messages import Phase
 
 STATE_BYTES_MAX = 1 << 30
-TRAINING_NICENESS = 10
+TRAINING_NICER = 10
+"""Than the process itself, which may have been started with a niceness of its own."""
+NICENESS_MAX = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ def opened_state(state: bytes) -> tuple[int, int, bytes, bytes]:
 
 def _yield_to_heartbeats() -> None:
     """On Linux niceness is a thread's own: training gives way to every event loop on the machine."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), TRAINING_NICENESS)
+    niceness = min(NICENESS_MAX, os.getpriority(os.PRIO_PROCESS, 0) + TRAINING_NICER)
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 class Trainer:
