@@ -31,7 +31,11 @@ from protocol.parameters import OverlayParameters
 from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest
 
 QUESTIONS_MAX = 64
-"""Questions of ours to electors that are kept; an older one is forgotten."""
+"""Questions of ours, to electors and to the ring, that are kept; an older one is forgotten."""
+REASON_MAX = 500
+"""Characters of a reason that is passed on; what a peer says may be longer."""
+NUMBER_MAX = 1 << 62
+"""No honest term or version is larger, and one more than it still fits the wire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,8 @@ class Terms:
         self._hears = hears
         self._promises: dict[TreeId, Promise] = {}
         self._questions: dict[int, Question] = {}
+        self._root_asked: dict[int, TreeId] = {}
+        """Which tree's root each question to the ring was about."""
 
     # --- as an elector ------------------------------------------------------------------------------------------------
 
@@ -79,7 +85,8 @@ class Terms:
         return self.promised(owner.id) > owner.incarnation or (live is not None and live.incarnation > owner.incarnation)
 
     def term_requested(self, sender: Peer, message: TermRequest, now: float) -> list[Effect]:
-        """Rules 2 and 4. RemoteProtocolError where a root asks for another term than its own."""
+        """Rules 2 and 4. RemoteProtocolError where a root asks for another term than its own, or for what cannot be."""
+        _check(message.term, message.version)
         if not message.sounding and (sender.id, sender.incarnation) != (message.tree, message.term):
             raise RemoteProtocolError(f"{sender.id.short} asks for a term of tree {message.tree.short}, which it does not root")
         before = self._promises.get(message.tree, NONE)
@@ -114,11 +121,15 @@ class Terms:
         return [Send(peer, message) for peer in electors]
 
     def replied(self, sender: Peer, reply: TermReply) -> list[Effect]:
+        """RemoteProtocolError where an elector agrees, and says that it has agreed to a later term before."""
+        _check(reply.promised, reply.version, reply.written)
         question = self._questions.get(reply.request)
         if question is None or question.waiting.pop(sender.id, None) is None:
             return []
+        if reply.granted and reply.written > question.message.term:
+            raise RemoteProtocolError(f"{sender.id.short} agrees to term {question.message.term} after term {reply.written}")
         word: Literal["granted", "refused"] = "granted" if reply.granted else "refused"
-        return [ElectorAnswered(reply.request, sender.id, word, reply.promised, reply.version, reply.written, reply.reason)]
+        return [ElectorAnswered(reply.request, sender.id, word, reply.promised, reply.version, reply.written, reply.reason[:REASON_MAX])]
 
     def lost(self, peer: Peer) -> list[Effect]:
         """A connection broke, or none could be made: where this is an elector that we wait for, one fresh dial tells which (rule 5)."""
@@ -141,6 +152,11 @@ class Terms:
     # --- who roots the tree -------------------------------------------------------------------------------------------
 
     def ask_root(self, request: int, tree: TreeId) -> list[Effect]:
+        """Put the question to the ring."""
+        self._root_asked.pop(request, None)
+        self._root_asked[request] = tree
+        if len(self._root_asked) > QUESTIONS_MAX:
+            del self._root_asked[next(iter(self._root_asked))]
         return [RouteBody(tree, RootQuery(request, tree, self._me))]
 
     def root_query_delivered(self, query: RootQuery) -> list[Effect]:
@@ -150,8 +166,22 @@ class Terms:
         return [Send(query.asker, RootReply(query.request, rooted, term))]
 
     def root_replied(self, sender: Peer, reply: RootReply) -> list[Effect]:
+        """RemoteProtocolError where another than the root says that it is the root."""
+        _check(reply.term)
+        tree = self._root_asked.get(reply.request)
+        if tree is None:
+            return []
+        if reply.rooted != (sender.id == tree):
+            raise RemoteProtocolError(f"{sender.id.short} says that it {'roots' if reply.rooted else 'does not root'} tree {tree.short}")
+        del self._root_asked[reply.request]
         return [RootAnswered(reply.request, sender, reply.rooted, reply.term)]
 
     def check_invariants(self) -> None:
-        assert len(self._questions) <= QUESTIONS_MAX, "questions without end"
+        assert max(len(self._questions), len(self._root_asked)) <= QUESTIONS_MAX, "questions without end"
         assert all(promise.term > 0 for promise in self._promises.values()), "a promise of no term"
+
+
+def _check(*numbers: int) -> None:
+    """RemoteProtocolError where one of these is no term or version."""
+    if not all(0 <= number < NUMBER_MAX for number in numbers):
+        raise RemoteProtocolError(f"a term or a version that cannot be: {numbers}")

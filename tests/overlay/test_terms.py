@@ -12,7 +12,7 @@ from protocol.identifiers import NodeId, Peer
 from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
 from protocol.overlay.node import OverlayNode
-from protocol.overlay.terms import QUESTIONS_MAX, Terms
+from protocol.overlay.terms import QUESTIONS_MAX, REASON_MAX, Terms
 from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest
 from protocol.wire.messages import LeafProbe, LeafProbeReply, Multicast, RoundOpen, Route
 from tests.overlay.scene import ME, P, facts, member, node_id, of, peer, sent
@@ -191,3 +191,40 @@ def test_rule_3_orders_of_a_root_whose_successor_is_promised_are_refused() -> No
     effects = node.handle(ev.MessageReceived(A, order), 0.3)
     assert "order_refused" in facts(effects)
     assert not of(fx.MulticastReceived, effects)
+
+
+# --- what peers may not say (P7) ---------------------------------------------------------------------------------------------
+
+
+def test_nobody_but_the_root_says_that_it_is_the_root_and_only_when_asked() -> None:
+    node, _ = asking()
+    assert not of(fx.RootAnswered, node.handle(ev.MessageReceived(A, RootReply(7, True, 1)), 1.0)), "nobody was asked"
+    node = OverlayNode(ME, P, Random(1))
+    node.handle(ev.Started(), 0.0)
+    for lie, by in ((RootReply(4, True, 1), A), (RootReply(4, False, 1), root(1))):
+        node.terms.ask_root(4, TREE)
+        with pytest.raises(RemoteProtocolError, match="tree 10"):
+            node.handle(ev.MessageReceived(by, lie), 1.0)
+    assert of(fx.RootAnswered, node.handle(ev.MessageReceived(root(1), RootReply(4, True, 1)), 1.0))
+    assert not of(fx.RootAnswered, node.handle(ev.MessageReceived(root(1), RootReply(4, True, 1)), 1.0)), "once"
+
+
+@pytest.mark.parametrize("lie", [TermReply(3, True, 1, 2, 9), TermReply(3, True, 1, 1 << 62, 1), TermReply(3, False, -1, 0, 0)])
+def test_an_elector_does_not_say_what_cannot_be(lie: TermReply) -> None:
+    """That it has agreed to a later term than the one that it agrees to now; or numbers that nobody can count on from."""
+    node, _ = asking()
+    with pytest.raises(RemoteProtocolError):
+        node.handle(ev.MessageReceived(A, lie), 1.1)
+
+
+def test_a_root_of_no_possible_term_is_not_promised() -> None:
+    elector = Elector()
+    with pytest.raises(RemoteProtocolError, match="cannot be"):
+        elector.asked(1 << 62, by=root(1 << 62))
+    assert elector.terms.promised(TREE) == 0
+
+
+def test_a_reason_without_end_is_cut() -> None:
+    node, _ = asking()
+    (answer,) = of(fx.ElectorAnswered, node.handle(ev.MessageReceived(A, TermReply(3, False, 2, 3, 2, "x" * 9999)), 1.1))
+    assert len(answer.reason) == REASON_MAX
