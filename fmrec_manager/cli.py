@@ -124,7 +124,8 @@ def _documents(at: str, cluster: str, watch: bool) -> Iterator[dict[str, object]
 @at_option
 @cluster_option
 def stop(at: str, cluster: str) -> int:
-    """Stop the manager; its agents keep theta and the round state, and a new start goes on from there."""
+    """Stop the manager; its agents keep theta and the round state, and a new start goes on from there. A standby would take over: stop it
+    first to end a run."""
     import asyncio
 
     from protocol.aio.settings import address_argument
