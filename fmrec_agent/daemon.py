@@ -173,7 +173,7 @@ class AgentDaemon:
             case Activated():
                 self._active.set()
             case MulticastReceived():
-                self.worker.ordered(effect.body, effect.parent)
+                self.worker.ordered(effect.body, effect.parent, effect.gap)
             case Durable():
                 self.dispatcher.on_durable(effect)
             case RetrievalEnded():
@@ -261,6 +261,7 @@ class AgentDaemon:
             "replicas_on": [str(holder) for holder in self.node.replication.holders((self.me.id, self.tree))],
             "resumed_from": self._resumed,
             "records_held": len(self.store),
+            "order_gaps": self.worker.gaps,
             "in_ring": self.node.pastry.active,
             "neighbours": len(self.node.pastry.leaf_set),
             "parent": str(tree.parent) if tree is not None and tree.parent is not None else None,

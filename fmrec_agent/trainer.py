@@ -3,11 +3,17 @@
 The learner is built in that thread too: torch keeps its number of threads by thread, and more than one each ruins twelve agents on
 two cores. Between iterations the thread looks whether it has been told to stop, and takes a snapshot where one is due. The snapshot
 is the only pause that checkpointing costs training; its length is kept in `pause_s`.
+
+A killed process is noticed when its sockets close, and these close when the last thread that shares them has died. Training gives way
+to all others, so on a busy machine its thread is the last to get a turn, to die as well. So this thread has a table of file descriptors
+of its own, with those alone that were there before it: what wakes the event loop, and no socket to a peer. What it opens, it must close
+itself: its number is none, or another's, to the other threads.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import threading
 import time
@@ -20,15 +26,23 @@ from protocol.wire.codec import pack, unpack
 from protocol.wire.messages import Phase
 
 STATE_BYTES_MAX = 1 << 30
-TRAINING_NICENESS = 10
+TRAINING_NICER = 10
+"""Than the process itself, which may have been started with a niceness of its own."""
+NICENESS_MAX = 19
+CLONE_FILES = 0x400
+"""Of <sched.h>."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that the next iteration reads. done, total: iterations of the job; iteration: over the agent's whole life."""
+    """All that the next iteration reads. done, total: iterations of the job; iteration: over the agent's whole life.
+
+    theta: the digest of what the job began from: a round that is announced anew from another theta is other work.
+    """
 
     phase: Phase
     round: int
+    theta: bytes
     done: int
     total: int
     iteration: int
@@ -38,18 +52,22 @@ class Snapshot:
 
     def sealed_state(self) -> bytes:
         """What a record keeps beside the tensors."""
-        return pack({"done": self.done, "total": self.total, "extra": self.extra})
+        return pack({"done": self.done, "total": self.total, "theta": self.theta, "extra": self.extra})
 
 
-def opened_state(state: bytes) -> tuple[int, int, bytes]:
-    """(done, total, the learner's own bytes) out of a record's state."""
+def opened_state(state: bytes) -> tuple[int, int, bytes, bytes]:
+    """(done, total, theta's digest, the learner's own bytes) out of a record's state."""
     fields = unpack(state, STATE_BYTES_MAX)
-    return int(fields["done"]), int(fields["total"]), bytes(fields["extra"])
+    return int(fields["done"]), int(fields["total"]), bytes(fields.get("theta", b"")), bytes(fields["extra"])
 
 
-def _yield_to_heartbeats() -> None:
-    """On Linux niceness is a thread's own: training gives way to every event loop on the machine."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), TRAINING_NICENESS)
+def _begin_thread() -> None:
+    """On Linux a thread may have descriptors of its own. So has it niceness: training gives way to every event loop on the machine."""
+    unshare = getattr(ctypes.CDLL(None), "unshare", None)
+    if unshare is not None:
+        unshare(CLONE_FILES)  # where it is not allowed, a death is noticed a little later
+    niceness = min(NICENESS_MAX, os.getpriority(os.PRIO_PROCESS, 0) + TRAINING_NICER)
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 class Trainer:
@@ -58,10 +76,12 @@ class Trainer:
     def __init__(self, checkpoint_every: int) -> None:
         self._learner: Learner | None = None
         self._checkpoint_every = checkpoint_every
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer", initializer=_yield_to_heartbeats)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer", initializer=_begin_thread)
         self._stop = threading.Event()
         self.phase: Phase | None = None
         self.round = -1
+        self.theta = b""
+        """The digest of what the job began from."""
         self.done = 0
         self.total = 0
         self.iteration = 0
@@ -78,9 +98,9 @@ class Trainer:
         """Build the learner, in the thread that will drive it. What the factory raises is raised here."""
         self._learner = await asyncio.get_running_loop().run_in_executor(self._thread, factory)
 
-    def holds(self, phase: Phase, round_number: int) -> bool:
-        """Is this job begun or restored, and not at its end?"""
-        return (self.phase, self.round) == (phase, round_number) and self.done < self.total
+    def holds(self, phase: Phase, round_number: int, theta: bytes) -> bool:
+        """Is this job, from the theta of this digest, begun or restored, and not at its end?"""
+        return (self.phase, self.round, self.theta) == (phase, round_number, theta) and self.done < self.total
 
     async def initial_parameters(self, seed: int) -> Tensors:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self.learner.initial_parameters, seed)
@@ -88,13 +108,14 @@ class Trainer:
     async def restore(self, snapshot: Snapshot) -> None:
         """Become what the snapshot says."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self.learner.restore, snapshot.tensors, snapshot.extra)
-        self.phase, self.round, self.done, self.total = snapshot.phase, snapshot.round, snapshot.done, snapshot.total
+        self.phase, self.round, self.theta = snapshot.phase, snapshot.round, snapshot.theta
+        self.done, self.total = snapshot.done, snapshot.total
         self.iteration, self.loss = snapshot.iteration, snapshot.loss
 
     async def run(
-        self, job: Job, theta: Tensors | None, on_snapshot: Callable[[Snapshot], None] | None
+        self, job: Job, theta: Tensors | None, digest: bytes, on_snapshot: Callable[[Snapshot], None] | None
     ) -> tuple[Contribution, Snapshot] | None:
-        """Do `job` from theta, or go on with it where theta is None; None where it was stopped.
+        """Do `job` from theta, which has this digest, or go on with it where theta is None; None where it was stopped.
 
         `on_snapshot` is called on the event loop, every `checkpoint_every` iterations but the last.
         """
@@ -105,12 +126,14 @@ class Trainer:
             if on_snapshot is not None:
                 loop.call_soon_threadsafe(on_snapshot, snapshot)
 
-        return await loop.run_in_executor(self._thread, self._work, job, theta, tell)
+        return await loop.run_in_executor(self._thread, self._work, job, theta, digest, tell)
 
-    def _work(self, job: Job, theta: Tensors | None, tell: Callable[[Snapshot], None]) -> tuple[Contribution, Snapshot] | None:
+    def _work(
+        self, job: Job, theta: Tensors | None, digest: bytes, tell: Callable[[Snapshot], None]
+    ) -> tuple[Contribution, Snapshot] | None:
         if theta is not None:
             self.total = self.learner.begin(job, theta)
-            self.phase, self.round, self.done = job.kind, job.round, 0
+            self.phase, self.round, self.theta, self.done = job.kind, job.round, digest, 0
         while self.done < self.total:
             if self._stop.is_set():
                 return None
@@ -126,7 +149,7 @@ class Trainer:
         tensors, extra = self.learner.state()
         self.pause_s = time.perf_counter() - began
         assert self.phase is not None
-        return Snapshot(self.phase, self.round, self.done, self.total, self.iteration, self.loss, tensors, extra)
+        return Snapshot(self.phase, self.round, self.theta, self.done, self.total, self.iteration, self.loss, tensors, extra)
 
     def stop(self) -> None:
         """End the job under way after its present iteration."""

@@ -1,11 +1,13 @@
 """The worker: turns the manager's orders into jobs, one at a time, and what they yield into contributions.
 
-1. The newest order counts: one that asks for other work stops the job under way.
+1. The newest order counts, and says all: those that were missed before it are not asked for. One that asks for other work stops the
+   job under way.
 2. A job starts from the order's theta: held already, fetched from the parent in the tree, or from the root.
 3. A job that was restored from a checkpoint goes on at its next iteration; one that was finished is not done again: its record is
-   brought once more.
+   brought once more. A job is known by phase, round and theta's digest: a round that is announced anew from another theta (a manager
+   that lost everything, say) is other work.
 4. A contribution is brought to the manager when its record is durable, so that no later life can find itself before what the manager has.
-5. Whoever does not answer is asked again with growing waits, until the order is superseded.
+5. Whoever does not answer is asked again with growing waits, until the order is superseded: by another, or by a later root than gave it.
 """
 
 from __future__ import annotations
@@ -42,6 +44,17 @@ class Order:
     parent: Peer
 
 
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A job that was done, from the theta of this digest, and its record."""
+
+    phase: Phase
+    round: int
+    theta: bytes
+    record: RecordSummary
+    data: Data
+
+
 class Worker:
     """Works off one agent's orders in one tree."""
 
@@ -64,18 +77,23 @@ class Worker:
         self._parameters = parameters
         self._order: Order | None = None
         self._news = asyncio.Event()
-        self._finished: tuple[RecordSummary, Data, Phase] | None = None
+        self._finished: Finished | None = None
         """The last contribution, for whoever asks again."""
         self._tasks: set[asyncio.Task[tuple[RecordSummary, Data]]] = set()
         self.doing = "waiting for orders"
+        self.gaps = 0
+        """How often orders were missed."""
 
     @property
     def order(self) -> Order | None:
         """The newest order."""
         return self._order
 
-    def ordered(self, body: RoundOpen, parent: Peer) -> None:
-        """A new order has come down the tree."""
+    def ordered(self, body: RoundOpen, parent: Peer, gap: bool = False) -> None:
+        """A new order has come down the tree. gap: some before it were missed. It counts all the same (rule 1), but that is said."""
+        if gap:
+            self.gaps += 1
+            log.info("orders before this one, %s of round %d, were missed", body.phase, body.round)
         self._order = Order(body, parent)
         self._news.set()
         self._trainer.stop()
@@ -86,15 +104,14 @@ class Worker:
         # It is ours to keep k copies of again, until the next version is there.
         self._driver.dispatch(Replicate(record))
         if knowledge.phase in ("train", "adapt"):
-            done, total, extra = opened_state(knowledge.state)
+            done, total, theta, extra = opened_state(knowledge.state)
             kept = knowledge.tensors.get("state", {})
             await self._trainer.restore(
-                Snapshot(knowledge.phase, knowledge.round, done, total, knowledge.iteration, knowledge.loss, kept, extra)
+                Snapshot(knowledge.phase, knowledge.round, theta, done, total, knowledge.iteration, knowledge.loss, kept, extra)
             )
-        if knowledge.complete:
             held = self._store.get(*record.key)
-            if held is not None:
-                self._finished = *held, knowledge.phase
+            if knowledge.complete and held is not None:
+                self._finished = Finished(knowledge.phase, knowledge.round, theta, *held)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -139,22 +156,24 @@ class Worker:
     async def _contribute(self, order: Order, kind: Literal["train", "adapt"]) -> None:
         body = order.body
         replicate = body.mode != "drop"
-        if self._finished is not None and (self._finished[2], self._finished[0].round) == (kind, body.round):
-            await self._bring(order, self._finished[0], self._finished[1])
+        digest = body.theta_digest
+        finished = self._finished
+        if finished is not None and (finished.phase, finished.round, finished.theta) == (kind, body.round, digest):
+            await self._bring(order, finished.record, finished.data)
             return
         theta = None
-        if not self._trainer.holds(kind, body.round):
+        if not self._trainer.holds(kind, body.round, digest):
             self.doing = f"fetching theta of round {body.round}"
             theta = await self._theta(order)
             if theta is None or self._order is not order:
                 return
         self.doing = f"{kind} of round {body.round}"
         job = Job(kind, body.round, body.seed)
-        done = await self._trainer.run(job, theta, self._snapshot_taken if replicate else None)
+        done = await self._trainer.run(job, theta, digest, self._snapshot_taken if replicate else None)
         if done is None:
             return
         record, data = await self._seal(*done, replicate)
-        self._finished = record, data, kind
+        self._finished = Finished(kind, body.round, digest, record, data)
         if replicate:
             self.doing = f"making version {record.version} durable"
             patience_s = self._parameters.transfer_timeout_s(record.record_bytes)
@@ -246,6 +265,10 @@ class Worker:
         """The record to the manager; again with growing waits until it is taken, refused, or no longer asked for."""
         wait_s = self._parameters.retry_min_s
         while self._order is order:
+            if self._driver.node.outdated(order.body.holder):
+                self.doing = f"waiting for the orders of a later root than gave round {order.body.round}"
+                await self._superseded_within(self._parameters.retry_max_s)
+                continue
             self.doing = f"bringing version {record.version} to the manager"
             outcome = await self._driver.upload(order.body.holder, record, data)
             if outcome.outcome == "stored":

@@ -23,6 +23,7 @@ EXAMPLES_SERVE = """
 Examples:
   fmrec-manager serve
   fmrec-manager serve --set tree.main.rounds=100 --set tree.main.recovery=substitute
+  fmrec-manager serve --standby --listen 127.0.0.1:7701 --join 127.0.0.1:7700
   fmrec-manager serve manager.toml --listen 10.0.0.5:7700 --state-dir /var/lib/fmrec --set overlay.preset=lan
   FMREC_TREE__MAIN__ROUNDS=10 fmrec-manager serve --show-config
 """
@@ -51,16 +52,23 @@ def commands() -> None:
 @click.option("--listen", metavar="HOST:PORT", help="Where to listen [127.0.0.1:7700].")
 @click.option("--state-dir", type=click.Path(path_type=Path), help="Keep theta and round state here, so that they outlive the process.")
 @click.option("--join", multiple=True, metavar="HOST:PORT", help="A live peer of a ring that exists already; repeatable.")
+@click.option("--standby", is_flag=True, help="Watch the manager that --join leads to, and take its place when it is gone.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting; repeatable.")
 @click.option("--show-config", is_flag=True, help="Print the merged settings as TOML and exit.")
 def serve(
-    config: Path | None, listen: str | None, state_dir: Path | None, join: tuple[str, ...], overrides: tuple[str, ...], show_config: bool
+    config: Path | None,
+    listen: str | None,
+    state_dir: Path | None,
+    join: tuple[str, ...],
+    standby: bool,
+    overrides: tuple[str, ...],
+    show_config: bool,
 ) -> int:
     """Root the trees until they are done, with settings from the TOML file CONFIG, FMREC_ variables and these options."""
     from fmrec_manager.settings import ManagerSettings
     from protocol.aio.settings import load, show, toml_value
 
-    given = {"listen": listen, "state_dir": state_dir, "join": join or None}
+    given = {"listen": listen, "state_dir": state_dir, "join": join or None, "standby": standby or None}
     options = [f"--{key.replace('_', '-')} {key}={toml_value(value)}" for key, value in given.items() if value is not None]
     settings = load(ManagerSettings, config, [*overrides, *options], os.environ)
     if show_config:
@@ -116,7 +124,8 @@ def _documents(at: str, cluster: str, watch: bool) -> Iterator[dict[str, object]
 @at_option
 @cluster_option
 def stop(at: str, cluster: str) -> int:
-    """Stop the manager; its agents keep theta and the round state, and a new start goes on from there."""
+    """Stop the manager; its agents keep theta and the round state, and a new start goes on from there. A standby would take over: stop it
+    first to end a run."""
     import asyncio
 
     from protocol.aio.settings import address_argument

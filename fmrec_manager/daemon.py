@@ -1,7 +1,8 @@
 """The manager: one overlay node a tree, each with its root, on one listener; composed here, from the first bind to the last goodbye.
 
-A tree's node has the treeId as its id. The root (root.py) decides; this does what it orders: multicasts, look-ups, aggregation in a thread,
-records. Ports, disk and clock are met here only.
+A tree's node has the treeId as its id; its root decides (root.py), its host does what is decided (tree_host.py). A standby has everything
+ready that takes time (torch, the listener, a place in the ring), and roots a tree when its manager is gone (standby_host.py). A manager
+that finds another in its place leaves: it has nothing to say any more.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import logging
 import os
 import sys
 import time
+from functools import partial
 from typing import Any
 
 from fmrec_manager.display import Display
 from fmrec_manager.settings import ManagerSettings
+from fmrec_manager.standby_host import Found, StandbyHost
 from fmrec_manager.tree_host import TreeHost
 from protocol.aio.connections import Connections
 from protocol.aio.peer_book import PeerBook
 from protocol.aio.process import check_identity, listen_port, run, set_up_logging
+from protocol.parameters import OverlayParameters
 
 log = logging.getLogger("fmrec.manager")
 
@@ -43,41 +47,80 @@ class ManagerDaemon:
         self._book = PeerBook(settings.state_dir / "peers.json" if settings.state_dir is not None else None)
         self._began = time.time()
         self._hosts: dict[str, TreeHost] = {}
+        self._rooted: dict[str, TreeHost] = {}
+        """Those of them that root their tree here: all, or where this is a standby the ones that it has taken over."""
+        self._standby: StandbyHost | None = None
         self._address = settings.address
 
     async def run(self, stop: asyncio.Event) -> int:
-        """Serve until `stop` is set or a stop request comes."""
+        """Serve until `stop` is set, a stop request comes, or another manager has taken over a tree."""
         check_identity()
         parameters = self._settings.overlay.parameters()
-        connections = Connections(self._settings.cluster, parameters)
+        self._connections = connections = Connections(self._settings.cluster, parameters)
         connections.status_document = lambda: json.dumps(self.document())
         connections.stop = stop.set
-        hints = self._book.read()[:PEERS_TRIED]
         for name, tree in self._settings.tree.items():
             self._hosts[name] = TreeHost(name, tree, self._settings, parameters, connections, self._address)
             await self._hosts[name].load()
         self._address = await listen_port(connections, *self._settings.address)
-        # The first tree's node enters the ring through seeds and remembered peers, the others through it.
-        for index, host in enumerate(self._hosts.values()):
-            host.start(self._settings.seeds() if index == 0 else (self._address,), hints if index == 0 else ())
-        log.info("the manager of cluster %s listens on %s", self._settings.cluster, self._address)
-        watching = asyncio.create_task(self._watch(stop))
-        failed = [host.driver.failed for host in self._hosts.values()]
+        lives = [asyncio.create_task(stop.wait()), asyncio.create_task(self._watch(stop)), asyncio.create_task(self._root(parameters))]
         try:
-            ends: list[asyncio.Future[Any]] = [asyncio.create_task(stop.wait()), watching, *failed]
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            for ended in failed:
-                if ended.done():
-                    ended.result()
-            if watching.done():
-                watching.result()
+            done, _ = await asyncio.wait(lives, return_when=asyncio.FIRST_COMPLETED)
+            for life in done:
+                life.result()
         finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
-            for host in self._hosts.values():
+            for life in lives:
+                life.cancel()
+            await asyncio.gather(*lives, return_exceptions=True)
+            for host in self._rooted.values():
                 await host.close()
+            if self._standby is not None:
+                await self._standby.close()
             await connections.close()
         return 0
+
+    async def _root(self, parameters: OverlayParameters) -> None:
+        """Root the trees, at once or as they need it. Returns when another has taken one over; raises what a host failed with."""
+        seeds, hints = self._settings.seeds(), self._book.read()[:PEERS_TRIED]
+        taken: asyncio.Queue[TreeHost] = asyncio.Queue()
+        if self._settings.standby:
+            trees = {name: host.tree for name, host in self._hosts.items()}
+            self._standby = standby = StandbyHost(
+                self._settings.cluster, self._address, trees, parameters, self._connections, partial(self._take_over, taken)
+            )
+            standby.start(seeds, hints)
+            log.info("a standby of cluster %s listens on %s", self._settings.cluster, self._address)
+            ends: set[asyncio.Future[Any]] = {standby.driver.failed}
+        else:
+            # The first tree's node enters the ring through seeds and remembered peers, the others through it.
+            for index, (name, host) in enumerate(self._hosts.items()):
+                host.start(seeds if index == 0 else (self._address,), hints if index == 0 else ())
+                self._rooted[name] = host
+                taken.put_nowait(host)
+            log.info("the manager of cluster %s listens on %s", self._settings.cluster, self._address)
+            ends = set()
+        while True:
+            another = asyncio.create_task(taken.get())
+            done, _ = await asyncio.wait({another, *ends}, return_when=asyncio.FIRST_COMPLETED)
+            if another in done:
+                host = another.result()
+                ends |= {host.driver.failed, host.superseded}
+                continue
+            another.cancel()
+            for ended in done:
+                reason = ended.result()
+                log.warning("this manager leaves: %s", reason)
+            return
+
+    def _take_over(self, taken: asyncio.Queue[TreeHost], name: str, term: int, found: Found | None, reason: str) -> None:
+        """The manager of this tree is gone: root it here, from the record that was found."""
+        log.warning("%s: %s: this standby takes over, with term %d", name, reason, term)
+        host = self._hosts[name]
+        if found is not None:
+            host.store.put(*found)
+        host.start((self._address,), (), term)
+        self._rooted[name] = host
+        taken.put_nowait(host)
 
     async def _watch(self, stop: asyncio.Event) -> None:
         """Keep the display fresh, and the peers on disk."""
@@ -89,7 +132,8 @@ class ManagerDaemon:
 
     def _remember(self) -> None:
         """The neighbours of every tree's node first."""
-        nodes = [host.node for host in self._hosts.values()]
+        nodes = [host.node for host in self._rooted.values()]
+        nodes += [self._standby.node] if self._standby is not None else []
         neighbours = dict.fromkeys(peer.address for node in nodes for peer in node.pastry.leaf_set)
         self._book.write(tuple(neighbours), (peer.address for node in nodes for peer in node.detector.lives()), self._address)
 
@@ -105,5 +149,6 @@ class ManagerDaemon:
                 "uptime_s": round(time.time() - self._began, 3),
                 "device": next((str(host.aggregator.device) for host in self._hosts.values()), "none"),
             },
-            "trees": {name: host.document() for name, host in self._hosts.items()},
+            "trees": {name: host.document() for name, host in self._rooted.items()},
+            "standby": self._standby.document() if self._standby is not None else {},
         }

@@ -93,7 +93,7 @@ def lines(before: Document | None, now: Document) -> list[str]:
             if past.get("results", {}).get(agent) != result:
                 figures = ", ".join(f"{key} {_figure(value)}" for key, value in result.items())
                 told.append(f"{_clean(name)}: result of {_clean(agent)}: {figures}")
-    return told
+    return [*told, *(line for line in _watched(now) if before is None or line not in _watched(before))]
 
 
 def _summary(tree: Mapping[str, Any]) -> str:
@@ -136,7 +136,14 @@ def _page(document: Document, *, every_member: bool) -> Group:
     parts: list[RenderableType] = [head]
     for name, tree in document["trees"].items():
         parts += [Text(), *_tree(name, tree, every_member)]
+    parts += [Text(line) for line in _watched(document)]
     return Group(*parts)
+
+
+def _watched(document: Document) -> list[str]:
+    """A standby's trees that it does not root, a line each."""
+    rooted, standby = document["trees"], document.get("standby", {})
+    return [f"{_clean(name)}: standby, {_clean(tree['reason'])}" for name, tree in standby.items() if name not in rooted]
 
 
 def _tree(name: str, tree: Mapping[str, Any], every_member: bool) -> Iterable[RenderableType]:

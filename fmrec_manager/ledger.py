@@ -46,19 +46,21 @@ class Ledger(BaseModel):
             where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "it"
             raise RecordInvalid(f"its round state cannot be read: {where} is no part of one") from error
 
-    def resumed(self, version: int, round_number: int) -> Resumed:
+    def infos(self) -> tuple[MemberInfo, ...]:
+        """The members, as the overlay knows members."""
+        return tuple(MemberInfo(Peer(NodeId(int(m.id, 16)), m.host, m.port, m.incarnation), m.name, m.role, m.pid) for m in self.members)
+
+    def resumed(self, version: int, term: int, round_number: int) -> Resumed:
         """What the root goes on from."""
-        members = tuple(MemberInfo(Peer(NodeId(int(m.id, 16)), m.host, m.port, m.incarnation), m.name, m.role, m.pid) for m in self.members)
-        return Resumed(version, round_number, self.losses, members, self.results)
+        return Resumed(version, term, round_number, self.losses, self.infos(), self.results)
 
 
 def ledger_of(seed: int, root: Root) -> Ledger:
-    """The round state of this root. Members that left are left out: nobody waits for them."""
-    members = [member.info for _, member in sorted(root.liveness.members.items()) if member.state != "left"]
+    """The round state of this root, as the version names it that is being committed."""
     rows = tuple(
         LedgerMember(
             id=str(m.peer.id), host=m.peer.host, port=m.peer.port, incarnation=m.peer.incarnation, name=m.name, role=m.role, pid=m.pid
         )
-        for m in members
+        for m in root.on_record
     )
     return Ledger(seed=seed, losses=tuple(root.losses), members=rows, results=root.results)

@@ -122,6 +122,10 @@ class Liveness:
         """Members of one role that have not left, by id."""
         return {i: m for i, m in sorted(self.members.items()) if m.info.role == role and m.state != "left"}
 
+    def staying(self) -> tuple[MemberInfo, ...]:
+        """Who has not left, by id: what a record names as the members."""
+        return tuple(member.info for _, member in sorted(self.members.items()) if member.state != "left")
+
     def counts(self) -> dict[str, int]:
         """How many are in each state."""
         states = [member.state for member in self.members.values()]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fmrec_manager.round import Slot
-from protocol.identifiers import NodeId
+from protocol.identifiers import NodeId, Peer
 from protocol.wire.messages import Phase
 
 
@@ -49,6 +49,21 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """Put our term, and this version, to these electors; version 0: the term alone. Each answer ends in `Root.elector_answered`."""
+
+    version: int
+    electors: tuple[Peer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepDown:
+    """Another roots this tree: do nothing more for it, and say so."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Say:
     """A fact for the log."""
 
@@ -56,4 +71,4 @@ class Say:
     details: Mapping[str, object] = field(default_factory=dict)
 
 
-Order = Announce | LocateOwn | Recover | Aggregate | Commit | Say
+Order = Announce | LocateOwn | Recover | Aggregate | Commit | Ask | StepDown | Say

@@ -14,19 +14,20 @@ from protocol.identifiers import NodeId
 from protocol.knowledge import Array
 from protocol.wire.values import Progress, SubtreeDigest
 
-PHASES = {"locating": "waiting", "committing": "train", "aggregating": "train"}
+PHASES = {"locating": "waiting", "committing": "train", "electing": "train", "aggregating": "train", "superseded": "halted"}
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a report is made of. now, ended: the loop's time, seconds; unix_offset: what makes a Unix time of it.
 
-    progress: of the root's own children, by id; digest: the sums over the whole tree.
+    theta_digest: of the newest version, empty before the first. progress: of the root's own children, by id; digest: the sums over the
+    whole tree.
     """
 
     root: Root
     settings: TreeSettings
-    theta: dict[str, Array]
+    theta_digest: bytes
     digest: SubtreeDigest
     progress: Mapping[NodeId, Progress]
     now: float
@@ -34,16 +35,14 @@ class Facts:
     unix_offset: float
 
 
-def theta_digest(theta: dict[str, Array]) -> str | None:
-    """SHA-256 over theta's names, shapes, dtypes and bytes in the order of names; None where there is no theta."""
-    if not theta:
-        return None
+def digest_of(theta: dict[str, Array]) -> bytes:
+    """SHA-256 over theta's names, shapes, dtypes and bytes in the order of names: equal only for equal bits."""
     digest = sha256()
     for name in sorted(theta):
         tensor = theta[name]
         digest.update(f"{name}|{tensor.dtype}|{tensor.shape}|".encode())
         digest.update(tensor.tobytes())
-    return digest.hexdigest()
+    return digest.digest()
 
 
 def tree_document(facts: Facts) -> dict[str, object]:
@@ -67,7 +66,7 @@ def tree_document(facts: Facts) -> dict[str, object]:
         "loss": root.losses[-1] if root.losses else None,
         "losses": root.losses,
         "recovery": settings.recovery,
-        "theta_digest": theta_digest(facts.theta),
+        "theta_digest": facts.theta_digest.hex() or None,
         "version": root.version,
         "members": [
             _member(member, facts.progress.get(identifier)) for identifier, member in sorted(root.liveness.members.items(), key=_by_name)

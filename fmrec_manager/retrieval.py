@@ -7,7 +7,8 @@ lost, and said to be; a restart of the agent may still bring it back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fmrec_manager.liveness import Loss
@@ -37,6 +38,8 @@ class Recovery:
     total_s: float = 0.0
     record: RecordSummary | None = None
     holder: NodeId | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The figures that the record carries."""
     outcome: Outcome = "running"
     reason: str = ""
     again_at: float | None = None

@@ -1,39 +1,49 @@
 """One tree's root: drives its rounds, from the first member to the last result.
 
     waiting --enough members--> locating --no record--> init --theta_0--> committing
-    (start) --> locating --record found: resume--------------------------------> train or adapt
-    train --round closed--> aggregating --theta--> committing --durable--> train (next round) | adapt | done
+    (start) --> locating --record found: resume--> electing --> committing --> electing --> train or adapt
+    train --round closed--> aggregating --theta--> committing --durable--> electing --carried--> train (next round) | adapt | done
+    electing --lost--> superseded         electing --a newer version was committed--> locating
     adapt --every target--> done          any --judged so--> halted --the missed one is heard, or its record found--> where it was
 
-1. Nothing is announced that is not committed: theta and the round state are on the leaf set first (promise P6).
+1. Nothing is announced that is not committed: theta and the round state are on the leaf set first, and then more than half of the
+   electors have agreed (promise P6; ballot.py). Before a root writes anything they have promised its term, and told of the newest version
+   that they agreed to: a record that was found and is older is not the one to go on from. The one that is, is written anew in
+   this term: it may be on one disk alone, and never have been agreed to.
 2. A round's order goes out once; who joins later is given it by its parent in the tree.
 3. A life that ends is recovered, whatever the round still needs of it, except in mode drop.
 4. theta_0 comes from one agent, asked by name; where it does not answer, the next one is asked: all would give the same.
 5. A round that nobody can contribute to any more (all have left) is opened anew for whoever comes.
+6. What a dead member has left is looked for once, not once a round: it makes nothing new. Where nothing was found, it is looked for
+   again when anybody comes back, who may hold it.
+7. A straggler is not dead: at the deadline its replica is looked for, and may serve; its own late contribution is dropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
+from fmrec_manager.arrivals import Arrivals
+from fmrec_manager.ballot import Ballot, electors_of
 from fmrec_manager.liveness import Liveness, Loss
-from fmrec_manager.orders import Aggregate, Announce, Commit, LocateOwn, Order, Recover, Say
+from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, LocateOwn, Order, Recover, Say, StepDown
 from fmrec_manager.retrieval import Recovery
 from fmrec_manager.round import Round, Slot, Terms, judge, next_deadline
 from fmrec_manager.selection import select
-from protocol.identifiers import NodeId, TreeId
-from protocol.overlay.effects import RetrievalEnded
+from protocol.identifiers import NodeId, Peer, TreeId
+from protocol.overlay.effects import ElectorAnswered, RetrievalEnded
 from protocol.wire.messages import Phase
 from protocol.wire.values import Departed, MemberInfo, RecordSummary
 
-Stage = Literal["locating", "waiting", "init", "train", "aggregating", "committing", "adapt", "done", "halted"]
+Stage = Literal["locating", "waiting", "init", "train", "aggregating", "committing", "electing", "adapt", "done", "halted", "superseded"]
 Role = Literal["source", "target"]
 RECOVERIES_KEPT = 256
 LOOK_AGAIN_S = 0.25
 AGAIN_S = 5.0
-"""Between two complaints that a version is not durable."""
+"""Between two complaints that a version is not durable, or not agreed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +58,17 @@ class Plan:
     orphan_max_s: float
     ask_timeout_s: float
     silence_max_s: float
+    electors_max: int
+    answer_max_s: float
+    """Electors that have not answered are asked again after this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """What the tree's own record says: the next round, and who was a member."""
+    """What the tree's own record says: the next round, and who was a member. term: it was written in."""
 
     version: int
+    term: int
     round: int
     losses: tuple[float, ...]
     members: tuple[MemberInfo, ...]
@@ -79,6 +93,21 @@ class Root:
         self.work: Round | None = None
         self.recoveries: list[Recovery] = []
         self.first_round_at: float | None = None
+        self.on_record: tuple[MemberInfo, ...] = ()
+        """The members as the newest version, committed or about to be, names them."""
+        self.ballot: Ballot | None = None
+        self.left_behind: dict[NodeId, Recovery] = {}
+        """How the look for a dead member's record has ended (rule 6)."""
+        self._electors: tuple[Peer, ...] = ()
+        """Those of the committed version."""
+        self._promised = False
+        """Have the electors promised our term?"""
+        self._base = (0, 0)
+        """The (term, version) that was found, and that this life goes on from."""
+        self._floor = (0, 0)
+        """The latest (term, version) that electors know of: nothing older is gone on from."""
+        self._complain_at = 0.0
+        self._arrivals = {"train": Arrivals(), "adapt": Arrivals()}
         self._asked: NodeId | None = None
         self._deadline: float | None = None
 
@@ -91,11 +120,17 @@ class Root:
     def members_changed(self, joined: Iterable[MemberInfo], departed: Iterable[Departed], now: float) -> list[Order]:
         joined = tuple(joined)
         orders: list[Order] = []
+        self._forget({info.peer.id for info in joined})
         for loss in self.liveness.changed(joined, departed, now):
             orders += self._lost(loss, now)
         if self.stage == "halted" and self.work is not None:
             orders += self._go_on(self.work, {info.peer.id for info in joined}, now)
         return orders + self._step(now)
+
+    def _forget(self, back: set[NodeId]) -> None:
+        """Rule 6: who is back makes new records, and may hold those of others."""
+        if back:
+            self.left_behind = {agent: r for agent, r in self.left_behind.items() if r.record is not None and agent not in back}
 
     def _go_on(self, work: Round, joined: set[NodeId], now: float) -> list[Order]:
         """Somebody was heard while the tree is halted: the one who is waited for, or anyone where nobody can be waited for."""
@@ -156,11 +191,18 @@ class Root:
             self.reason = "looking for an earlier run: a neighbour has not answered, or could not deliver it"
             self._deadline = now + LOOK_AGAIN_S
             return []
+        self._base = (found.term, found.version) if found is not None else (0, 0)
+        if self._base < self._floor:
+            what = f"only version {found.version} is found" if found is not None else "none is found"
+            self.reason = f"version {self._floor[1]} was committed, and {what}: start the agents that hold it, or name another tree"
+            self._deadline = now + LOOK_AGAIN_S
+            return []
         if found is not None:
             self.version, self.next_round = found.version, found.round
             self.losses, self.results = list(found.losses), {name: dict(result) for name, result in found.results.items()}
             self.liveness.expect(found.members, now)
-            return [Say("resumed", {"round": found.round, "version": found.version}), *self._open_next(now)]
+            self._electors = electors_of(found.members, self.tree, self.plan.electors_max)
+            return [Say("resumed", {"round": found.round, "version": found.version}), *self._commit(now)]
         self.stage, self.reason, self._deadline = "waiting", "no earlier run was found", None
         here = self.liveness.of_role("source")
         enough = sum(m.state == "alive" for m in here.values()) >= self.plan.sources_min
@@ -190,7 +232,10 @@ class Root:
 
     def _open(self, phase: Literal["train", "adapt"], role: Role, now: float) -> list[Order]:
         expected = select(self.liveness.of_role(role), self.plan.terms.mode)
-        self.work = Round(self.next_round, phase, now, expected)
+        terms = self.plan.terms
+        learnt = terms.learn_factor > 0
+        allowed_s = self._arrivals[phase].allowed_s(terms.learn_quantile, terms.learn_factor, terms.deadline_min_s) if learnt else inf
+        self.work = Round(self.next_round, phase, now, expected, allowed_s=allowed_s)
         self.stage, self.reason = phase, f"{len(expected)} are awaited"
         if self.first_round_at is None:
             self.first_round_at = now
@@ -199,6 +244,8 @@ class Root:
             self.work.expected = tuple(i for i in expected if i not in done)
             if not self.work.expected:
                 return self._finish()
+        for agent, recovery in self.left_behind.items():
+            self._serve(self.work, recovery, agent)
         return [Announce(phase, self.next_round), *self._judge(now)]
 
     def _finish(self) -> list[Order]:
@@ -211,6 +258,8 @@ class Root:
             return self._ask(now)
         if self.stage == "locating":
             return [LocateOwn()]
+        if self.stage == "electing" and self.ballot is not None:
+            return self._ask_again(self.ballot, now)
         if self.stage == "committing":
             # The overlay goes on trying. Nothing is announced before it is durable, however long that takes.
             self.reason = f"version {self.version} is not durable: too few neighbours hold it"
@@ -230,6 +279,8 @@ class Root:
             return f"{phase} of round {record.round} is not open", []
         if not record.complete:
             return "the record holds no finished contribution", []
+        if record.owner in self.work.expected:
+            self._arrivals[self.work.phase].came(now - self.work.opened)
         refused = self.work.offer(record.owner, Slot(record, 1.0, "upload"))
         if refused is not None:
             return refused, []
@@ -297,7 +348,10 @@ class Root:
         return [Say("contribution_refused", {"agent": agent, "reason": reason}), *self._judge(now)]
 
     def _commit(self, now: float) -> list[Order]:
+        if not self._promised:
+            return self._put(0, f"going on from version {self.version}: asking the electors", now)
         self.version += 1
+        self.on_record = self.liveness.staying()
         self.stage, self.reason, self._deadline = "committing", f"sealing version {self.version}", None
         return [Commit(self.version, self.next_round)]
 
@@ -314,7 +368,65 @@ class Root:
         """The record of this version is held by its quorum."""
         if self.stage != "committing" or version != self.version:
             return []
-        return [Say("committed", {"round": self.next_round, "version": version}), *self._open_next(now)]
+        return self._put(version, f"version {version} is durable: asking the electors", now)
+
+    # --- the electors -------------------------------------------------------------------------------------------------
+
+    def _put(self, version: int, reason: str, now: float) -> list[Order]:
+        """This version to those electors who have not left, where each was last heard; version 0: our term alone."""
+        staying = self.liveness.staying()
+        self._electors = self._electors or electors_of(staying, self.tree, self.plan.electors_max)
+        where = {info.peer.id: info.peer for info in staying}
+        self.ballot = Ballot(version, {peer.id: where[peer.id] for peer in self._electors if peer.id in where})
+        self.stage, self.reason = "electing", reason
+        self._complain_at = now + AGAIN_S
+        return [*self._ask_again(self.ballot, now), *self._count(self.ballot, now)]
+
+    def _ask_again(self, ballot: Ballot, now: float) -> list[Order]:
+        """All who have not agreed; and now and then it is said how it stands."""
+        self._deadline = now + self.plan.answer_max_s
+        asked = ballot.silent()
+        orders: list[Order] = [Ask(ballot.version, asked)] if asked else []
+        if now >= self._complain_at:
+            self._complain_at = now + AGAIN_S
+            orders.append(Say("not_agreed", {"version": ballot.version, "reason": self.reason}))
+        return orders
+
+    def elector_answered(self, answer: ElectorAnswered, version: int, now: float) -> list[Order]:
+        """One elector's word on our term and this version."""
+        if self.stage != "electing" or self.ballot is None or version != self.ballot.version:
+            return []
+        self.ballot.heard(answer)
+        return self._count(self.ballot, now)
+
+    def _count(self, ballot: Ballot, now: float) -> list[Order]:
+        verdict, self.reason = ballot.judge()
+        if verdict == "wait":
+            return []
+        if verdict == "lost":
+            return self.superseded(f"has another root by now: {self.reason}")
+        self.ballot, self._deadline = None, None
+        if ballot.version == 0:
+            return self._term_promised(ballot.newest, now)
+        fact = "goes_on" if 0 < self._base[1] == self.version - 1 else "committed"
+        self._electors = electors_of(self.on_record, self.tree, self.plan.electors_max)
+        return [Say(fact, {"round": self.next_round, "version": self.version, "by": self.reason}), *self._open_next(now)]
+
+    def _term_promised(self, newest: tuple[int, int], now: float) -> list[Order]:
+        """No earlier root can commit any more. Go on from what was found, unless one had gone further before that."""
+        self._floor = max(self._floor, newest)
+        if self._base < self._floor:
+            self.stage, self._deadline = "locating", now
+            return [Say("not_the_newest", {"version": self.version, "committed": self._floor[1]})]
+        self._promised = True
+        return self._commit(now)
+
+    def superseded(self, reason: str) -> list[Order]:
+        """Another manager roots this tree now: nothing more is decided here."""
+        if self.stage == "superseded":
+            return []
+        self.stage, self.reason, self.work, self.ballot, self._deadline = "superseded", reason, None, None, None
+        return [StepDown(reason)]
 
     # --- recoveries ---------------------------------------------------------------------------------------------------
 
@@ -323,7 +435,7 @@ class Root:
         orders: list[Order] = [Say("agent_lost", {"agent": loss.agent, "cause": loss.cause, "reason": loss.reason})]
         if self.work is not None:
             self.work.tried.discard(loss.agent)
-        if self.plan.terms.mode == "drop" or self.stage in ("locating", "waiting", "init", "done"):
+        if self.plan.terms.mode == "drop" or self.stage in ("locating", "waiting", "init", "done", "superseded"):
             return orders
         return orders + self._recover(loss, now)
 
@@ -342,15 +454,23 @@ class Root:
         if recovery is None or recovery.ended(result, now) == "running":
             return []
         orders: list[Order] = [Say("recovered" if recovery.record else "record_lost", {"agent": recovery.agent, "reason": recovery.reason})]
+        recovery.metrics = metrics
+        if self.liveness.members[recovery.agent].state == "dead":
+            self.left_behind[recovery.agent] = recovery
         work = self.work
         if work is None or recovery.agent not in work.recovering:
             return orders
         work.recovering.discard(recovery.agent)
-        work.tried.add(recovery.agent)
-        if recovery.agent in work.expected and recovery.agent not in work.slots:
-            unfit = work.substitute(recovery.record, self.plan.terms) if recovery.record is not None else recovery.reason
-            if unfit is None:
-                self._filled(work, recovery.agent, metrics)
-            elif self.plan.terms.mode == "substitute" and work.phase == "train":
-                work.missing[recovery.agent] = unfit
+        self._serve(work, recovery, recovery.agent)
         return orders + self._step(now)
+
+    def _serve(self, work: Round, recovery: Recovery, agent: NodeId) -> None:
+        """What was found of this agent stands in for it where it may, or is known not to."""
+        work.tried.add(agent)
+        if agent not in work.expected or agent in work.slots:
+            return
+        unfit = work.substitute(recovery.record, self.plan.terms) if recovery.record is not None else recovery.reason
+        if unfit is None:
+            self._filled(work, agent, recovery.metrics)
+        elif self.plan.terms.mode == "substitute" and work.phase == "train":
+            work.missing[agent] = unfit

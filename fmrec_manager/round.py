@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 from protocol.identifiers import NodeId
@@ -43,6 +44,11 @@ class Terms:
     quorum: float
     staleness_max: int
     staleness_discount: float
+    learn_quantile: float = 0.9
+    learn_factor: float = 0.0
+    """0: the deadline is fixed; else it is learnt (arrivals.py), with deadline_s as the longest."""
+    deadline_min_s: float = 0.0
+    """The shortest that is learnt: noticing a silent agent and looking up its record must end within a round."""
 
 
 @dataclass(slots=True)
@@ -58,7 +64,13 @@ class Round:
     recovering: set[NodeId] = field(default_factory=set)
     """Whose record is being retrieved."""
     tried: set[NodeId] = field(default_factory=set)
-    """Whose record was retrieved in this round, in its present life, and did not fill the slot."""
+    """Whose record was retrieved, in its present life, and did not fill the slot."""
+    allowed_s: float = inf
+    """What was learnt of how long a round takes; inf for nothing."""
+
+    def late_at(self, terms: Terms) -> float:
+        """When the deadline passes."""
+        return self.opened + min(terms.deadline_s, self.allowed_s)
 
     def offer(self, agent: NodeId, slot: Slot) -> str | None:
         """Fill the agent's slot. Why not, where it is refused (state is then unchanged)."""
@@ -96,7 +108,7 @@ def judge(now: float, work: Round, standing: Mapping[NodeId, Standing], terms: T
         if work.slots:
             return "close", f"{len(work.slots)} of {len(work.expected)} contributed", ()
         return "halt", "nobody is left to contribute", ()
-    late = now >= work.opened + terms.deadline_s
+    late = now >= work.late_at(terms)
     gone = [agent for agent in waiting if standing.get(agent, "dead") == "dead"]
     lost = [agent for agent in (waiting if late else gone) if agent not in work.recovering and agent not in work.tried]
     if terms.mode == "drop":
@@ -131,4 +143,4 @@ def _at_quorum(work: Round, terms: Terms) -> tuple[Verdict, str, tuple[NodeId, .
 
 def next_deadline(work: Round, now: float, terms: Terms) -> float | None:
     """When judging again may give another verdict though nothing happens."""
-    return min((when for s in (terms.deadline_s, terms.exact_wait_s) if (when := work.opened + s) > now), default=None)
+    return min((when for when in (work.late_at(terms), work.opened + terms.exact_wait_s) if when > now), default=None)

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from protocol.aio.settings import Addresses, HostPort, LogLevel, Name, OverlaySettings, Settings, StateDir, parse_address
 from protocol.identifiers import Address
+from protocol.parameters import OverlayParameters
 from protocol.wire.messages import RecoveryMode
 
 
@@ -44,12 +45,23 @@ class TreeSettings(Settings):
     """Fraction of the expected contributions that a round needs at its deadline. Less forgives stragglers, losing their data."""
     round_deadline_s: float = Field(default=30.0, gt=0)
     """After this a round takes what it has, if that is a quorum. Longer forgives slow agents; fast ones wait."""
+    deadline: Literal["fixed", "learnt"] = "fixed"
+    """learnt: from when contributions came in earlier rounds, with round_deadline_s as the longest; a hung agent is then not waited for."""
+    deadline_quantile: float = Field(default=0.9, gt=0, le=1)
+    """learnt: this share of earlier contributions came within what the factor multiplies. Lower waits less for the slowest agents."""
+    deadline_factor: float = Field(default=3.0, ge=1)
+    """learnt: how many times as long a round may take. Less gives up on stragglers sooner."""
     exact_wait_s: float = Field(default=600.0, gt=0)
     """exact: the longest wait for a dead agent's restart; then the tree halts and says for whom it waits."""
     staleness_max: int = Field(default=5, ge=0)
     """substitute: a replica more rounds behind than this is not used; an old gradient can do harm."""
     staleness_discount: float = Field(default=0.5, gt=0, le=1)
     """substitute: each round behind multiplies a replica's weight by this; 1 trusts old ones fully."""
+
+
+def noticed_s(overlay: OverlayParameters) -> float:
+    """How long noticing a silent agent, probing it and looking up its record may take."""
+    return overlay.silence_max_s + overlay.probe_timeout_s + overlay.look_up_timeout_s
 
 
 class ManagerSettings(Settings):
@@ -61,6 +73,8 @@ class ManagerSettings(Settings):
     """The address to listen at and to be told to peers; of this machine alone, unless it is changed."""
     join: Addresses = ()
     """Live peers of a ring that exists already; without any, the manager waits to be joined."""
+    standby: bool = False
+    """Root the trees only when their manager is gone: watch it until then, through the peers that `join` names."""
     state_dir: StateDir | None = None
     """Where theta and round state outlive the process. Without it, a restart finds them on the agents alone."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -82,14 +96,19 @@ class ManagerSettings(Settings):
         return tuple(parse_address(text) for text in self.join)
 
     @model_validator(mode="after")
+    def _standby_knows_where(self) -> ManagerSettings:
+        if self.standby and not self.join:
+            raise ValueError("a standby must be told where the ring is: name the manager, and an agent or two, with --join HOST:PORT")
+        return self
+
+    @model_validator(mode="after")
     def _deadlines_nest(self) -> ManagerSettings:
-        overlay = self.overlay.parameters()
-        noticed_s = overlay.silence_max_s + overlay.probe_timeout_s + overlay.look_up_timeout_s
+        least_s = noticed_s(self.overlay.parameters())
         for name, tree in self.tree.items():
             for key in ("round_deadline_s", "exact_wait_s"):
-                if getattr(tree, key) <= noticed_s:
+                if getattr(tree, key) <= least_s:
                     raise ValueError(
-                        f"tree.{name}.{key} ({getattr(tree, key)}) must exceed the {noticed_s:.3g} s that noticing a silent "
+                        f"tree.{name}.{key} ({getattr(tree, key)}) must exceed the {least_s:.3g} s that noticing a silent "
                         f"agent and looking up its record may take with this overlay (preset {self.overlay.preset})"
                     )
         return self

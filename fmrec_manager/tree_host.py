@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmrec_manager.ledger import Ledger, ledger_of
-from fmrec_manager.orders import Aggregate, Announce, Commit, LocateOwn, Order, Recover, Say
-from fmrec_manager.report import Facts, tree_document
+from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, LocateOwn, Order, Recover, Say, StepDown
+from fmrec_manager.report import Facts, digest_of, tree_document
 from fmrec_manager.root import Plan, Resumed, Root
 from fmrec_manager.round import Terms
-from fmrec_manager.settings import ManagerSettings, TreeSettings
+from fmrec_manager.settings import ManagerSettings, TreeSettings, noticed_s
 from protocol.aio.connections import Connections
 from protocol.aio.driver import Driver
 from protocol.aio.process import UserError
@@ -30,8 +30,8 @@ from protocol.aio.store import RecordStore
 from protocol.errors import RecordInvalid
 from protocol.identifiers import Address, Peer, tree_id
 from protocol.knowledge import Array, Data, Knowledge, open_record, seal
-from protocol.overlay.effects import Activated, Durable, Effect, MembersChanged, Notify, RetrievalEnded
-from protocol.overlay.events import CreateTree, RecordHeld, Replicate, Retrieve, SendMulticast, Started
+from protocol.overlay.effects import Activated, Durable, Effect, ElectorAnswered, MembersChanged, Notify, Quit, RetrievalEnded
+from protocol.overlay.events import AskElectors, CreateTree, RecordHeld, Replicate, Retrieve, SendMulticast, Started
 from protocol.overlay.node import OverlayNode
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Phase, RoundOpen
@@ -55,6 +55,9 @@ def plan_of(settings: TreeSettings, parameters: OverlayParameters) -> Plan:
         settings.quorum,
         settings.staleness_max,
         settings.staleness_discount,
+        settings.deadline_quantile,
+        settings.deadline_factor if settings.deadline == "learnt" else 0.0,
+        noticed_s(parameters),
     )
     return Plan(
         rounds=settings.rounds,
@@ -65,11 +68,13 @@ def plan_of(settings: TreeSettings, parameters: OverlayParameters) -> Plan:
         orphan_max_s=parameters.orphan_max_s,
         ask_timeout_s=parameters.silence_max_s + parameters.look_up_timeout_s + parameters.join_timeout_s,
         silence_max_s=parameters.silence_max_s,
+        electors_max=parameters.leaf_set_size,
+        answer_max_s=parameters.probe_timeout_s,
     )
 
 
 class TreeHost:
-    """The tree `name` of a manager that listens at `address`."""
+    """The tree `name` of a manager that listens at `address`. load() it, which takes seconds, then start() it: a standby waits between."""
 
     def __init__(
         self,
@@ -84,20 +89,22 @@ class TreeHost:
         self.settings = settings
         self.parameters = parameters
         self.tree = tree_id(name, settings.task)
-        self.me = Peer(self.tree, address.host, address.port, int(time.time() * 1000))
-        self.node = OverlayNode(self.me, parameters, Random(f"{self.tree}/{self.me.incarnation}"))
-        self.root = Root(self.tree, plan_of(settings, parameters))
+        self._address = address
+        self._connections = connections
         self._log = logging.getLogger(f"fmrec.tree.{name}")
         self._device = manager.device
         self._directory: Path | None = manager.state_dir / "trees" / name if manager.state_dir is not None else None
         self.store = RecordStore(self._directory, RECORD_STORE_BYTES_MAX, self._log.warning)
-        self.driver = Driver(self.node, connections, self.store, self, parameters)
         self._loop = asyncio.get_running_loop()
+        self.superseded: asyncio.Future[str] = self._loop.create_future()
+        """Why another roots this tree now."""
         self._aggregator: Aggregator | None = None
         self.theta: dict[str, Array] = {}
         self.theta_record: RecordSummary | None = None
+        self.theta_digest = b""
+        """Of theta in the newest version."""
         self._knowledge: dict[bytes, Knowledge] = {}
-        """Contributions of the round under way, by digest."""
+        """Contributions of the round under way, and what dead members have left, by digest."""
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.unix_offset = time.time() - self._loop.time()
@@ -125,22 +132,32 @@ class TreeHost:
         except AggregationError as error:
             raise UserError(str(error)) from error
 
-    def start(self, seeds: Iterable[Address], hints: Iterable[Address]) -> None:
-        """Enter the ring and root the tree."""
+    def start(self, seeds: Iterable[Address], hints: Iterable[Address], term: int = 0) -> None:
+        """Enter the ring and root the tree, with this term or a later one: the clock's, and later than that of the record on disk.
+
+        Our own address among the seeds is that of another node of this process.
+        """
+        held = self.store.get(self.tree, self.tree)
+        term = max(term, int(time.time() * 1000), held[0].incarnation + 1 if held is not None else 0)
+        self.me = Peer(self.tree, self._address.host, self._address.port, term)
+        self.node = OverlayNode(self.me, self.parameters, Random(f"{self.tree}/{term}"))
+        self.root = Root(self.tree, plan_of(self.settings, self.parameters))
+        self.driver = Driver(self.node, self._connections, self.store, self, self.parameters)
         self.driver.start()
         for record in self.store.held():
             self.driver.dispatch(RecordHeld(record))
         self.driver.dispatch(CreateTree(self.tree))
-        self.driver.dispatch(Started(tuple(seeds), tuple(hints)))
+        seeds = tuple(seeds)
+        self.driver.dispatch(Started(seeds, tuple(hints), shared=self._address in seeds))
 
     async def close(self) -> None:
-        """Say goodbye and stop."""
+        """Say goodbye and stop; who was superseded has no goodbye to say, for the tree has a root."""
         if self._timer is not None:
             self._timer.cancel()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.driver.leave()
+        await (self.driver.close() if self.superseded.done() else self.driver.leave())
         await self.store.close()
 
     # --- from the overlay ---------------------------------------------------------------------------------------------
@@ -160,6 +177,11 @@ class TreeHost:
                 self._obey(self.root.located(found, effect.complete and not effect.holdings, now))
             case RetrievalEnded():
                 self._retrieved(effect, now)
+            case ElectorAnswered():
+                self._obey(self.root.elector_answered(effect, effect.request, now))
+            case Quit(reason, by):
+                where = f"is rooted at {by.address} now, with term {by.incarnation}" if by is not None else reason
+                self._obey(self.root.superseded(where))
             case Notify():
                 level = logging.DEBUG if effect.fact in QUIET_FACTS else logging.INFO
                 self._log.log(level, "%s %s", effect.fact, " ".join(f"{key}={value}" for key, value in effect.details.items()))
@@ -235,9 +257,7 @@ class TreeHost:
             self._fail(UserError(f"{problem}. Set tree.{self.name} as it was, or name another tree and state directory"))
             return None
         self.theta, self.theta_record = theta, record
-        # It may have been found on the disk alone: what is announced next must be on the leaf set (promise P6).
-        self.driver.dispatch(Replicate(record))
-        return ledger.resumed(record.version, record.round)
+        return ledger.resumed(record.version, record.incarnation, record.round)
 
     # --- orders -------------------------------------------------------------------------------------------------------
 
@@ -246,7 +266,7 @@ class TreeHost:
             match order:
                 case Announce(phase, number, asked):
                     settings = self.settings
-                    body = RoundOpen(phase, number, settings.seed, settings.recovery, self.me, self.theta_record, asked)
+                    body = RoundOpen(phase, number, settings.seed, settings.recovery, self.me, self.theta_record, asked, self.theta_digest)
                     self.driver.dispatch(SendMulticast(self.tree, body))
                     if phase == "done":
                         self.ended = self._loop.time()
@@ -258,6 +278,11 @@ class TreeHost:
                     self._spawn(self._aggregate(order))
                 case Commit(version, number):
                     self._spawn(self._commit(version, number))
+                case Ask(version, electors):
+                    self.driver.dispatch(AskElectors(version, self.tree, self.me.incarnation, version, electors))
+                case StepDown(reason):
+                    if not self.superseded.done():
+                        self.superseded.set_result(f"tree {self.name} {reason}")
                 case Say(fact, details):
                     self._log.info("%s %s", fact, " ".join(f"{key}={value}" for key, value in details.items()))
         self._arm()
@@ -286,7 +311,8 @@ class TreeHost:
             self._obey(self.root.unusable(error.agent, str(error), self._loop.time()))
             return
         self.theta = theta
-        self._knowledge.clear()
+        kept = {found.record.digest for found in self.root.left_behind.values() if found.record is not None}
+        self._knowledge = {digest: known for digest, known in self._knowledge.items() if digest in kept}
         loss = sum(weights[agent] * (k.loss or 0.0) for agent, k in sorted(knowledge.items()))
         self._obey(self.root.aggregated(loss, self._loop.time()))
 
@@ -300,6 +326,7 @@ class TreeHost:
             state=ledger.model_dump_json().encode(), tensors=tensors,
         )  # fmt: skip
         record, data = await asyncio.to_thread(seal, knowledge)
+        self.theta_digest = await asyncio.to_thread(digest_of, self.theta)
         self.theta_record = record
         self.store.put(record, data)
         self._obey(self.root.sealed(version, self.parameters.transfer_timeout_s(record.record_bytes), self._loop.time()))
@@ -325,7 +352,7 @@ class TreeHost:
         digest = tree.digest() if tree is not None else SubtreeDigest()
         progress = {branch.peer.id: branch.progress for branch in tree.children.values()} if tree is not None else {}
         now = self._loop.time()
-        return tree_document(Facts(self.root, self.settings, self.theta, digest, progress, now, self.ended, self.unix_offset))
+        return tree_document(Facts(self.root, self.settings, self.theta_digest, digest, progress, now, self.ended, self.unix_offset))
 
 
 def _unfit(knowledge: Knowledge) -> str | None:

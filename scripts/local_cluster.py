@@ -60,7 +60,8 @@ def free_ports(count: int) -> int:
 class LocalCluster:
     """One manager and `agents` agents; logs and state under `folder`. manager_set, agent_set: further --set arguments.
 
-    abrupt: on leaving, kill instead of asking to leave; for whoever has seen what there was to see.
+    abrupt: on leaving, kill instead of asking to leave; for whoever has seen what there was to see. standby: a second manager watches the
+    first; `asked` is whom status() asks, and is yours to change.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class LocalCluster:
         restart: bool = True,
         agents_on_disk: bool = False,
         abrupt: bool = False,
+        standby: bool = False,
     ) -> None:
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -84,18 +86,24 @@ class LocalCluster:
         self._restart = restart
         self._agents_on_disk = agents_on_disk
         self._abrupt = abrupt
-        first = free_ports(agents + 1)
-        self.address = Address(HOST, first)
-        self._agents_port = first + 1
+        self._standby = standby
+        first = free_ports(agents + 2)
+        self.asked = self.address = Address(HOST, first)
+        self.other_address = Address(HOST, first + 1)
+        """Of the standby; or for a manager that starts again elsewhere."""
+        self._agents_port = first + 2
         self.manager: subprocess.Popen[bytes] | None = None
+        self.standby: subprocess.Popen[bytes] | None = None
         self.launcher: subprocess.Popen[bytes] | None = None
         self._spawned: list[subprocess.Popen[bytes]] = []
-        self._manager_killed = False
+        self._manager_may_end = False
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> LocalCluster:
         self.start_manager()
+        if self._standby:
+            self.start_standby()
         self.start_agents()
         return self
 
@@ -114,19 +122,28 @@ class LocalCluster:
         self._spawned.append(process)
         return process
 
-    def start_manager(self) -> None:
-        """`fmrec-manager serve`, again with the same state where it was killed."""
+    def start_manager(self, *further: str) -> None:
+        """`fmrec-manager serve`, again with the same state where it was killed. further: options, such as another --listen."""
+        self._manager_may_end = False
+        self.manager = self._spawn_manager("manager", "--listen", str(self.address), *further)
+
+    def start_standby(self) -> None:
+        """`fmrec-manager serve --standby`, at the other address."""
+        joins = ("--join", str(self.address), "--join", f"{HOST}:{self._agents_port}")
+        self.standby = self._spawn_manager("standby", "--standby", "--listen", str(self.other_address), *joins)
+
+    def _spawn_manager(self, name: str, *options: str) -> subprocess.Popen[bytes]:
         sets = [part for item in self._manager_set for part in ("--set", item)]
-        state = ["--state-dir", str(self.folder / "manager")]
-        self._manager_killed = False
-        self.manager = self.spawn("manager.log", ["fmrec-manager", "serve", "--listen", str(self.address), *state, *sets])
+        state = ["--state-dir", str(self.folder / name)]
+        return self.spawn(f"{name}.log", ["fmrec-manager", "serve", *options, *state, *sets])
 
     def start_agents(self) -> None:
         """`fmrec-agent start --count N`."""
         sets = [part for item in (f"sources={self._sources}", f"port={self._agents_port}", *self._agent_set) for part in ("--set", item)]
         state = ["--state-dir", str(self.folder / "agents")] if self._agents_on_disk else []
         restart = ["--restart", "on-failure"] if self._restart else []
-        many = ["--count", str(self.agents), "--join", str(self.address)]
+        joins = [self.address, *([self.other_address] if self._standby else [])]
+        many = ["--count", str(self.agents), *(part for seed in joins for part in ("--join", str(seed)))]
         self.launcher = self.spawn("agents.log", ["fmrec-agent", "start", *many, *state, *restart, *sets])
 
     def processes(self) -> list[int]:
@@ -166,18 +183,16 @@ class LocalCluster:
     # --- looking ------------------------------------------------------------------------------------------------------
 
     async def document(self) -> Status | None:
-        """The manager's whole status document; None while it does not answer."""
+        """The whole status document of the manager at `asked`; None while it does not answer."""
         try:
-            return await request_status(self.address, CLUSTER, ASK_TIMEOUT_S)
+            return await request_status(self.asked, CLUSTER, ASK_TIMEOUT_S)
         except UserError:
             return None
 
     async def status(self) -> Status | None:
-        """The status of the tree `main`; None while the manager does not answer."""
+        """The status of the tree `main`; None while the manager does not answer, or does not root it."""
         document = await self.document()
-        if document is None:
-            return None
-        tree: Status = document["trees"]["main"]
+        tree: Status | None = document["trees"].get("main") if document is not None else None
         return tree
 
     async def agent(self, index: int) -> Status | None:
@@ -199,11 +214,22 @@ class LocalCluster:
                     return status
             if self.launcher is not None and self.launcher.poll() is not None:
                 raise ClusterError(f"the agents ended with code {self.launcher.returncode}: see {self.folder / 'agents.log'}")
-            if self.manager is not None and self.manager.poll() is not None and not self._manager_killed:
+            if self.manager is not None and self.manager.poll() is not None and not self._manager_may_end:
                 raise ClusterError(f"the manager ended with code {self.manager.returncode}: see {self.folder / 'manager.log'}")
             await asyncio.sleep(every_s)
         brief = {key: last[key] for key in ("stage", "round", "reason", "counts")} if last else "no answer"
         raise ClusterError(f"not within {within_s:.0f} s (last: {json.dumps(brief)}): see the logs in {self.folder}")
+
+    async def standby_watches(self, within_s: float) -> None:
+        """Until the standby has heard of the manager; ClusterError where it does not in time."""
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            with contextlib.suppress(UserError):
+                document = await request_status(self.other_address, CLUSTER, ASK_TIMEOUT_S)
+                if document["standby"]["main"]["root"] is not None:
+                    return
+            await asyncio.sleep(0.02)
+        raise ClusterError(f"the standby has not heard of a manager within {within_s:.0f} s: see {self.folder / 'standby.log'}")
 
     async def pid(self, name: str) -> int:
         """The process of the agent of this name, as the manager knows it."""
@@ -220,9 +246,15 @@ class LocalCluster:
     def kill_manager(self) -> None:
         """SIGKILL, and wait until it is gone."""
         assert self.manager is not None
-        self._manager_killed = True
+        self._manager_may_end = True
         self.manager.kill()
         self.manager.wait()
+
+    def hang_manager(self) -> None:
+        """SIGSTOP. From now on its end is no failure: another may have taken its place."""
+        assert self.manager is not None
+        self._manager_may_end = True
+        self.manager.send_signal(signal.SIGSTOP)
 
     def pss_mb(self) -> dict[str, float]:
         """Proportional set size in MiB of every process of the cluster, by role."""

@@ -57,6 +57,8 @@ class Node(Protocol):
 
     def next_deadline(self) -> float | None: ...
 
+    def outdated(self, peer: Peer) -> bool: ...
+
 
 class Application(Protocol):
     """Who stands above the node: a daemon. Both are called from the loop and must not block it."""
@@ -173,6 +175,8 @@ class Driver:
             except Exception as error:
                 self._fail(error)
                 return "the receiver failed"
+        if sender.id == summary.owner and self.node.outdated(sender):
+            return f"a later life of {sender.id.short} than {sender.incarnation} is known here: this one keeps no records any more"
         # Asked again: what was admitted at the same time may have taken the room.
         reason = self.admit(summary, purpose)
         if reason is not None:

@@ -98,6 +98,10 @@ class Detector:
         """When this peer was last heard; -inf for never."""
         return self._heard.get(identifier, -inf)
 
+    def life_of(self, identifier: NodeId) -> Peer | None:
+        """The latest life of this id that was heard and is not known to be dead."""
+        return self._lives.get(identifier)
+
     def lives(self) -> list[Peer]:
         """Everyone heard and not known to be dead."""
         return list(self._lives.values())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from protocol.identifiers import Address, NodeId, Peer, TreeId
 from protocol.wire.messages import Message, RoundOpen, Routable
@@ -146,10 +147,37 @@ class RetrievalEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class RootAnswered:
+    """By `peer`: the tree's root, or, where `rooted` is False, the live node closest to the treeId: the ring has no root of it."""
+
+    request: int
+    peer: Peer
+    rooted: bool
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class ElectorAnswered:
+    """One elector's word on a term. gone: its host refuses, its process is over, and with it its promises.
+
+    promised: the latest term that it has promised; version, written: the newest that it agreed to before, and the term of its writer.
+    """
+
+    request: int
+    elector: NodeId
+    answer: Literal["granted", "refused", "gone"]
+    promised: int = 0
+    version: int = 0
+    written: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Quit:
-    """This node must stop: a newer incarnation of it lives."""
+    """This node must stop: a newer incarnation of it lives, `by`."""
 
     reason: str
+    by: Peer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +242,6 @@ class DeliverBody:
 
 Effect = (
     Send | Dial | DialSeed | Disconnect | Push | Fetch | CancelTransfer | Discard
-    | Activated | Delivered | MulticastReceived | MembersChanged | Durable | RetrievalEnded | Quit | Notify
+    | Activated | Delivered | MulticastReceived | MembersChanged | Durable | RetrievalEnded | RootAnswered | ElectorAnswered | Quit | Notify
     | PeerDied | PeerCleared | LeafSetChanged | Suspect | RouteBody | DeliverBody
 )  # fmt: skip

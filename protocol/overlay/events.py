@@ -96,11 +96,13 @@ class TimerFired:
 class Started:
     """Enter the ring. seeds: named by the user; hints: peers remembered from an earlier life.
 
-    Without seeds, and when no hint answers, the node is a ring of one; with seeds it keeps trying.
+    Without seeds, and when no hint answers, the node is a ring of one; with seeds it keeps trying. shared: another node listens at our own
+    address, which is then a seed like any other; else it is passed over.
     """
 
     seeds: tuple[Address, ...] = ()
     hints: tuple[Address, ...] = ()
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,31 @@ class Retrieve:
     tree: TreeId
 
 
+@dataclass(frozen=True, slots=True)
+class AskRoot:
+    """Who roots this tree? Ends in RootAnswered, or never."""
+
+    request: int
+    tree: TreeId
+
+
+@dataclass(frozen=True, slots=True)
+class AskElectors:
+    """May this term go on, with this version? Each elector that answers, or is gone, ends in an ElectorAnswered; the silent never do.
+
+    Asked again under the same number, it goes to those of `electors` alone.
+    """
+
+    request: int
+    tree: TreeId
+    term: int
+    version: int
+    electors: tuple[Peer, ...]
+    sounding: bool = False
+
+
 Event = (
     MessageReceived | PeerLost | DialEnded | SeedAnswered | SeedFailed | PushEnded | FetchEnded | RecordHeld | TimerFired
     | Started | Leave | RouteMessage | CreateTree | JoinTree | LeaveTree | ReportProgress | SendMulticast | Replicate | Retrieve
+    | AskRoot | AskElectors
 )  # fmt: skip

@@ -64,9 +64,9 @@ class Joining:
         """Will something happen by itself?"""
         return "join" in self.deadlines
 
-    def start(self, seeds: Iterable[Address], hints: Iterable[Address], now: float) -> list[Effect]:
-        """For the first time."""
-        self._seeds = tuple(address for address in seeds if address != self._me.address)
+    def start(self, seeds: Iterable[Address], hints: Iterable[Address], now: float, shared: bool = False) -> list[Effect]:
+        """For the first time. shared: another node at our address is a seed like any other."""
+        self._seeds = tuple(address for address in seeds if shared or address != self._me.address)
         self._hints = tuple(address for address in hints if address != self._me.address)
         self.deadlines.set("seed", now + self._parameters.row_interval_s * self._rng.uniform(0.5, 1.0))
         return self.begin(now)

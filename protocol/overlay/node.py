@@ -21,8 +21,10 @@ from protocol.overlay.detector import Detector
 from protocol.overlay.pastry import Pastry
 from protocol.overlay.replication import Replication
 from protocol.overlay.scribe import Scribe
+from protocol.overlay.terms import Terms
 from protocol.parameters import OverlayParameters
 from protocol.wire import messages as m
+from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest
 from protocol.wire.keeping import FarQuery, FarReply, Release, Stray, Withdrawn
 
 Effects = list[fx.Effect]
@@ -38,6 +40,7 @@ class OverlayNode:
         self.pastry = Pastry(me, parameters, rng, detector)
         self.scribe = Scribe(me, parameters, rng, self.pastry, detector)
         self.replication = Replication(me, parameters, self.pastry.leaf_set, detector.is_suspect, lambda: self.pastry.active)
+        self.terms = Terms(me, parameters, detector.life_of, self._hears)
         self._clocks = (self.detector.deadlines, *self.pastry.clocks, self.scribe.deadlines, self.replication.deadlines)
         self._left = False
         self._due: float | None = None
@@ -52,14 +55,14 @@ class OverlayNode:
         self._events: dict[type, Callable[..., Effects]] = {
             ev.MessageReceived: self._message,
             ev.PeerLost: self._peer_lost,
-            ev.DialEnded: lambda e, now: self.detector.dial_ended(e.peer, e.found, e.refused, e.reason, now),
+            ev.DialEnded: self._dial_ended,
             ev.SeedAnswered: self._seed_answered,
             ev.SeedFailed: lambda e, now: self.pastry.seed_failed(e.address, e.reason, now),
             ev.PushEnded: lambda e, now: self.replication.push_ended(e.transfer, e.outcome, e.reason, now),
             ev.FetchEnded: lambda e, now: self.replication.fetch_ended(e.transfer, e.record, e.reason, now),
             ev.RecordHeld: lambda e, now: self.replication.record_held(e.record, now),
             ev.TimerFired: lambda e, now: self._timer(now),
-            ev.Started: lambda e, now: self.pastry.start(e.seeds, e.hints, now),
+            ev.Started: lambda e, now: self.pastry.start(e.seeds, e.hints, now, e.shared),
             ev.Leave: lambda e, now: self._leave(),
             ev.RouteMessage: lambda e, now: self.pastry.originate(e.key, m.Datagram(e.payload), now),
             ev.CreateTree: lambda e, now: self.scribe.create(e.tree, now),
@@ -69,6 +72,8 @@ class OverlayNode:
             ev.SendMulticast: lambda e, now: self.scribe.multicast(e.tree, e.body),
             ev.Replicate: lambda e, now: self.replication.replicate(e.record, now),
             ev.Retrieve: lambda e, now: self.replication.retrieve(e.request, e.owner, e.tree, now),
+            ev.AskRoot: lambda e, now: self.terms.ask_root(e.request, e.tree),
+            ev.AskElectors: self._ask_electors,
         }
         self._between: dict[type, Callable[..., Effects]] = {
             fx.PeerDied: self._died,
@@ -109,13 +114,16 @@ class OverlayNode:
             m.TreeLeave: lambda p, x, now: self.scribe.leave_received(p, x),
             m.Alive: lambda p, x, now: self.scribe.alive_received(p, x, now),
             m.TreePulse: lambda p, x, now: self.scribe.pulse_received(p, x, now),
-            m.Multicast: lambda p, x, now: self.scribe.multicast_received(p, x, now),
+            m.Multicast: self._multicast,
             m.LookUpReply: lambda p, x, now: self.replication.look_up_answered(x, now),
             m.HoldingsQuery: lambda p, x, now: self.replication.query_received(p, x),
             m.HoldingsReply: lambda p, x, now: self.replication.reply_received(p, x),
             FarReply: lambda p, x, now: self.replication.far_replied(x, now),
             Release: lambda p, x, now: self.replication.released(x),
             Withdrawn: lambda p, x, now: self.replication.withdrawn(p.id, x.tree),
+            RootReply: lambda p, x, now: self.terms.root_replied(p, x),
+            TermRequest: lambda p, x, now: self.terms.term_requested(p, x, now),
+            TermReply: lambda p, x, now: self.terms.replied(p, x),
         }
 
     # --- the seam -----------------------------------------------------------------------------------------------------
@@ -146,6 +154,10 @@ class OverlayNode:
         # What was due before the last event is late by what has passed since: that one sleep was noticed.
         self._due = max(next_due, self._handled_at) if next_due is not None else None
         return next_due
+
+    def outdated(self, peer: Peer) -> bool:
+        """Is a later life of this peer promised, or heard? What this one brings, or asks for, is of the past (terms, rule 3)."""
+        return self.terms.is_of_the_past(peer)
 
     def _settle(self, first: Effects, now: float) -> Effects:
         """What is for the outside, once the machines have told each other everything; the detector watches whom they name."""
@@ -224,11 +236,32 @@ class OverlayNode:
 
     def _peer_lost(self, event: ev.PeerLost, now: float) -> Effects:
         peer = event.peer
+        asked = self.terms.lost(peer)
         related = any(peer.id == relative.id for relative in self.scribe.relatives())
         if related or self.pastry.knows(peer):
-            return self.detector.suspect(peer, event.reason, now)
+            return [*asked, *self.detector.suspect(peer, event.reason, now)]
         self.pastry.upkeep.lost(peer)
-        return []
+        return asked
+
+    def _dial_ended(self, event: ev.DialEnded, now: float) -> Effects:
+        judged = self.detector.dial_ended(event.peer, event.found, event.refused, event.reason, now)
+        return [*judged, *self.terms.dial_ended(event.peer, event.found, event.refused)]
+
+    def _ask_electors(self, event: ev.AskElectors, now: float) -> Effects:
+        question = TermRequest(event.request, event.tree, event.term, event.version, event.sounding)
+        return self.terms.ask(event.request, question, event.electors)
+
+    def _hears(self, identifier: NodeId, now: float) -> bool:
+        """Was it heard lately, and is not in doubt?"""
+        recent = self.detector.heard_at(identifier) >= now - self._parameters.silence_max_s
+        return recent and not self.detector.is_suspect(identifier)
+
+    def _multicast(self, sender: Peer, message: m.Multicast, now: float) -> Effects:
+        """Not from a root whose successor is promised (terms, rule 3)."""
+        promised = self.terms.promised(message.tree)
+        if message.order[0] < promised:
+            return [fx.Notify("order_refused", {"tree": message.tree, "order": message.order, "promised": promised})]
+        return self.scribe.multicast_received(sender, message, now)
 
     def _seed_answered(self, event: ev.SeedAnswered, now: float) -> Effects:
         if event.peer.id == self.self_peer.id:
@@ -239,7 +272,7 @@ class OverlayNode:
     def _superseded(self, by: Peer) -> Effects:
         if by.id != self.self_peer.id or by.incarnation <= self.self_peer.incarnation:
             return []
-        return [fx.Quit(f"a newer life of this agent has started at {by.address} (incarnation {by.incarnation}): this one leaves")]
+        return [fx.Quit(f"a newer life of this agent has started at {by.address} (incarnation {by.incarnation}): this one leaves", by)]
 
     def _route(self, sender: Peer, message: m.Route, now: float) -> Effects:
         body = message.body
@@ -270,6 +303,8 @@ class OverlayNode:
                 return self.replication.far_query_delivered(effect.body)
             case Stray():
                 return self.replication.stray_delivered(effect.body, now)
+            case RootQuery():
+                return self.terms.root_query_delivered(effect.body)
             case m.Datagram():
                 return [fx.Delivered(effect.key, effect.body.payload, effect.hops)]
         raise RemoteProtocolError(f"{type(effect.body).__name__} cannot be delivered by key")
@@ -301,5 +336,5 @@ class OverlayNode:
 
     def check_invariants(self) -> None:
         """AssertionError where a machine's state contradicts itself: a bug of ours, whatever the peers did."""
-        for machine in (self.detector, self.pastry, self.scribe, self.replication):
+        for machine in (self.detector, self.pastry, self.scribe, self.replication, self.terms):
             machine.check_invariants()

@@ -190,11 +190,11 @@ class Pastry:
 
     # --- joining ------------------------------------------------------------------------------------------------------
 
-    def start(self, seeds: Iterable[Address], hints: Iterable[Address], now: float) -> list[Effect]:
+    def start(self, seeds: Iterable[Address], hints: Iterable[Address], now: float, shared: bool = False) -> list[Effect]:
         """Enter the ring through the seeds, then through the hints; a ring of one where no seed was named and no hint answers."""
         self.deadlines.set(("heartbeat", self._me.id), now + self._parameters.heartbeat_interval_s * self._rng.uniform(0.5, 1.0))
         self.deadlines.set(("exchange", self._me.id), now + self._parameters.exchange_interval_s * self._rng.uniform(0.5, 1.0))
-        return self.joining.start(seeds, hints, now)
+        return self.joining.start(seeds, hints, now, shared)
 
     def seed_answered(self, peer: Peer, now: float) -> list[Effect]:
         """A seed lives: it routes our JOIN, also where we are in a ring already (rule 8)."""

@@ -4,8 +4,8 @@ Only summaries pass through here; the bytes are in the store, and move in bulk t
 placement.py (who has our copies; far_places.py: in which zone), takeover.py (what we hold for others), look_ups.py (who holds what),
 retrieval.py (the way back).
 
-1. Placement. A record goes to k leaf-set members, nearest first, right and left in turn. It is durable when `write_quorum` hold it. Two
-   nodes at one address are one place.
+1. Placement. A record goes to k leaf-set members, nearest first, right and left in turn. It is durable when `write_quorum` hold it.
+   Nodes at one address are one process (a manager's trees), and die as one: of these the first alone counts, and of our own none.
 2. A holder that refuses or fails is passed over for the next candidate; one that failed is tried again after a while. With fewer
    neighbours than the quorum, all of them must hold it; with none, nothing is durable. One that is slow, beside the others or by half of
    its time, is passed over too, and counts where it is done all the same.

@@ -1,5 +1,5 @@
-"""Every message that peers exchange (those about who keeps which copies: keeping.py), and the one table that lists them: tag, who
-sends, who receives, what answers.
+"""Every message that peers exchange (who keeps which copies: keeping.py; a root and its electors: electing.py), and the one table of them:
+tag, who sends, who receives, what answers.
 
 A message is a frozen dataclass; its fields are its wire form. Tags are never reused. Adding a field with a default is compatible
 with the version before (unknown fields are ignored); anything else raises WIRE_VERSION.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from protocol.identifiers import NodeId, Peer, TreeId
+from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest
 from protocol.wire.keeping import FarQuery, FarReply, Release, Stray, Withdrawn
 from protocol.wire.values import Departed, Holding, MemberInfo, Progress, RecordSummary, SubtreeDigest
 
@@ -245,7 +246,8 @@ class RoundOpen:
     """The manager's order to the members: work on `phase` of `round` from this theta.
 
     theta: the record of the tree's root; fetched from the parent in the tree, or from `holder`. None in phase `init`, in which
-    the agent `asked` makes theta_0 from the seed.
+    the agent `asked` makes theta_0 from the seed. theta_digest: of its tensors, whatever record they are in: a root that takes the place
+    of another seals the same theta anew, and work that was begun from it goes on.
     """
 
     phase: Phase
@@ -255,6 +257,7 @@ class RoundOpen:
     holder: Peer
     theta: RecordSummary | None = None
     asked: NodeId | None = None
+    theta_digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +324,7 @@ class Datagram:
     payload: bytes
 
 
-Routable = JoinRequest | LookUp | Stray | FarQuery | Datagram
+Routable = JoinRequest | LookUp | Stray | FarQuery | RootQuery | Datagram
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,6 +471,10 @@ TABLE = (
     Row(51, LookUpReply, "closest node", "asker"),
     Row(52, HoldingsQuery, "closest node", "its leaf set", HoldingsReply),
     Row(53, HoldingsReply, "leaf-set member", "closest node"),
+    Row(54, RootQuery, "standby", "closest node, inside Route", RootReply),
+    Row(55, RootReply, "root, or closest node", "standby"),
+    Row(56, TermRequest, "root or standby", "elector", TermReply),
+    Row(57, TermReply, "elector", "root or standby"),
     Row(60, BulkPush, "owner", "holder or manager", BulkWant),
     Row(61, BulkFetch, "whoever needs a record", "holder", BulkAccept),
     Row(62, BulkAccept, "holder", "whoever needs a record", BulkWant),
@@ -483,7 +490,7 @@ Message = (
     Hello | Refusal | NotUnderstood | Heartbeat | JoinReply | LeafProbe | LeafProbeReply | Ping | Pong | Measured | RowRequest | RowReply
     | IndirectProbe | IndirectAnswer | Suspected | Goodbye | Superseded | Route | RouteAck
     | TreeJoin | TreeWelcome | TreeRefusal | TreeRedirect | TreeLeave | Alive | TreePulse | Multicast
-    | LookUpReply | HoldingsQuery | HoldingsReply | Release | Withdrawn | FarReply
+    | LookUpReply | HoldingsQuery | HoldingsReply | Release | Withdrawn | FarReply | RootReply | TermRequest | TermReply
     | BulkPush | BulkFetch | BulkAccept | BulkWant | BulkRefuse | BulkStored | StatusRequest | StatusReply | StopRequest
 )  # fmt: skip
 """What a frame may hold at its top: every row but the bodies that travel inside Route and Multicast."""

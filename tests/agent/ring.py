@@ -105,7 +105,7 @@ class Manager(Host):
 
     def order(self, phase: Phase, number: int, mode: RecoveryMode = "exact", *, asked: NodeId | None = None) -> RoundOpen:
         theta = self.theta(number) if phase in ("train", "adapt") else None
-        return RoundOpen(phase, number, 1, mode, self.me, theta, asked)
+        return RoundOpen(phase, number, 1, mode, self.me, theta, asked, b"theta of round %d" % number)
 
     def joined(self) -> set[str]:
         """The names that have come up the tree."""

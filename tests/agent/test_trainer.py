@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 
@@ -15,6 +18,7 @@ from tests.agent.counting import Counting
 
 JOB = Job("train", 4, seed=1)
 THETA = {"w": np.arange(3.0)}
+DIGEST = b"theta's"
 Made = Callable[..., "asyncio.Future[tuple[Trainer, Counting]]"]
 
 
@@ -40,16 +44,37 @@ async def test_everything_of_the_learner_runs_in_one_thread_that_is_not_the_loop
     learner = trainer.learner
     assert isinstance(learner, Counting)
     await trainer.initial_parameters(5)
-    await trainer.run(JOB, THETA, lambda snapshot: None)
+    await trainer.run(JOB, THETA, DIGEST, lambda snapshot: None)
     trainer.close()
     assert len(learner.threads) == 1, "built, trained and copied in one thread"
     assert threading.get_ident() not in learner.threads
 
 
+class Looking(Counting):
+    """Says of a descriptor, given as the seed, whether its thread has it."""
+
+    def initial_parameters(self, seed: int) -> dict[str, np.ndarray]:
+        try:
+            os.fstat(seed)
+        except OSError:
+            return {"seen": np.zeros(1)}
+        return {"seen": np.ones(1)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have descriptors of their own on Linux alone")
+async def test_the_training_thread_holds_no_socket_that_a_peer_watches(made: Made) -> None:
+    """A killed process is noticed when the last thread that shares its sockets has died, and this one is the last to get a turn."""
+    before = socket.socket()
+    trainer, _ = await made(3, Looking())
+    with before, socket.socket() as after:
+        assert (await trainer.initial_parameters(before.fileno()))["seen"], "made before the thread was: as all it is woken through"
+        assert not (await trainer.initial_parameters(after.fileno()))["seen"]
+
+
 async def test_the_loop_turns_while_it_trains(made: Made) -> None:
     gate = threading.Event()
     trainer, _ = await made(3, Counting(before_step=lambda done: gate.wait(10) and None))
-    running = asyncio.create_task(trainer.run(JOB, THETA, None))
+    running = asyncio.create_task(trainer.run(JOB, THETA, DIGEST, None))
     await asyncio.sleep(0)  # the loop is here while the thread waits: only it can open the gate
     gate.set()
     assert await asyncio.wait_for(running, 10) is not None
@@ -72,23 +97,23 @@ async def test_initial_parameters_come_from_the_seed(made: Made) -> None:
 
 async def test_a_job_done(made: Made) -> None:
     trainer, learner = await made()
-    done = await trainer.run(JOB, THETA, None)
+    done = await trainer.run(JOB, THETA, DIGEST, None)
     assert done is not None
     contribution, last = done
     assert (contribution.samples, learner.jobs, learner.steps) == (10, [JOB], 10)
     assert (last.phase, last.round, last.done, last.total, last.iteration) == ("train", 4, 10, 10, 10)
     assert last.loss == contribution.loss
-    assert not trainer.holds("train", 4), "a job at its end is not to be gone on with"
+    assert not trainer.holds("train", 4, DIGEST), "a job at its end is not to be gone on with"
 
 
 async def test_snapshots_come_at_multiples_over_the_agents_whole_life_and_not_at_the_end(made: Made) -> None:
     """The end has its own record, with the contribution in it."""
     trainer, _ = await made(5)
     taken: list[Snapshot] = []
-    await trainer.run(JOB, THETA, taken.append)
+    await trainer.run(JOB, THETA, DIGEST, taken.append)
     assert [(snapshot.round, snapshot.done, snapshot.iteration) for snapshot in taken] == [(4, 5, 5)]
     trainer.learner.iterations = 7  # type: ignore[attr-defined]
-    await trainer.run(Job("train", 5, 1), THETA, taken.append)
+    await trainer.run(Job("train", 5, 1), THETA, DIGEST, taken.append)
     assert [(s.round, s.done, s.iteration) for s in taken[1:]] == [(5, 5, 15)]
     assert trainer.iteration == 17
 
@@ -96,7 +121,7 @@ async def test_snapshots_come_at_multiples_over_the_agents_whole_life_and_not_at
 async def test_a_snapshot_is_a_copy(made: Made) -> None:
     trainer, _ = await made(3)
     taken: list[Snapshot] = []
-    await trainer.run(JOB, THETA, taken.append)
+    await trainer.run(JOB, THETA, DIGEST, taken.append)
     assert len({snapshot.tensors["w"].tobytes() for snapshot in taken}) == len(taken) == 3
     assert trainer.pause_s > 0
 
@@ -112,7 +137,7 @@ async def _stopped(trainer: Trainer, learner: Counting, after: int) -> Snapshot:
             gate.wait(10)
 
     learner.before_step = at
-    running = asyncio.create_task(trainer.run(JOB, THETA, None))
+    running = asyncio.create_task(trainer.run(JOB, THETA, DIGEST, None))
     await asyncio.wait_for(reached.wait(), 10)
     trainer.stop()
     gate.set()
@@ -125,13 +150,14 @@ async def test_it_stops_between_two_iterations_and_holds_the_job(made: Made) -> 
     trainer, learner = await made(3)
     last = await _stopped(trainer, learner, after=4)
     assert (learner.steps, trainer.done, last.done) == (4, 4, 4)
-    assert trainer.holds("train", 4)
-    assert not trainer.holds("train", 5)
-    assert not trainer.holds("adapt", 4)
+    assert trainer.holds("train", 4, DIGEST)
+    assert not trainer.holds("train", 5, DIGEST)
+    assert not trainer.holds("adapt", 4, DIGEST)
+    assert not trainer.holds("train", 4, b"another theta's"), "the round was announced anew, from another theta"
 
 
 async def _finished(trainer: Trainer, theta: dict[str, np.ndarray] | None) -> Contribution:
-    done = await trainer.run(JOB, theta, None)
+    done = await trainer.run(JOB, theta, DIGEST, None)
     assert done is not None
     return done[0]
 
@@ -150,11 +176,11 @@ async def test_restored_in_another_process_it_goes_on_bit_for_bit(made: Made) ->
     whole = await _finished((await made(3))[0], THETA)
     trainer, learner = await made(3)
     last = await _stopped(trainer, learner, after=4)
-    done, total, extra = opened_state(last.sealed_state())
-    assert (done, total) == (4, 10)
+    done, total, theta, extra = opened_state(last.sealed_state())
+    assert (done, total, theta) == (4, 10, DIGEST)
     heir, fresh = await made(3)
-    await heir.restore(Snapshot(last.phase, last.round, done, total, last.iteration, last.loss, last.tensors, extra))
-    assert heir.holds("train", 4)
+    await heir.restore(Snapshot(last.phase, last.round, theta, done, total, last.iteration, last.loss, last.tensors, extra))
+    assert heir.holds("train", 4, DIGEST)
     assert heir.iteration == 4
     again = await _finished(heir, None)
     assert again.tensors["w"].tobytes() == whole.tensors["w"].tobytes()
@@ -164,7 +190,7 @@ async def test_restored_in_another_process_it_goes_on_bit_for_bit(made: Made) ->
 async def test_a_state_of_another_learner_is_refused(made: Made) -> None:
     trainer, _ = await made()
     with pytest.raises(LearnerError, match="no state of Counting"):
-        await trainer.restore(Snapshot("train", 1, 2, 10, 2, None, {}, b"?"))
+        await trainer.restore(Snapshot("train", 1, DIGEST, 2, 10, 2, None, {}, b"?"))
     assert trainer.phase is None, "and nothing is held"
 
 
@@ -175,4 +201,4 @@ async def test_what_the_learner_raises_in_a_job_is_raised_by_run(made: Made) -> 
 
     trainer, _ = await made(3, Counting(before_step=wrong))
     with pytest.raises(LearnerError, match="the loss diverged"):
-        await trainer.run(JOB, THETA, None)
+        await trainer.run(JOB, THETA, DIGEST, None)

@@ -12,6 +12,9 @@ import pytest
 
 from fmrec_agent.learning.learner import Job, LearnerError, Tensors
 from protocol.identifiers import Peer
+from protocol.overlay.effects import Notify
+from protocol.overlay.events import MessageReceived
+from protocol.wire.electing import TermRequest
 from protocol.wire.messages import RoundOpen
 from tests.agent.counting import Counting
 from tests.agent.ring import TREE, Agent, Manager, Ring, free_port, until
@@ -191,6 +194,82 @@ async def test_what_is_finished_is_brought_again_and_not_done_again(ring: Ring) 
     first, second = (record for record, _ in manager.brought)
     assert first == second
     assert len(a.learner.jobs) == 1
+
+
+async def test_a_round_that_is_announced_anew_from_another_theta_is_done_anew(ring: Ring) -> None:
+    """A manager that lost its last versions goes on from an older one: rounds have the numbers that they had, and are other rounds."""
+    manager = await ring.manager()
+    a = await ring.agent("a")
+    a.worker.ordered(manager.order("train", 0), manager.me)
+    await until(lambda: manager.brought)
+    other = manager.theta(0, version=2, incarnation=2)
+    a.worker.ordered(RoundOpen("train", 0, 1, "exact", manager.me, other, None, b"another"), manager.me)
+    await until(lambda: len(manager.brought) == 2)
+    assert a.learner.jobs == [Job("train", 0, 1)] * 2
+    np.testing.assert_array_equal(a.learner.theta["w"], np.full(3, 1.0))
+    first, second = (inside.tensors["contribution"]["w"] for _, inside in manager.brought)
+    assert first.tobytes() != second.tobytes()
+
+
+async def test_the_same_theta_in_another_record_is_the_same_round(ring: Ring) -> None:
+    """A manager that takes the place of another seals the theta that it has found anew."""
+    manager = await ring.manager()
+    a = await ring.agent("a")
+    order = manager.order("train", 0)
+    a.worker.ordered(order, manager.me)
+    await until(lambda: manager.brought)
+    a.worker.ordered(replace(order, theta=manager.theta(0, version=2)), manager.me)
+    await until(lambda: len(manager.brought) == 2)
+    assert a.learner.jobs == [Job("train", 0, 1)]
+
+
+async def test_what_is_restored_for_another_theta_is_not_gone_on_with(ring: Ring) -> None:
+    """Killed in the middle of round 0, and before its next life is told, round 0 is announced from another theta."""
+    manager = await ring.manager()
+    gate = Gate(6)
+    a, _ = await ring.agent("a", learner=Counting(before_step=gate)), await ring.agent("b")
+    a.worker.ordered(manager.order("train", 0), manager.me)
+    await until(gate.reached.is_set)
+    assert await a.dispatcher.durable(1, 10)
+    await ring.kill(a)
+    gate.open.set()
+    heir = await restored(ring)
+    other = manager.theta(0, version=2, incarnation=2)
+    heir.worker.ordered(RoundOpen("train", 0, 1, "exact", manager.me, other, None, b"another"), manager.me)
+    await until(lambda: manager.brought)
+    assert (heir.learner.jobs, heir.learner.steps) == ([Job("train", 0, 1)], 10)
+
+
+async def test_orders_that_were_missed_are_said_and_the_newest_counts(ring: Ring, caplog: pytest.LogCaptureFixture) -> None:
+    manager = await ring.manager()
+    a = await ring.agent("a")
+    with caplog.at_level(logging.INFO):
+        a.worker.ordered(manager.order("train", 3), manager.me, gap=True)
+        await until(lambda: manager.brought)
+    assert a.worker.gaps == 1
+    assert "orders before this one, train of round 3, were missed" in caplog.text
+
+
+async def test_an_agent_that_has_promised_a_later_term_serves_the_earlier_root_no_more(ring: Ring) -> None:
+    """The first manager hung and wakes: its orders are refused, its contributions not brought, its records not kept."""
+    manager = await ring.manager()
+    a = await ring.agent("a")
+    a.join("a")
+    await until(lambda: manager.joined() == {"a"})
+    manager.multicast(manager.order("train", 0))
+    await until(lambda: manager.brought)
+    successor = Peer(TREE, "127.0.0.1", free_port(), 2)
+    a.driver.dispatch(MessageReceived(successor, TermRequest(1, TREE, 2, 1)))
+    manager.multicast(manager.order("train", 1))
+    await until(lambda: [e for e in a.effects if isinstance(e, Notify) and e.fact == "order_refused"])
+    a.worker.ordered(manager.order("train", 2), manager.me)
+    await until(lambda: a.worker.doing == "waiting for the orders of a later root than gave round 2")
+    manager.theta(7)
+    held = manager.store.get(TREE, TREE)
+    assert held is not None
+    pushed = await manager.connections.bulk.push(manager.me, a.me, *held, "replica")
+    assert (pushed.outcome, len(manager.brought)) == ("refused", 1)
+    assert "a later life of" in pushed.reason
 
 
 async def test_a_later_life_brings_what_the_last_one_had_finished(ring: Ring) -> None:

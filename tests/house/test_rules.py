@@ -14,7 +14,8 @@ PACKAGES = ("protocol", "fmrec_agent", "fmrec_manager")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 EVERYTHING = sorted([*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])
 PURE = [path for path in SOURCES if path.is_relative_to(ROOT / "protocol") and not path.is_relative_to(ROOT / "protocol" / "aio")]
-MACHINES = [ROOT / "fmrec_manager" / f"{name}.py" for name in ("root", "round", "liveness", "retrieval", "selection", "orders")]
+DECIDING = ("root", "round", "liveness", "retrieval", "selection", "orders", "ballot", "standby", "arrivals")
+MACHINES = [ROOT / "fmrec_manager" / f"{name}.py" for name in DECIDING]
 FORBIDDEN_IN_PURE = {"asyncio", "uvloop", "socket", "selectors", "time", "logging", "torch", "threading", "os", "datetime", "secrets"}
 FORBIDDEN_NAMES = {"config", "utils", "types", "asyncio", "helpers", "common", "base"}
 
@@ -80,7 +81,7 @@ def test_where_torch_is_known() -> None:
 
 
 def test_the_machines_of_the_overlay_never_import_each_other() -> None:
-    machines = {"detector", "pastry", "scribe", "replication"}
+    machines = {"detector", "pastry", "scribe", "replication", "terms"}
     for name in sorted(machines):
         path = ROOT / "protocol" / "overlay" / f"{name}.py"
         others = {f"protocol.overlay.{other}" for other in (machines | {"node"}) - {name}}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
-from fmrec_manager.orders import Aggregate, Announce, Commit, Order, Recover, Say
+from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, Order, Recover, Say
 from fmrec_manager.root import Plan, Resumed, Root
 from fmrec_manager.round import Terms
 from protocol.identifiers import NodeId, Peer, agent_id, tree_id
-from protocol.overlay.effects import RetrievalEnded
+from protocol.overlay.effects import ElectorAnswered, RetrievalEnded
 from protocol.wire.messages import Phase, RecoveryMode
 from protocol.wire.values import Departed, MemberInfo, RecordSummary
 
@@ -19,7 +20,10 @@ SOURCES = ("a", "b", "c")
 MODES: tuple[RecoveryMode, ...] = ("exact", "substitute", "drop")
 TREE = tree_id("main", "t")
 TERMS = Terms("exact", deadline_s=30.0, exact_wait_s=600.0, quorum=1.0, staleness_max=2, staleness_discount=0.5)
-PLAN = Plan(rounds=2, sources_min=3, targets_min=0, adapt=True, terms=TERMS, orphan_max_s=3.0, ask_timeout_s=2.0, silence_max_s=0.8)
+PLAN = Plan(
+    rounds=2, sources_min=3, targets_min=0, adapt=True, terms=TERMS, orphan_max_s=3.0, ask_timeout_s=2.0, silence_max_s=0.8,
+    electors_max=12, answer_max_s=0.5,
+)  # fmt: skip
 TRANSFER_S = 0.5
 FIGURES = {"loss": 0.25, "rmse_pp": 7.0}
 
@@ -45,7 +49,7 @@ def record(name: str, number: int, version: int = 1, *, complete: bool = True) -
 
 def resumed(number: int, *names: str, version: int = 4) -> Resumed:
     """What the record of an earlier life of the manager says."""
-    return Resumed(version, number, (0.9,) * number, tuple(info(name) for name in names))
+    return Resumed(version, 1, number, (0.9,) * number, tuple(info(name) for name in names))
 
 
 @dataclass
@@ -56,6 +60,10 @@ class Stage:
     now: float = 0.0
     orders: list[Order] = field(default_factory=list)
     durable: set[int] = field(default_factory=set)
+    votes: dict[int, dict[NodeId, str]] = field(default_factory=lambda: defaultdict(dict))
+    """What each elector that was asked about a version has said last."""
+    loyal: bool = True
+    """Do electors agree to whatever they are asked, at once?"""
 
     def took(self, orders: Iterable[Order]) -> list[Order]:
         """Keep the orders, check promise P6 on each, and seal what is to be committed."""
@@ -63,12 +71,28 @@ class Stage:
         for order in given:
             if isinstance(order, Announce) and order.phase in ("train", "adapt", "done"):
                 assert self.root.version in self.durable, f"{order} before version {self.root.version} is durable"
+                assert self.agreed(self.root.version), f"{order} before the electors agree to version {self.root.version}"
                 assert order.round == self.root.next_round
         self.orders += given
         for order in given:
             if isinstance(order, Commit):
                 given += self.took(self.root.sealed(order.version, TRANSFER_S, self.now))
+            elif isinstance(order, Ask):
+                for elector in order.electors:
+                    self.votes[order.version].setdefault(elector.id, "silent")
+                for elector in order.electors if self.loyal else ():
+                    given += self.elector(elector.id, "granted", order.version)
         return given
+
+    def elector(self, who: NodeId, answer: Any, question: int, **facts: Any) -> list[Order]:
+        """One elector's word on the version that was put to it; facts: what else it says."""
+        self.votes[question][who] = answer
+        return self.took(self.root.elector_answered(ElectorAnswered(question, who, answer, **facts), question, self.now))
+
+    def agreed(self, version: int) -> bool:
+        """Have more than half of those asked, who live, said yes?"""
+        answers = [answer for answer in self.votes[version].values() if answer != "gone"]
+        return not answers or 2 * answers.count("granted") > len(answers)
 
     # --- what is heard ---
 
@@ -97,9 +121,9 @@ class Stage:
         return given
 
     def located(self, found: Resumed | None = None, certain: bool = True) -> list[Order]:
-        if found is not None:
-            self.durable.add(found.version)
-        return self.took(self.root.located(found, certain, self.now))
+        """What was found is brought to the leaf set at once, as it mostly is there already."""
+        given = self.took(self.root.located(found, certain, self.now))
+        return given + self.is_durable() if found is not None and self.root.stage == "committing" else given
 
     def aggregated(self) -> list[Order]:
         assert self.root.stage == "aggregating"

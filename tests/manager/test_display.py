@@ -125,3 +125,12 @@ def test_a_terminal_is_redrawn_and_a_pipe_gets_lines(monkeypatch: pytest.MonkeyP
     assert "connection refused" in terminal.getvalue(), "who is not well is named, with the reason"
     assert "\x1b[" not in pipe.getvalue()
     assert [line.split(",")[1] for line in pipe.getvalue().splitlines() if "round" in line] == [" round 12/60", " round 13/60"]
+
+
+def test_a_standby_says_what_it_watches_until_it_roots_it() -> None:
+    watched = {"main": {"stage": "watching", "reason": "the root at 127.0.0.1:7700 lives", "root": "127.0.0.1:7700", "term": 5}}
+    watching = {**document(), "trees": {}, "standby": watched}
+    assert lines(None, watching) == ["main: standby, the root at 127.0.0.1:7700 lives"]
+    assert lines(watching, watching) == []
+    assert "main: standby, the root at 127.0.0.1:7700 lives" in text(watching)
+    assert "standby" not in text({**document(), "standby": watched}), "it roots the tree now"

@@ -13,7 +13,7 @@ from protocol.errors import RecordInvalid
 from protocol.identifiers import Peer, agent_id, tree_id
 from protocol.wire.values import Departed, MemberInfo
 
-PLAN = Plan(5, 1, 0, True, Terms("exact", 30, 600, 1.0, 5, 0.5), 3.0, 2.0, 1.0)
+PLAN = Plan(5, 1, 0, True, Terms("exact", 30, 600, 1.0, 5, 0.5), 3.0, 2.0, 1.0, 12, 0.5)
 
 
 def info(name: str, role: str = "source") -> MemberInfo:
@@ -26,6 +26,7 @@ def root() -> Root:
     root.liveness.changed([], [Departed(agent_id("c", "gone"), 1_790_000_000_123, "left", "goodbye")], 1.0)
     root.losses = [0.1 + 0.2, 1e-300]
     root.results = {"b": {"rmse_pp": 7.25}}
+    root.on_record = root.liveness.staying()
     return root
 
 
@@ -33,8 +34,8 @@ def test_what_is_written_is_what_is_read() -> None:
     text = ledger_of(7, root()).model_dump_json()
     ledger = Ledger.read(text.encode())
     assert ledger.seed == 7
-    resumed = ledger.resumed(version=4, round_number=3)
-    assert (resumed.version, resumed.round) == (4, 3)
+    resumed = ledger.resumed(version=4, term=9, round_number=3)
+    assert (resumed.version, resumed.term, resumed.round) == (4, 9, 3)
     assert resumed.losses == (0.1 + 0.2, 1e-300), "bit for bit"
     assert resumed.results == {"b": {"rmse_pp": 7.25}}
     assert {member.name: member for member in resumed.members} == {"a": info("a"), "b": info("b", "target")}

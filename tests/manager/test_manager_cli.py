@@ -66,6 +66,13 @@ def test_serve_gets_file_variables_and_options_merged(
     assert served == [ManagerSettings(listen="0.0.0.0:7800", state_dir=Path("st"), join=("a:1",), tree={"main": tree})]
 
 
+def test_a_standby_is_told_where_the_ring_is(served: list[ManagerSettings], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--standby", "--join", "a:1"]) == 0
+    assert served == [ManagerSettings(standby=True, join=("a:1",))]
+    assert main(["serve", "--standby"]) == 2
+    assert capsys.readouterr().err.startswith("error: a standby must be told where the ring is")
+
+
 def test_show_config_prints_settings_that_load_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["serve", "--set", "tree.main.rounds=3", "--show-config"]) == 0
     (tmp_path / "shown.toml").write_text(capsys.readouterr().out)

@@ -50,6 +50,8 @@ def test_a_source_that_names_trees_replaces_the_default_one() -> None:
         (["tree.main.quorum=0"], "--set: tree.main.quorum is 0, but should be greater than 0"),
         (["tree={}"], "--set: tree is {}, but should have at least 1 item"),
         (["tree.a/b.rounds=1"], '--set: tree.a/b is "a/b", but should be at most 64 letters'),
+        (["standby=true"], "a standby must be told where the ring is: name the manager, and an agent or two, with --join HOST:PORT"),
+        (["tree.main.deadline_factor=0.5"], "--set: tree.main.deadline_factor is 0.5, but should be greater than or equal to 1"),
         (["listen=7700"], '--set: listen is "7700", but should be HOST:PORT'),
     ],
 )

@@ -19,6 +19,27 @@ def held_by(node: Node) -> set:
     return set(node.machine.holders((ME.id, TREE)))
 
 
+def test_rule_1_of_nodes_in_one_process_the_first_alone_counts_and_of_our_own_none() -> None:
+    """A manager's trees are several nodes at one address: two copies there are one, and one beside the owner is none."""
+    first, beside, other = FIVE[0], replace(FIVE[1], host=FIVE[0].host, port=FIVE[0].port), FIVE[2]
+    own = replace(FIVE[3], host=ME.host, port=ME.port)
+    node = Node(first, beside, own, other)
+    assert targets(node.replicate(1)) == [first, other]
+    assert not of(fx.Durable, node.ends(first, "stored"))
+    assert of(fx.Durable, node.ends(other, "stored"))
+    alone = Node(own)
+    assert targets(alone.replicate(1)) == []
+
+
+def test_rule_1_the_first_of_a_process_dies_and_the_next_takes_its_place() -> None:
+    first, beside, other = FIVE[0], replace(FIVE[1], host=FIVE[0].host, port=FIVE[0].port), FIVE[2]
+    node = Node(first, beside, other)
+    node.replicate(1)
+    node.ends(other, "stored")
+    node.neighbours = [beside, other]
+    assert targets(node.note([*node.machine.died(first, 1.0), *node.machine.leaf_set_changed(1.0)])) == [beside]
+
+
 def test_rule_1_k_members_in_order_of_placement_and_durable_with_the_quorum() -> None:
     node = Node(*FIVE)
     assert targets(node.replicate(1)) == FIVE[:3]

@@ -1,0 +1,83 @@
+"""A ballot: the electors of a tree are asked whether its root's term may go on, and their answers are counted.
+
+1. The electors are the members on record, those nearest to the treeId, `most` of them: whoever reads the record knows them. Each
+   version is put to those of the version before it, as a change of members must be agreed on by those that were; the first of all
+   to whoever has joined.
+2. It is carried when more than half of those who have a say grant it. Any two such halves have one in common, and that one has
+   promised the later term, or tells of the newer version: so of two roots only one commits (protocol/overlay/terms.py).
+3. Who is gone (its host refuses) has no say: it keeps no promise. Who is silent has one, and withholds it: it may be on the other side
+   of a cut, where another root asks it.
+4. It is lost when so many have promised a later term that no half can be had any more.
+5. Nobody on record, or all of them gone: there is nobody who could have promised anything. It is carried.
+
+Rule 3 buys that a run goes on though most of its agents were killed. The price: an elector that was killed, comes back where this root does
+not reach it, and there helps another root to a half. It takes a cut that begins after the kill, and a standby on its other side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from protocol.identifiers import NodeId, Peer, TreeId, rank
+from protocol.overlay.effects import ElectorAnswered
+from protocol.wire.values import MemberInfo
+
+Verdict = Literal["wait", "carried", "lost"]
+
+
+def electors_of(members: Iterable[MemberInfo], tree: TreeId, most: int) -> tuple[Peer, ...]:
+    """Rule 1: the nearest to the treeId, `most` at most."""
+    nearest = sorted((member.peer for member in members), key=lambda peer: rank(tree, peer.id))
+    return tuple(nearest[:most])
+
+
+@dataclass(slots=True)
+class Ballot:
+    """One question, about this version: `electors` by id, with where they were last known to live."""
+
+    version: int
+    electors: Mapping[NodeId, Peer]
+    granted: set[NodeId] = field(default_factory=set)
+    gone: set[NodeId] = field(default_factory=set)
+    refused: dict[NodeId, str] = field(default_factory=dict)
+    term: int = 0
+    """The latest that any of them has promised."""
+    newest: tuple[int, int] = (0, 0)
+    """The latest (term, version) that any who granted has agreed to before: it may be committed."""
+
+    def heard(self, answer: ElectorAnswered) -> None:
+        """One elector's word; its last one counts."""
+        elector = answer.elector
+        if elector not in self.electors:
+            return
+        self.granted.discard(elector)
+        self.gone.discard(elector)
+        self.refused.pop(elector, None)
+        self.term = max(self.term, answer.promised)
+        if answer.answer == "gone":
+            self.gone.add(elector)
+        elif answer.answer == "refused":
+            self.refused[elector] = answer.reason
+        else:
+            self.granted.add(elector)
+            self.newest = max(self.newest, (answer.written, answer.version))
+
+    def silent(self) -> tuple[Peer, ...]:
+        """Who has not granted yet and may still: whom to ask again."""
+        return tuple(peer for elector, peer in self.electors.items() if elector not in self.granted)
+
+    def judge(self) -> tuple[Verdict, str]:
+        """(verdict, reason); rules 2 to 5."""
+        voices = len(self.electors) - len(self.gone)
+        if not voices:
+            return "carried", "no elector lives" if self.electors else "there are no electors"
+        needed = voices // 2 + 1
+        if len(self.granted) >= needed:
+            return "carried", f"{len(self.granted)} of {voices} electors agree"
+        if voices - len(self.refused) < needed:
+            said = next(iter(self.refused.values()))
+            return "lost", f"{len(self.refused)} of {voices} electors refuse: {said}"
+        unheard = [elector.short for elector in self.electors if elector not in self.granted | self.gone]
+        return "wait", f"{len(self.granted)} of {voices} electors agree, {needed} must; not yet: {', '.join(unheard)}"

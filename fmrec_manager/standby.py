@@ -1,0 +1,166 @@
+"""The standby of one tree: when it is to take the place of the root that it watches. It does not fight with one that lives.
+
+1. Each `interval_s` it asks the ring who roots the tree. The root itself answers: it lives, and all is well.
+2. Another node answers: the ring has buried the root. It must say so twice, `settle_s` apart: a ring in repair may err for a moment.
+3. Nobody answers: it is we who are cut off. No verdict follows from that.
+4. The ring's word is not enough, for there may be two rings. It fetches the tree's record, which names the electors, and sounds them. One
+   that hears the root says no. More than half of those who have a say must agree (ballot.py): so on the smaller side of a cut, where
+   the root may live on the other, a standby stays one.
+5. A tree of which it finds no record and has seen no root is none of its business: somebody is about to start it. Where it has seen
+   the root, and everyone who could hold a record says that there is none, nothing was ever committed: it begins in its place.
+6. Its term is later than any that it has heard of, whatever its clock says.
+
+    stage       what ends it                                                                              next
+    watching    another node answers in the root's place, twice                                           looking
+    looking     the record is found, or is certainly none; not certain: watching                          sounding
+    sounding    carried: taking; the root answers the ring again, or patience_s passes: watching          taking
+    taking      for good: the root's decisions are root.py's from here
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from fmrec_manager.ballot import Ballot, electors_of
+from protocol.identifiers import Peer, TreeId
+from protocol.overlay.effects import ElectorAnswered, RootAnswered
+from protocol.wire.values import MemberInfo
+
+Stage = Literal["watching", "looking", "sounding", "taking"]
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Times in seconds; electors_max: how many are asked."""
+
+    interval_s: float
+    settle_s: float
+    patience_s: float
+    electors_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskForRoot:
+    """Ask the ring who roots the tree. Ends in `Standby.answered`, or never."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookForRecord:
+    """Fetch the tree's own record. Ends in `Standby.found`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """Put this term to the electors. Each answer ends in `Standby.heard`."""
+
+    term: int
+    electors: tuple[Peer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOver:
+    """Root the tree, with this term."""
+
+    term: int
+    reason: str
+
+
+StandbyOrder = AskForRoot | LookForRecord | Sound | TakeOver
+
+
+class Standby:
+    """The decisions of one tree's standby. Every method takes the time and returns orders; see the module's rules."""
+
+    def __init__(self, tree: TreeId, patience: Patience) -> None:
+        self.tree = tree
+        self.stage: Stage = "watching"
+        self.reason = "looking for the root"
+        self.root: Peer | None = None
+        """As last heard."""
+        self.term = 0
+        """The latest that was heard of."""
+        self.ballot: Ballot | None = None
+        self._patience = patience
+        self._word = ""
+        """Of the ring."""
+        self._ask_at = 0.0
+        self._absent_since: float | None = None
+        self._give_up_at: float | None = None
+
+    def next_deadline(self) -> float | None:
+        """When `tick` is wanted."""
+        if self.stage == "taking":
+            return None
+        return self._ask_at if self._give_up_at is None else min(self._ask_at, self._give_up_at)
+
+    def tick(self, now: float) -> list[StandbyOrder]:
+        orders: list[StandbyOrder] = []
+        if self.stage == "taking":
+            return orders
+        if self._give_up_at is not None and now >= self._give_up_at:
+            self._watch_on(f"{self.reason}; watching on")
+        if now >= self._ask_at:
+            self._ask_at = now + self._patience.interval_s
+            orders.append(AskForRoot())
+        return orders
+
+    def answered(self, answer: RootAnswered, now: float) -> list[StandbyOrder]:
+        """The ring's word."""
+        self.term = max(self.term, answer.term)
+        if self.stage == "taking":
+            return []
+        if answer.rooted:
+            self.root = answer.peer
+            self._watch_on(f"the root at {answer.peer.address} lives")
+            self._absent_since = None
+            return []
+        if self._absent_since is None:
+            self._absent_since = now
+        if self.stage != "watching" or now < self._absent_since + self._patience.settle_s:
+            return []
+        where = f"the root at {self.root.address} is gone" if self.root is not None else "nobody roots it"
+        self._word = f"{where}, says {answer.peer.id.short}"
+        self.stage, self.reason = "looking", f"{self._word}: looking for its record"
+        self._give_up_at = now + self._patience.patience_s
+        return [LookForRecord()]
+
+    def found(self, members: Iterable[MemberInfo], term: int, certain: bool, now: float, clock: int) -> list[StandbyOrder]:
+        """The look for the record has ended. members: those on record; term: of who wrote it, 0 where none was found; certain:
+        none was found, and everyone who might hold one was heard. clock: Unix milliseconds, for the term."""
+        if self.stage != "looking":
+            return []
+        self.term = max(self.term, term)
+        if not term and not certain:
+            self._watch_on("the record of the tree was not found yet: somebody who may hold it has not answered")
+            return []
+        if not term and self.root is None:
+            self._watch_on("no manager has begun this tree yet")
+            return []
+        self.ballot = Ballot(0, {peer.id: peer for peer in electors_of(members, self.tree, self._patience.electors_max)})
+        self.term = max(self.term + 1, clock)
+        self.stage, self._give_up_at = "sounding", now + self._patience.patience_s
+        return [Sound(self.term, tuple(self.ballot.electors.values())), *self._judge()]
+
+    def heard(self, answer: ElectorAnswered, now: float) -> list[StandbyOrder]:
+        """One elector's word."""
+        if self.ballot is None or self.stage != "sounding":
+            return []
+        self.ballot.heard(answer)
+        return self._judge()
+
+    def _judge(self) -> list[StandbyOrder]:
+        assert self.ballot is not None
+        verdict, why = self.ballot.judge()
+        if verdict == "carried":
+            self.stage, self.reason = "taking", f"{self._word}; {why}"
+            return [TakeOver(self.term, self.reason)]
+        self.reason = why
+        if verdict == "lost":
+            self.term = max(self.term, self.ballot.term)
+            self._watch_on(why)
+        return []
+
+    def _watch_on(self, reason: str) -> None:
+        self.stage, self.reason, self.ballot, self._give_up_at = "watching", reason, None, None

@@ -1,0 +1,187 @@
+"""Terms: which life of a tree's root may commit, so that of two managers never both do.
+
+A manager that hung and wakes, or that is cut off, does not know that another has taken its place. It need not: it asks before each
+commit. This is the part of those who are asked, the electors, and of whoever asks.
+
+1. A term is one life of a tree's root: the incarnation of the node whose id is the treeId. Later terms win.
+2. An elector promises the term of a root that asks, unless it has promised a later one; a promise is never taken back. It agrees to
+   a version that this root has written, and tells the next root of it: with its term, for two roots may have written versions of one
+   number. The later root goes on from the version of the latest term, or from one after it (this is Paxos, with Raft's order of logs).
+3. What comes from an earlier life than one that is promised, or was heard, is refused: orders for a tree, and records of its own that it
+   brings to be kept.
+4. Sounding. A standby asks first what would be said to its term. Who hears the root says no: a root that lives is not to be
+   disturbed because a standby has lost sight of it. Nothing is promised.
+5. Who is asked and refuses the connection is gone, its promises with it; silence is no answer. The difference is one fresh dial.
+6. Who roots the tree is asked by route to the treeId. Another node than the root answers only when it is the live node closest to
+   the treeId: that is the word of the ring that the root is gone (Pastry, rule 3).
+
+A promise is kept in memory: an elector that dies forgets it. As it comes back it hears of the latest life like everyone near the treeId.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from protocol.errors import RemoteProtocolError
+from protocol.identifiers import NodeId, Peer, TreeId
+from protocol.overlay.effects import Dial, Effect, ElectorAnswered, RootAnswered, RouteBody, Send
+from protocol.parameters import OverlayParameters
+from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest
+
+QUESTIONS_MAX = 64
+"""Questions of ours, to electors and to the ring, that are kept; an older one is forgotten."""
+REASON_MAX = 500
+"""Characters of a reason that is passed on; what a peer says may be longer."""
+NUMBER_MAX = 1 << 62
+"""No honest term or version is larger, and one more than it still fits the wire."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """The latest term that was promised in one tree, and the version that was agreed to last, with the term that it was written in."""
+
+    term: int = 0
+    version: int = 0
+    written: int = 0
+
+
+NONE = Promise()
+
+
+@dataclass(slots=True)
+class Question:
+    """What we have asked the electors, and whose answer is awaited."""
+
+    message: TermRequest
+    waiting: dict[NodeId, Peer] = field(default_factory=dict)
+
+
+class Terms:
+    """Promises and questions of one node. `life_of` is the failure detector's word on who lives; `hears`: was it heard lately?"""
+
+    def __init__(
+        self, me: Peer, parameters: OverlayParameters, life_of: Callable[[NodeId], Peer | None], hears: Callable[[NodeId, float], bool]
+    ) -> None:
+        self._me = me
+        self._parameters = parameters
+        self._life_of = life_of
+        self._hears = hears
+        self._promises: dict[TreeId, Promise] = {}
+        self._questions: dict[int, Question] = {}
+        self._root_asked: dict[int, TreeId] = {}
+        """Which tree's root each question to the ring was about."""
+
+    # --- as an elector ------------------------------------------------------------------------------------------------
+
+    def promised(self, tree: TreeId) -> int:
+        """The latest term promised in this tree; 0 for none."""
+        return self._promises.get(tree, NONE).term
+
+    def is_of_the_past(self, owner: Peer) -> bool:
+        """Is a later life of this node promised, or heard? What it brings is then refused (rule 3)."""
+        live = self._life_of(owner.id)
+        return self.promised(owner.id) > owner.incarnation or (live is not None and live.incarnation > owner.incarnation)
+
+    def term_requested(self, sender: Peer, message: TermRequest, now: float) -> list[Effect]:
+        """Rules 2 and 4. RemoteProtocolError where a root asks for another term than its own, or for what cannot be."""
+        _check(message.term, message.version)
+        if not message.sounding and (sender.id, sender.incarnation) != (message.tree, message.term):
+            raise RemoteProtocolError(f"{sender.id.short} asks for a term of tree {message.tree.short}, which it does not root")
+        before = self._promises.get(message.tree, NONE)
+        reason = self._objection(message, before, now)
+        after = before
+        if not reason and not message.sounding:
+            agreed = (message.version, message.term) if message.version else (before.version, before.written)
+            after = self._promises[message.tree] = Promise(message.term, *agreed)
+        return [Send(sender, TermReply(message.request, not reason, after.term, before.version, before.written, reason))]
+
+    def _objection(self, message: TermRequest, before: Promise, now: float) -> str:
+        """Why not; empty for yes."""
+        if before.term > message.term or (message.sounding and before.term == message.term):
+            return f"term {before.term} is promised"
+        if before is NONE and len(self._promises) >= self._parameters.trees_max:
+            return f"{len(self._promises)} trees have promises of this node already"
+        if not message.sounding:
+            return ""
+        root = self._life_of(message.tree)
+        if root is not None and root.incarnation >= message.term:
+            return f"a later root lives at {root.address}"
+        return f"the root at {root.address} is heard" if root is not None and self._hears(root.id, now) else ""
+
+    # --- as one who asks ----------------------------------------------------------------------------------------------
+
+    def ask(self, request: int, message: TermRequest, electors: tuple[Peer, ...]) -> list[Effect]:
+        """Put the question to these."""
+        self._questions.pop(request, None)
+        self._questions[request] = Question(message, {peer.id: peer for peer in electors})
+        if len(self._questions) > QUESTIONS_MAX:
+            del self._questions[next(iter(self._questions))]
+        return [Send(peer, message) for peer in electors]
+
+    def replied(self, sender: Peer, reply: TermReply) -> list[Effect]:
+        """RemoteProtocolError where an elector agrees, and says that it has agreed to a later term before."""
+        _check(reply.promised, reply.version, reply.written)
+        question = self._questions.get(reply.request)
+        if question is None or question.waiting.pop(sender.id, None) is None:
+            return []
+        if reply.granted and reply.written > question.message.term:
+            raise RemoteProtocolError(f"{sender.id.short} agrees to term {question.message.term} after term {reply.written}")
+        word: Literal["granted", "refused"] = "granted" if reply.granted else "refused"
+        return [ElectorAnswered(reply.request, sender.id, word, reply.promised, reply.version, reply.written, reply.reason[:REASON_MAX])]
+
+    def lost(self, peer: Peer) -> list[Effect]:
+        """A connection broke, or none could be made: where this is an elector that we wait for, one fresh dial tells which (rule 5)."""
+        return [Dial(peer)] if any(question.waiting.get(peer.id) == peer for question in self._questions.values()) else []
+
+    def dial_ended(self, peer: Peer, found: Peer | None, refused: bool) -> list[Effect]:
+        """An elector's next life is asked in its place; where nobody listens, or somebody else, it is gone."""
+        effects: list[Effect] = []
+        for request, question in self._questions.items():
+            if question.waiting.get(peer.id) != peer:
+                continue
+            if found is not None and found.id == peer.id:
+                question.waiting[peer.id] = found
+                effects.append(Send(found, question.message))
+            elif refused or found is not None:
+                del question.waiting[peer.id]
+                effects.append(ElectorAnswered(request, peer.id, "gone", reason="its process is gone"))
+        return effects
+
+    # --- who roots the tree -------------------------------------------------------------------------------------------
+
+    def ask_root(self, request: int, tree: TreeId) -> list[Effect]:
+        """Put the question to the ring."""
+        self._root_asked.pop(request, None)
+        self._root_asked[request] = tree
+        if len(self._root_asked) > QUESTIONS_MAX:
+            del self._root_asked[next(iter(self._root_asked))]
+        return [RouteBody(tree, RootQuery(request, tree, self._me))]
+
+    def root_query_delivered(self, query: RootQuery) -> list[Effect]:
+        """We are the root, or the live node closest to the treeId (rule 6)."""
+        rooted = self._me.id == query.tree
+        term = self._me.incarnation if rooted else self.promised(query.tree)
+        return [Send(query.asker, RootReply(query.request, rooted, term))]
+
+    def root_replied(self, sender: Peer, reply: RootReply) -> list[Effect]:
+        """RemoteProtocolError where another than the root says that it is the root."""
+        _check(reply.term)
+        tree = self._root_asked.get(reply.request)
+        if tree is None:
+            return []
+        if reply.rooted != (sender.id == tree):
+            raise RemoteProtocolError(f"{sender.id.short} says that it {'roots' if reply.rooted else 'does not root'} tree {tree.short}")
+        del self._root_asked[reply.request]
+        return [RootAnswered(reply.request, sender, reply.rooted, reply.term)]
+
+    def check_invariants(self) -> None:
+        assert max(len(self._questions), len(self._root_asked)) <= QUESTIONS_MAX, "questions without end"
+        assert all(promise.term > 0 for promise in self._promises.values()), "a promise of no term"
+
+
+def _check(*numbers: int) -> None:
+    """RemoteProtocolError where one of these is no term or version."""
+    if not all(0 <= number < NUMBER_MAX for number in numbers):
+        raise RemoteProtocolError(f"a term or a version that cannot be: {numbers}")

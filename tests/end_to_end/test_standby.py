@@ -1,0 +1,64 @@
+"""A standby takes the manager's place, and of the two only one ever commits a round (promises P5, P6)."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+from scripts.local_cluster import LocalCluster, Status
+from tests.end_to_end.stories import AGENTS, ROUNDS, STORY_S, story, the_end
+
+
+async def watched(cluster: LocalCluster) -> Status:
+    """In the middle of the run, and the standby sees the manager. The manager's status."""
+    await cluster.standby_watches(STORY_S)
+    return await cluster.until(lambda status: status["round"] >= 3, STORY_S)
+
+
+async def taken_over(cluster: LocalCluster, before: Status) -> Status:
+    """The standby roots the tree now, and has lost no committed round. Its status."""
+    cluster.asked = cluster.other_address
+    now = await cluster.until(lambda status: status["stage"] in ("train", "adapt", "done"), STORY_S)
+    # A status tells of a round before it is committed: what had been announced then is the one before.
+    committed = before["stage"] not in ("committing", "electing")
+    assert now["version"] >= before["version"] - (not committed)
+    return now
+
+
+async def test_a_standby_takes_over_from_a_killed_manager(tmp_path: Path, undisturbed: str) -> None:
+    async with story(tmp_path, standby=True) as cluster:
+        before = await watched(cluster)
+        cluster.kill_manager()
+        await taken_over(cluster, before)
+        final = await the_end(cluster)
+        assert (final["round"], len(final["losses"])) == (ROUNDS, ROUNDS)
+        assert final["counts"]["alive"] == AGENTS
+        assert final["theta_digest"] == undisturbed
+
+
+async def test_a_manager_that_hung_and_wakes_finds_another_in_its_place(tmp_path: Path, undisturbed: str) -> None:
+    """SIGSTOP, and rounds go on without it; SIGCONT: it says that it is superseded and leaves, and nobody has heard anything else of it."""
+    async with story(tmp_path, standby=True) as cluster:
+        before = await watched(cluster)
+        cluster.hang_manager()
+        now = await taken_over(cluster, before)
+        later = await cluster.until(lambda status: status["round"] >= min(now["round"] + 2, ROUNDS), STORY_S)
+        assert cluster.manager is not None
+        cluster.manager.send_signal(signal.SIGCONT)
+        assert await asyncio.to_thread(cluster.manager.wait, STORY_S) == 0
+        said = cluster.log("manager.log")
+        assert f"this manager leaves: tree main is rooted at {cluster.other_address} now, with term" in said, said
+        final = await the_end(cluster)
+        assert final["version"] >= later["version"]
+        assert (final["round"], len(final["losses"])) == (ROUNDS, ROUNDS)
+        assert final["theta_digest"] == undisturbed
+        first, second = committed(cluster, "manager.log"), committed(cluster, "standby.log")
+        assert not set(first) & set(second), "both have committed this"
+        assert first + second == list(range(ROUNDS + 1))
+
+
+def committed(cluster: LocalCluster, log: str) -> list[int]:
+    """The rounds that this manager says it has committed, in the order of its log."""
+    lines = [line for line in cluster.log(log).splitlines() if "fmrec.tree.main committed " in line]
+    return [int(line.split("round=")[1].split()[0]) for line in lines]

@@ -1,0 +1,89 @@
+"""A ballot among electors: when it is carried, lost, or waits."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from fmrec_manager.ballot import Ballot, electors_of
+from protocol.identifiers import rank
+from protocol.overlay.effects import ElectorAnswered
+from tests.manager.stage import TREE, info, named
+
+NAMES = ("a", "b", "c", "d", "e")
+
+
+def ballot(count: int) -> Ballot:
+    return Ballot(1, {info(name).peer.id: info(name).peer for name in NAMES[:count]})
+
+
+def told(count: int, *answers: str) -> Ballot:
+    """The first answers, in the order of the names; the rest is silent."""
+    asked = ballot(count)
+    for name, answer in zip(NAMES, answers, strict=False):
+        if answer != "silent":
+            asked.heard(ElectorAnswered(1, named(name), answer, reason="term 9 is promised"))  # type: ignore[arg-type]
+    return asked
+
+
+def test_the_electors_are_the_members_nearest_to_the_tree() -> None:
+    chosen = electors_of([info(name) for name in NAMES], TREE, 3)
+    assert [peer.id for peer in chosen] == sorted((named(name) for name in NAMES), key=lambda agent: rank(TREE, agent))[:3]
+    assert len(electors_of([info(name) for name in NAMES], TREE, 12)) == 5
+
+
+@pytest.mark.parametrize(
+    ("count", "answers", "verdict"),
+    [
+        (0, (), "carried"),
+        (1, (), "wait"),
+        (1, ("granted",), "carried"),
+        (2, ("granted",), "wait"),
+        (3, ("granted", "granted"), "carried"),
+        (3, ("granted", "refused"), "wait"),
+        (3, ("refused", "refused"), "lost"),
+        (4, ("granted", "granted"), "wait"),
+        (4, ("refused", "refused"), "lost"),
+        (5, ("gone", "gone", "gone", "granted"), "wait"),
+        (5, ("gone", "gone", "gone", "gone", "granted"), "carried"),
+        (5, ("gone", "gone", "gone", "gone", "refused"), "lost"),
+        (3, ("gone", "gone", "gone"), "carried"),
+    ],
+)
+def test_more_than_half_of_those_who_have_a_say_carry_it(count: int, answers: tuple[str, ...], verdict: str) -> None:
+    assert told(count, *answers).judge()[0] == verdict
+
+
+def test_two_ballots_of_the_same_electors_are_never_both_carried() -> None:
+    """Whatever each of them is told: an elector grants one of them at most, and who is gone to one is gone to the other."""
+    for answers in product(("first", "second", "silent", "gone"), repeat=5):
+        first = told(5, *("granted" if a == "first" else a if a in ("silent", "gone") else "refused" for a in answers))
+        second = told(5, *("granted" if a == "second" else a if a in ("silent", "gone") else "refused" for a in answers))
+        if set(answers) != {"gone"}:
+            assert {"carried"} != {first.judge()[0], second.judge()[0]}, answers
+
+
+def test_the_last_word_of_an_elector_counts() -> None:
+    """It was gone, and its next life grants."""
+    asked = told(2, "granted", "gone")
+    assert asked.judge()[0] == "carried"
+    asked.heard(ElectorAnswered(1, named("b"), "refused", promised=9))
+    assert asked.judge()[0] == "lost"
+    asked.heard(ElectorAnswered(1, named("b"), "granted"))
+    assert asked.judge()[0] == "carried"
+    assert asked.term == 9
+
+
+def test_whom_to_ask_again() -> None:
+    asked = told(4, "granted", "refused", "gone")
+    assert {peer.id for peer in asked.silent()} == {named("b"), named("c"), named("d")}
+    assert named("d").short in asked.judge()[1]
+
+
+def test_the_newest_version_is_told_by_who_grants() -> None:
+    asked = ballot(3)
+    asked.heard(ElectorAnswered(1, named("a"), "granted", version=7, written=1))
+    asked.heard(ElectorAnswered(1, named("b"), "granted", version=6, written=2))
+    asked.heard(ElectorAnswered(1, named("x"), "granted", version=99, written=9))
+    assert (asked.newest, asked.judge()) == ((2, 6), ("carried", "2 of 3 electors agree")), "of two, that of the later term"

@@ -1,0 +1,108 @@
+"""One manager process: its trees' nodes are in one ring, and a standby takes them over one by one. Real sockets; a bystander for a ring."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from fmrec_manager.daemon import ManagerDaemon
+from fmrec_manager.settings import ManagerSettings, TreeSettings
+from protocol.identifiers import agent_id
+from scripts.local_cluster import free_ports
+from tests.agent.ring import Host
+
+TREES = {name: TreeSettings(task="t") for name in ("one", "two", "three")}
+Started = Callable[..., Awaitable["Running"]]
+WITHIN_S = 20.0
+
+
+class Running:
+    """A daemon in a task, and how to stop it: in order, or as a kill would."""
+
+    def __init__(self, settings: ManagerSettings) -> None:
+        self.daemon = ManagerDaemon(settings)
+        self.stop = asyncio.Event()
+        self.task = asyncio.create_task(self.daemon.run(self.stop))
+
+    def tree(self, name: str) -> dict[str, Any]:
+        if not (self.daemon._rooted or self.daemon._standby):
+            return {}  # it still loads
+        document: Any = self.daemon.document()
+        found: dict[str, Any] = document["trees"].get(name) or document["standby"].get(name) or {}
+        return found
+
+    async def until(self, condition: Callable[[], object], timeout_s: float = WITHIN_S) -> None:
+        end = asyncio.get_running_loop().time() + timeout_s
+        while not condition():
+            if self.task.done():
+                self.task.result()
+            assert asyncio.get_running_loop().time() < end, self.daemon.document()
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def started() -> AsyncIterator[Started]:
+    """started(**settings) -> a Running daemon of three trees; all are stopped at the end."""
+    running: list[Running] = []
+
+    async def started(**changes: Any) -> Running:
+        running.append(Running(ManagerSettings(cluster="c", device="cpu", tree=TREES, **changes)))
+        return running[-1]
+
+    yield started
+    for each in running:
+        each.stop.set()
+    await asyncio.gather(*(each.task for each in running))
+
+
+@pytest.fixture
+async def bystander() -> AsyncIterator[Host]:
+    """A node that is in the ring and has no part in any tree; it founds the ring."""
+    host = Host(agent_id("c", "bystander"))
+    await host.listen()
+    await host.enter()
+    yield host
+    await host.close()
+
+
+def port() -> str:
+    return f"127.0.0.1:{free_ports(1)}"
+
+
+async def test_the_trees_of_one_manager_are_in_one_ring(started: Started) -> None:
+    """The second tree's node enters the ring through the first one, at the address that both have."""
+    manager = await started(listen=port())
+    await manager.until(lambda: all(manager.tree(name).get("stage") == "waiting" for name in TREES))
+    nodes = [host.node for host in manager.daemon._hosts.values()]
+    for node in nodes:
+        others = {other.self_peer.id for other in nodes} - {node.self_peer.id}
+        await manager.until(lambda: {peer.id for peer in node.pastry.leaf_set} == others)  # noqa: B023
+
+
+async def test_a_standby_roots_what_a_manager_leaves_and_nothing_before(started: Started, bystander: Host) -> None:
+    """Nothing was committed yet: that is known for certain, and there is nobody whose promise could be broken."""
+    ring = str(bystander.me.address)
+    manager = await started(listen=port(), join=(ring,))
+    standby = await started(listen=port(), standby=True, join=(ring,))
+    await standby.until(lambda: all(standby.tree(name).get("root") for name in TREES))
+    assert not standby.daemon._rooted
+    manager.stop.set()
+    assert await manager.task == 0
+    await standby.until(lambda: all(standby.tree(name)["stage"] == "waiting" for name in TREES))
+    assert set(standby.daemon._rooted) == set(TREES)
+
+
+async def test_a_manager_that_finds_a_later_one_in_its_place_leaves(
+    started: Started, bystander: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody starts a second manager by hand while the first one lives: the later one has the trees, the first says where they are."""
+    ring, other = str(bystander.me.address), port()
+    first = await started(listen=port(), join=(ring,))
+    await first.until(lambda: all(first.tree(name).get("stage") == "waiting" for name in TREES))
+    second = await started(listen=other, join=(ring,))
+    assert await asyncio.wait_for(asyncio.shield(first.task), WITHIN_S) == 0
+    assert f"is rooted at {other} now, with term" in caplog.text
+    await second.until(lambda: all(second.tree(name)["stage"] == "waiting" for name in TREES))

@@ -1,0 +1,230 @@
+"""Terms: what an elector promises, what it refuses, and how a root and a standby ask. Each test names the rule of terms.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from protocol.errors import RemoteProtocolError
+from protocol.identifiers import NodeId, Peer
+from protocol.overlay import effects as fx
+from protocol.overlay import events as ev
+from protocol.overlay.node import OverlayNode
+from protocol.overlay.terms import QUESTIONS_MAX, REASON_MAX, Terms
+from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest
+from protocol.wire.messages import LeafProbe, LeafProbeReply, Multicast, RoundOpen, Route
+from tests.overlay.scene import ME, P, facts, member, node_id, of, peer, sent
+
+TREE = node_id(0x10)
+A, B = peer(0x90), peer(0x70)
+
+
+def root(term: int) -> Peer:
+    return Peer(TREE, "root", 7000 + term, term)
+
+
+class Elector:
+    """ME, and what its failure detector says as the test dictates it."""
+
+    def __init__(self) -> None:
+        self.lives: dict[NodeId, Peer] = {}
+        self.heard: set[NodeId] = set()
+        self.terms = Terms(ME, P, self.lives.get, lambda identifier, now: identifier in self.heard)
+
+    def asked(self, term: int, version: int = 1, *, by: Peer | None = None, sounding: bool = False) -> TermReply:
+        (sent_,) = self.terms.term_requested(by or root(term), TermRequest(5, TREE, term, version, sounding), 0.0)
+        self.terms.check_invariants()
+        assert isinstance(sent_, fx.Send)
+        assert isinstance(sent_.message, TermReply)
+        return sent_.message
+
+
+def test_rule_2_a_promise_is_kept_against_earlier_terms_and_gives_way_to_later_ones() -> None:
+    elector = Elector()
+    assert elector.asked(3) == TermReply(5, True, 3, 0, 0)
+    assert elector.asked(2) == TermReply(5, False, 3, 1, 3, "term 3 is promised")
+    assert elector.asked(3, 2).granted, "the root itself asks for each version"
+    assert elector.asked(4, 2).granted
+    assert not elector.asked(3, 3).granted
+    assert elector.terms.promised(TREE) == 4
+
+
+def test_rule_2_a_later_root_hears_of_the_newest_version_that_was_agreed_to() -> None:
+    elector = Elector()
+    assert elector.asked(1, 7) == TermReply(5, True, 1, 0, 0)
+    assert elector.asked(2, 0) == TermReply(5, True, 2, 7, 1), "it has found version 5, say, and may not go on from it"
+    assert elector.asked(3, 0) == TermReply(5, True, 3, 7, 1), "the one before has promised only, and written nothing"
+    assert elector.asked(3, 7) == TermReply(5, True, 3, 7, 1)
+    assert elector.asked(2, 9) == TermReply(5, False, 3, 7, 3, "term 3 is promised"), "that of the later term, of the same number"
+
+
+def test_rule_2_a_root_asks_for_its_own_term_alone() -> None:
+    elector = Elector()
+    for impostor in (A, root(2)):
+        with pytest.raises(RemoteProtocolError, match="which it does not root"):
+            elector.asked(3, by=impostor)
+    assert elector.terms.promised(TREE) == 0
+
+
+def test_rule_2_promises_are_for_so_many_trees_as_a_node_may_be_in() -> None:
+    terms = Terms(ME, replace(P, trees_max=1), {}.get, lambda identifier, now: False)
+    for tree, granted in ((TREE, True), (node_id(0x11), False), (TREE, True)):
+        (reply,) = terms.term_requested(Peer(tree, "root", 1, 4), TermRequest(1, tree, 4, 1), 0.0)
+        assert reply.message.granted is granted  # type: ignore[union-attr]
+
+
+def test_rule_3_an_earlier_life_than_the_one_promised_or_heard_is_of_the_past() -> None:
+    elector = Elector()
+    assert not elector.terms.is_of_the_past(root(3))
+    elector.asked(4)
+    assert elector.terms.is_of_the_past(root(3))
+    assert not elector.terms.is_of_the_past(root(4))
+    elector.lives[A.id] = replace(A, incarnation=9)
+    assert elector.terms.is_of_the_past(A)
+
+
+def test_rule_4_who_hears_the_root_says_no_to_a_standby_and_promises_nothing_in_any_case() -> None:
+    elector = Elector()
+    elector.lives[TREE] = root(3)
+    elector.heard.add(TREE)
+    assert elector.asked(4, by=A, sounding=True) == TermReply(5, False, 0, 0, 0, "the root at root:7003 is heard")
+    elector.heard.clear()
+    assert elector.asked(4, by=A, sounding=True) == TermReply(5, True, 0, 0, 0)
+    assert elector.terms.promised(TREE) == 0
+    assert elector.asked(3).granted, "the root that all thought dead"
+
+
+def test_rule_4_a_standby_is_too_late_where_the_term_or_a_later_one_is_taken() -> None:
+    elector = Elector()
+    elector.asked(4)
+    assert elector.asked(4, by=A, sounding=True).reason == "term 4 is promised"
+    elector.lives[TREE] = root(6)
+    assert elector.asked(5, by=A, sounding=True).reason == "a later root lives at root:7006"
+
+
+# --- asking ------------------------------------------------------------------------------------------------------------
+
+
+def asking() -> tuple[OverlayNode, list[fx.Effect]]:
+    """The root of the tree, active, with A and B as neighbours; both are asked about version 3."""
+    node = OverlayNode(root(1), P, Random(1))
+    node.handle(ev.Started(), 0.0)
+    for other in (A, B):
+        for message in (LeafProbe((root(1),)), LeafProbeReply((root(1),))):
+            node.handle(ev.MessageReceived(other, message), 0.0)
+    return node, node.handle(ev.AskElectors(3, TREE, 1, 3, (A, B)), 1.0)
+
+
+def test_rule_5_each_answer_comes_back_once() -> None:
+    node, effects = asking()
+    question = TermRequest(3, TREE, 1, 3)
+    assert sent(effects, TermRequest) == [(A, question), (B, question)]
+    answers = node.handle(ev.MessageReceived(A, TermReply(3, True, 1, 2, 1)), 1.1)
+    assert of(fx.ElectorAnswered, answers) == [fx.ElectorAnswered(3, A.id, "granted", 1, 2, 1)]
+    assert node.handle(ev.MessageReceived(A, TermReply(3, True, 1, 2, 1)), 1.1) == []
+    refused = node.handle(ev.MessageReceived(B, TermReply(3, False, 2, 3, 2, "term 2 is promised")), 1.2)
+    assert of(fx.ElectorAnswered, refused) == [fx.ElectorAnswered(3, B.id, "refused", 2, 3, 2, "term 2 is promised")]
+
+
+def test_rule_5_an_answer_to_nothing_and_from_nobody_asked_is_nothing() -> None:
+    node, _ = asking()
+    assert not of(fx.ElectorAnswered, node.handle(ev.MessageReceived(A, TermReply(9, True, 1, 2, 1)), 1.1))
+    assert not of(fx.ElectorAnswered, node.handle(ev.MessageReceived(peer(0x33), TermReply(3, True, 1, 2, 1)), 1.1))
+
+
+def test_rule_5_who_refuses_a_fresh_dial_is_gone_and_who_is_silent_is_not() -> None:
+    node, _ = asking()
+    dialled = of(fx.Dial, node.handle(ev.PeerLost(A, "connection reset"), 1.1))
+    assert fx.Dial(A) in dialled
+    gone = node.handle(ev.DialEnded(A, None, refused=True), 1.2)
+    assert [(e.elector, e.answer) for e in of(fx.ElectorAnswered, gone)] == [(A.id, "gone")]
+    node.handle(ev.PeerLost(B, "no route"), 1.1)
+    assert not of(fx.ElectorAnswered, node.handle(ev.DialEnded(B, None, reason="no answer"), 1.6))
+
+
+def test_rule_5_the_next_life_of_an_elector_is_asked_in_its_place() -> None:
+    node, _ = asking()
+    node.handle(ev.PeerLost(A, "connection reset"), 1.1)
+    again = replace(A, incarnation=A.incarnation + 1)
+    effects = node.handle(ev.DialEnded(A, again), 1.2)
+    assert (again, TermRequest(3, TREE, 1, 3)) in sent(effects, TermRequest)
+    answers = node.handle(ev.MessageReceived(again, TermReply(3, True, 1, 0, 0)), 1.3)
+    assert [e.answer for e in of(fx.ElectorAnswered, answers)] == ["granted"]
+
+
+def test_old_questions_are_forgotten() -> None:
+    terms = Elector().terms
+    for number in range(QUESTIONS_MAX + 5):
+        terms.ask(number, TermRequest(number, TREE, 1, number), (A,))
+        terms.check_invariants()
+    assert terms.replied(A, TermReply(0, True, 1, 0, 0)) == []
+    assert terms.replied(A, TermReply(QUESTIONS_MAX, True, 1, 0, 0))
+
+
+# --- who roots the tree ---------------------------------------------------------------------------------------------------
+
+
+def test_rule_6_the_root_answers_for_itself() -> None:
+    node, _ = asking()
+    effects = node.handle(ev.MessageReceived(A, Route(TREE, RootQuery(2, TREE, A))), 1.0)
+    assert sent(effects, RootReply) == [(A, RootReply(2, True, 1))]
+
+
+def test_rule_6_where_there_is_no_root_the_closest_says_so_with_the_latest_term_that_it_knows() -> None:
+    node = OverlayNode(ME, P, Random(1))
+    node.handle(ev.Started(), 0.0)
+    node.handle(ev.MessageReceived(root(7), TermRequest(1, TREE, 7, 2)), 0.1)
+    node.handle(ev.PeerLost(root(7), "connection reset"), 0.2)
+    node.handle(ev.DialEnded(root(7), None, refused=True), 0.2)
+    effects = node.handle(ev.AskRoot(4, TREE), 0.3)
+    assert of(fx.RootAnswered, effects) == [fx.RootAnswered(4, ME, False, 7)], "alone in its ring it is the closest itself"
+
+
+def test_rule_3_orders_of_a_root_whose_successor_is_promised_are_refused() -> None:
+    node = OverlayNode(ME, P, Random(1))
+    node.handle(ev.Started(), 0.0)
+    node.handle(ev.JoinTree(TREE, member(ME)), 0.1)
+    node.handle(ev.MessageReceived(root(4), TermRequest(1, TREE, 4, 2)), 0.2)
+    order = Multicast(TREE, (3, 9), RoundOpen("train", 5, 1, "exact", root(3)))
+    effects = node.handle(ev.MessageReceived(A, order), 0.3)
+    assert "order_refused" in facts(effects)
+    assert not of(fx.MulticastReceived, effects)
+
+
+# --- what peers may not say (P7) ---------------------------------------------------------------------------------------------
+
+
+def test_nobody_but_the_root_says_that_it_is_the_root_and_only_when_asked() -> None:
+    node, _ = asking()
+    assert not of(fx.RootAnswered, node.handle(ev.MessageReceived(A, RootReply(7, True, 1)), 1.0)), "nobody was asked"
+    node = OverlayNode(ME, P, Random(1))
+    node.handle(ev.Started(), 0.0)
+    for lie, by in ((RootReply(4, True, 1), A), (RootReply(4, False, 1), root(1))):
+        node.terms.ask_root(4, TREE)
+        with pytest.raises(RemoteProtocolError, match="tree 10"):
+            node.handle(ev.MessageReceived(by, lie), 1.0)
+    assert of(fx.RootAnswered, node.handle(ev.MessageReceived(root(1), RootReply(4, True, 1)), 1.0))
+    assert not of(fx.RootAnswered, node.handle(ev.MessageReceived(root(1), RootReply(4, True, 1)), 1.0)), "once"
+
+
+@pytest.mark.parametrize("lie", [TermReply(3, True, 1, 2, 9), TermReply(3, True, 1, 1 << 62, 1), TermReply(3, False, -1, 0, 0)])
+def test_an_elector_does_not_say_what_cannot_be(lie: TermReply) -> None:
+    """That it has agreed to a later term than the one that it agrees to now; or numbers that nobody can count on from."""
+    node, _ = asking()
+    with pytest.raises(RemoteProtocolError):
+        node.handle(ev.MessageReceived(A, lie), 1.1)
+
+
+def test_a_root_of_no_possible_term_is_not_promised() -> None:
+    elector = Elector()
+    with pytest.raises(RemoteProtocolError, match="cannot be"):
+        elector.asked(1 << 62, by=root(1 << 62))
+    assert elector.terms.promised(TREE) == 0
+
+
+def test_a_reason_without_end_is_cut() -> None:
+    node, _ = asking()
+    (answer,) = of(fx.ElectorAnswered, node.handle(ev.MessageReceived(A, TermReply(3, False, 2, 3, 2, "x" * 9999)), 1.1))
+    assert len(answer.reason) == REASON_MAX
