@@ -236,9 +236,10 @@ class Placements:
         return self._cancel(placement, list(placement.pushing)) if placement.complete else []
 
     def is_slow(self, transfer: int, now: float) -> list[Effect]:
-        """Its time is not over, but others are faster: it is passed over, and counts where it is done all the same."""
+        """Its time is not over, but others are faster: it is passed over, and counts where it is done all the same. Where a newer version
+        waits, the store has this one no more, and nobody else can be given it."""
         key = self._of_push.get(transfer)
-        if key is None:
+        if key is None or key in self._next:
             return []
         placement = self._placed[key]
         push = placement.pushing[transfer]

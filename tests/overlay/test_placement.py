@@ -104,6 +104,16 @@ def test_each_second_version_of_a_fast_writer_gets_its_quorum() -> None:
     assert {effect.record.version for effect in of(fx.Push, seen)} == {4}
 
 
+def test_a_version_that_another_waits_for_is_not_begun_at_a_new_place() -> None:
+    """The store keeps the newest alone: the push would fail at once, and take those under way with it."""
+    node = Node(*FIVE)
+    for version in (1, 2, 3):
+        node.replicate(version)
+    assert not of(fx.Push, node.until(P.probe_timeout_s)), "three are slow, and go on"
+    seen = node.ends(FIVE[0], "stored") + node.ends(FIVE[1], "stored")
+    assert [effect.record.version for effect in of(fx.Durable, seen)] == [2]
+
+
 def test_what_waits_does_not_wait_for_a_version_that_lost_a_copy() -> None:
     node = Node(*FIVE)
     for version in (1, 2, 3):

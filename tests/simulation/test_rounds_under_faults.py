@@ -44,13 +44,6 @@ def test_half_of_them_dead_in_one_instant_without_disks_and_theta_is_the_same() 
     assert result.theta_equal
 
 
-def test_a_forwarder_that_became_a_member_had_never_heard_of_the_round() -> None:
-    """The seed that found it (tests/overlay/test_multicasts.py has the rule)."""
-    faults = "wild,crash_per_node_s=0.04,pause_per_node_s=0.02,partition_per_s=0.2,burst_share=0.4,disk_kept_share=0.2,partition_max_s=8"
-    result = RoundRun(RoundOptions(2, 24, faults, "loopback", 20.0, 3)).go()
-    assert not result.failures, "\n".join([*result.failures, result.story, result.command])
-
-
 def test_a_run_is_its_seed() -> None:
     first, second = (RoundRun(RoundOptions(7, 10, WILD, "loopback", 2.0, 2)).go() for _ in range(2))
     assert first.trace_digest == second.trace_digest
