@@ -36,8 +36,8 @@ MAGIC = b"FMRK"
 FORMAT = 2
 CHUNK_BYTES_MIN = 64 * 1024
 """The chunks of a small section. Smaller ones would spare more bytes where little changes, and cost 36 bytes each."""
-CHUNKS_OF_SECTION_MAX = 128
-"""A section that has more is cut into chunks of twice the length: about a hundredth of it is the least that changes."""
+CHUNKS_OF_SECTION_MAX = 512
+"""A section that has more is cut into chunks of twice the length. Much longer ones have left the processor's cache when they are whole."""
 SECTIONS_MAX = 16
 CHUNKS_MAX = SECTIONS_MAX * CHUNKS_OF_SECTION_MAX
 ZSTD_LEVEL = 1
