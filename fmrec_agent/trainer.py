@@ -3,17 +3,11 @@
 The learner is built in that thread too: torch keeps its number of threads by thread, and more than one each ruins twelve agents on
 two cores. Between iterations the thread looks whether it has been told to stop, and takes a snapshot where one is due. The snapshot
 is the only pause that checkpointing costs training; its length is kept in `pause_s`.
-
-A killed process is noticed when its sockets close, and these close when the last thread that shares them has died. Training gives way
-to all others, so on a busy machine its thread is the last to get a turn, to die as well. So this thread has a table of file descriptors
-of its own, with those alone that were there before it: what wakes the event loop, and no socket to a peer. What it opens, it must close
-itself: its number is none, or another's, to the other threads.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import threading
 import time
@@ -29,8 +23,6 @@ STATE_BYTES_MAX = 1 << 30
 TRAINING_NICER = 10
 """Than the process itself, which may have been started with a niceness of its own."""
 NICENESS_MAX = 19
-CLONE_FILES = 0x400
-"""Of <sched.h>."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +53,8 @@ def opened_state(state: bytes) -> tuple[int, int, bytes, bytes]:
     return int(fields["done"]), int(fields["total"]), bytes(fields.get("theta", b"")), bytes(fields["extra"])
 
 
-def _begin_thread() -> None:
-    """On Linux a thread may have descriptors of its own. So has it niceness: training gives way to every event loop on the machine."""
-    unshare = getattr(ctypes.CDLL(None), "unshare", None)
-    if unshare is not None:
-        unshare(CLONE_FILES)  # where it is not allowed, a death is noticed a little later
+def _yield_to_heartbeats() -> None:
+    """On Linux niceness is a thread's own: training gives way to every event loop on the machine."""
     niceness = min(NICENESS_MAX, os.getpriority(os.PRIO_PROCESS, 0) + TRAINING_NICER)
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
@@ -76,7 +65,7 @@ class Trainer:
     def __init__(self, checkpoint_every: int) -> None:
         self._learner: Learner | None = None
         self._checkpoint_every = checkpoint_every
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer", initializer=_begin_thread)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer", initializer=_yield_to_heartbeats)
         self._stop = threading.Event()
         self.phase: Phase | None = None
         self.round = -1

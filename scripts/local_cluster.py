@@ -89,9 +89,9 @@ class LocalCluster:
         self._standby = standby
         first = free_ports(agents + 2)
         self.asked = self.address = Address(HOST, first)
-        self.other_address = Address(HOST, first + 1)
+        self._agents_port = first + 1
+        self.other_address = Address(HOST, first + 1 + agents)
         """Of the standby; or for a manager that starts again elsewhere."""
-        self._agents_port = first + 2
         self.manager: subprocess.Popen[bytes] | None = None
         self.standby: subprocess.Popen[bytes] | None = None
         self.launcher: subprocess.Popen[bytes] | None = None

@@ -10,8 +10,7 @@ all that exact recovery (DESIGN, promise P5) asks of a learner:
 3. `initial_parameters(seed)` is the same in every agent: names, shapes, dtypes and values.
 
 Everything crosses this border as numpy arrays by name, so that a learner need not be torch and the overlay need not know.
-One learner is driven by one thread, off the event loop, from its factory to its end. That thread has file descriptors of its own
-(trainer.py): what a learner opens, it closes itself.
+One learner is driven by one thread at a time, off the event loop.
 """
 
 from __future__ import annotations

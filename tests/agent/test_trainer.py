@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 
@@ -48,27 +45,6 @@ async def test_everything_of_the_learner_runs_in_one_thread_that_is_not_the_loop
     trainer.close()
     assert len(learner.threads) == 1, "built, trained and copied in one thread"
     assert threading.get_ident() not in learner.threads
-
-
-class Looking(Counting):
-    """Says of a descriptor, given as the seed, whether its thread has it."""
-
-    def initial_parameters(self, seed: int) -> dict[str, np.ndarray]:
-        try:
-            os.fstat(seed)
-        except OSError:
-            return {"seen": np.zeros(1)}
-        return {"seen": np.ones(1)}
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have descriptors of their own on Linux alone")
-async def test_the_training_thread_holds_no_socket_that_a_peer_watches(made: Made) -> None:
-    """A killed process is noticed when the last thread that shares its sockets has died, and this one is the last to get a turn."""
-    before = socket.socket()
-    trainer, _ = await made(3, Looking())
-    with before, socket.socket() as after:
-        assert (await trainer.initial_parameters(before.fileno()))["seen"], "made before the thread was: as all it is woken through"
-        assert not (await trainer.initial_parameters(after.fileno()))["seen"]
 
 
 async def test_the_loop_turns_while_it_trains(made: Made) -> None:
