@@ -176,7 +176,7 @@ class Agent:
     def _act(self, _: Any, act: Callable[[Any, Any], None]) -> None:
         """A stopped process does it when it goes on, a dead one never."""
         if self.process.blocked:
-            self.process.inbox.append((self._act, self, act))
+            self.process.put_off(self._act, self, act)
         elif self.process.alive:
             act(None, None)
 

@@ -75,6 +75,10 @@ class Process:
         pastry = self.node.pastry
         return getattr(pastry, "settled", pastry.active)
 
+    def put_off(self, act: Act, subject: Any, detail: Any = None) -> None:
+        """For when it is no longer blocked."""
+        self.inbox.append((self.cluster.clock.now, act, subject, detail))
+
     @property
     def awake(self) -> bool:
         """Does it run, and keep up with what reaches it? Who is further behind than delay_max_s hangs, as all others see it."""
@@ -229,7 +233,7 @@ class Cluster:
     def tell(self, process: Process, event: ev.Event) -> None:
         """The event reaches the process now, or waits for it."""
         if process.blocked:
-            process.inbox.append((self.clock.now, self.tell, process, event))
+            process.put_off(self.tell, process, event)
         elif process.alive:
             self._handle(process, event)
 
@@ -237,7 +241,7 @@ class Cluster:
         if link.alive:
             process = link.target
             if process.blocked:
-                process.inbox.append((self.clock.now, self._receive, link, message))
+                process.put_off(self._receive, link, message)
             elif process.alive:
                 if message.__class__ is Route:
                     self.on_route(process, message)

@@ -82,7 +82,7 @@ class Dialling:
             self._failed(attempt, "refused")
         elif target.blocked:
             self._give_up_later(attempt)
-            target.inbox.append((self._clock.now, self.accept, attempt, None))
+            target.put_off(self.accept, attempt)
         elif target is source:
             self._failed(attempt, "this node itself")
         elif attempt.peer is not None and attempt.peer.id != target.peer.id:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fmrec_manager.orders import Aggregate, Announce, Commit, LocateOwn, Order, Recover
+from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, LocateOwn, Order, Recover, StepDown
 from fmrec_manager.root import Plan, Resumed, Root
 from fmrec_manager.round import Terms
 from protocol.overlay import effects as fx
@@ -38,6 +38,8 @@ def plan_for(rounds: int, sources: int, parameters: OverlayParameters) -> Plan:
         orphan_max_s=parameters.orphan_max_s,
         ask_timeout_s=parameters.silence_max_s + parameters.look_up_timeout_s + parameters.join_timeout_s,
         silence_max_s=parameters.silence_max_s,
+        electors_max=parameters.leaf_set_size,
+        answer_max_s=parameters.probe_timeout_s,
     )
 
 
@@ -76,6 +78,8 @@ class Manager:
                 self._obey(root.located(found, effect.complete and not effect.holdings, now))
             case fx.RetrievalEnded():
                 self._obey(root.retrieved(effect, {"loss": 0.0}, now))
+            case fx.ElectorAnswered():
+                self._obey(root.elector_answered(effect, effect.request, now))
 
     def _resume(self, record: RecordSummary | None) -> Resumed | None:
         if record is None:
@@ -85,7 +89,7 @@ class Manager:
         self._tell(ev.Replicate(record))
         members = content.round_state
         assert isinstance(members, tuple), "a tree's own record has a round state"
-        return Resumed(record.version, record.round, (0.0,) * record.round, members)
+        return Resumed(record.version, record.incarnation, record.round, (0.0,) * record.round, members)
 
     def uploaded(self, record: RecordSummary) -> str | None:
         content = self._agents.contents.open(record)
@@ -104,6 +108,10 @@ class Manager:
                     self._tell(ev.SendMulticast(self._agents.tree, body))
                 case LocateOwn():
                     self._tell(ev.Retrieve(OWN_RECORD, self._agents.tree, self._agents.tree))
+                case Ask(version, electors):
+                    self._tell(ev.AskElectors(version, self._agents.tree, self.process.peer.incarnation, version, electors))
+                case StepDown():
+                    raise AssertionError(f"{self.process} steps down, and there is no other manager")
                 case Recover(number, agent):
                     self._tell(ev.Retrieve(number, agent, self._agents.tree))
                 case Aggregate():
@@ -138,7 +146,7 @@ class Manager:
 
     def _act(self, _: Any, what: Any) -> None:
         if self.process.blocked:
-            self.process.inbox.append((self._act, self, what))
+            self.process.put_off(self._act, self, what)
         elif self.process.alive:
             what[0](None, what[1])
 

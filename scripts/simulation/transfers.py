@@ -129,7 +129,7 @@ class Transfers:
             return None
         for end in (process, other):
             if end.blocked:
-                end.inbox.append((act, process if not isinstance(effect, Upload) else effect, effect))
+                end.put_off(act, process if not isinstance(effect, Upload) else effect, effect)
                 return None
         return other
 
@@ -180,7 +180,7 @@ class Transfers:
 
     def _upload_ended(self, upload: Upload, outcome: str) -> None:
         if upload.source.blocked:
-            upload.source.inbox.append((self._upload_ended, upload, outcome))
+            upload.source.put_off(self._upload_ended, upload, outcome)
         elif upload.source.alive and not upload.done:
             upload.done = True
             word, _, reason = outcome.partition(": ")
