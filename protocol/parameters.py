@@ -89,6 +89,11 @@ class OverlayParameters:
         return self.delay_max_s / 2
 
     @property
+    def burial_min_s(self) -> float:
+        """Who has said nothing for this long may be dead to others already: a suspicion, helpers asked, and their dials."""
+        return self.delay_max_s + self.probe_timeout_s
+
+    @property
     def hello_timeout_s(self) -> float:
         """Whoever connects has said hello within this, however slow it is, or is no peer."""
         return self.probe_timeout_s * (1 + self.local_health_max)

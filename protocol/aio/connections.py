@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from heapq import nsmallest
@@ -44,7 +44,8 @@ logger = logging.getLogger(__name__)
 HALF_OPEN_MAX = 256
 """Inbound connections that have not said hello; beyond, new ones are dropped at once."""
 DIALS_AT_ONCE = 16
-"""Dials under way, of either sort: for a verdict, or to send. More at a time find the other side, and us, too busy for any of them."""
+"""Dials that may take our time, of either sort: for a verdict, or to send. More at a time find the other side, and us, too busy for any of
+them. One without an answer within delay_max_s takes none, and stands in nobody's way."""
 EVICTED_AT_ONCE = 8
 """Peers parted with when file descriptors have run out."""
 DESCRIPTORS_KEPT = 24
@@ -199,7 +200,7 @@ class Connections:
     async def _dial_lane(self, lane: Lane) -> None:
         reason, link = "", None
         try:
-            async with self._lane_dials:
+            async with self._turn(self._lane_dials):
                 link = await self._dial(lane.local, lane.remote.address, lane.remote.id, "control", self.parameters.trial_max_s)
             if link.peer.incarnation != lane.remote.incarnation:
                 reason = f"incarnation {link.peer.incarnation} lives there, not {lane.remote.incarnation}"
@@ -246,7 +247,7 @@ class Connections:
 
     async def _dial_kept(self, local: Peer, address: Address, receiver: NodeId | None, patience: int = 1) -> Dialled:
         try:
-            async with self._fresh_dials:
+            async with self._turn(self._fresh_dials):
                 link = await self._dial(local, address, receiver, "control", self.parameters.probe_timeout_s * patience)
         except DialFailed as error:
             return Dialled(None, error.refused, str(error))
@@ -254,6 +255,25 @@ class Connections:
             link.close("a connection with ourselves")
             return Dialled(None, False, f"{address} is this node itself")
         return Dialled(link.peer)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, dials: asyncio.Semaphore) -> AsyncIterator[None]:
+        """One of the dials that may be under way; after delay_max_s the next may begin, whether this one has ended or not."""
+        await dials.acquire()
+        passed_on = False
+
+        def pass_on() -> None:
+            nonlocal passed_on
+            if not passed_on:
+                passed_on = True
+                dials.release()
+
+        timer = asyncio.get_running_loop().call_later(self.parameters.delay_max_s, pass_on)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            pass_on()
 
     async def _dial_bulk(self, local: Peer, remote: Peer) -> Link:
         return await self._dial(local, remote.address, remote.id, "bulk", self.parameters.probe_timeout_s)

@@ -23,7 +23,7 @@ verdict needs evidence: a host that refuses a fresh dial, or silence that severa
    A later life that others tell of, and that nobody finds, kills nobody: the life that was heard stands.
 9. The dead are remembered and dialled again, with doubling waits and jitter, at most one in `retry_max_s` in the long run: so a partition
    of any length heals. Who left in order is not.
-10. A node that slept forgives the silence of others, and gives its trials as much time again; after a long sleep it begins them anew.
+10. The time that a node slept does not count as silence of others, nor in its trials; after a long sleep it begins these anew, so often.
     What came in meanwhile is read before anybody is judged; a busy machine is not made busier by new dials.
 
     unknown/alive --lost, silent, no ack, told--> suspect --heard, hello, answers others--> alive
@@ -65,7 +65,7 @@ class Detector:
         """When anybody was last heard."""
         self._watched: dict[NodeId, Peer] = {}
         self._excused: dict[NodeId, float] = {}
-        """Of those watched: until when their silence counts for nothing, for it has led to a trial, or one has just ended."""
+        """Of those watched: until when their silence counts for nothing: we did not listen, did not watch, or it has led to a trial."""
         self._suspects: dict[NodeId, Suspicion] = {}
         self._vouched: dict[NodeId, int] = {}
         """Trials in a row that ended with the word of others."""
@@ -154,7 +154,7 @@ class Detector:
         wanted = {peer.id: peer for peer in peers if not self.is_dead(peer)}
         for identifier, peer in wanted.items():
             if self._watched.get(identifier) != peer:
-                self._heard[identifier] = max(now, self._heard.get(identifier, now))
+                self._excused[identifier] = now
         self._watched = wanted
         self._listen(now)
 
@@ -319,7 +319,7 @@ class Detector:
     def _clear(self, peer: Peer, reason: str, now: float) -> list[Effect]:
         self._end_trial(peer.id)
         if peer.id in self._watched:
-            self._heard[peer.id] = now
+            self._excused[peer.id] = now
         return [Notify("peer_cleared", {"peer": peer, "reason": reason}), PeerCleared(peer)]
 
     def _end_trial(self, identifier: NodeId) -> None:
@@ -433,18 +433,21 @@ class Detector:
         """Rule 10: this node slept for so long."""
         self._ail(now)
         for identifier in self._watched:
-            self._heard[identifier] = now
+            since = max(self._heard.get(identifier, now), self._excused.get(identifier, -inf))
+            self._excused[identifier] = min(since + late_s, now)
         self._listen(now)
-        anew = late_s > self._parameters.probe_timeout_s
-        for identifier, suspicion in self._suspects.items():
-            if anew:
-                self._suspects[identifier] = Suspicion(suspicion.peer, suspicion.reason)
+        anew: list[Effect] = []
+        for identifier, suspicion in list(self._suspects.items()):
+            if late_s > self._parameters.probe_timeout_s and suspicion.extensions < self._parameters.local_health_max:
+                again = Suspicion(suspicion.peer, suspicion.reason, extensions=suspicion.extensions + 1, deaf=suspicion.deaf)
+                self._suspects[identifier] = again
                 self._begin_trial(identifier, now)
+                anew.append(self._dial(suspicion.peer))
                 continue
             for kind in ("ask", "trial"):
                 if (when := self.deadlines.when((kind, identifier))) is not None:
                     self.deadlines.set((kind, identifier), max(when, now) + late_s)
-        return [self._dial(suspicion.peer) for suspicion in self._suspects.values()] if anew else []
+        return anew
 
     def check_invariants(self) -> None:
         both = [i for i in self._lives.keys() & self._dead.ids() if not self._newer_than_dead(i)]

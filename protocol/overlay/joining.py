@@ -1,7 +1,7 @@
 """Joining: whom a node asks for its place in the ring, and when it is to make a ring of its own. A part of the machine Pastry.
 
-1. The seeds that the user named are tried in turn, then the peers remembered from an earlier life; after each round a wait that doubles,
-   with jitter. Without seeds, and when nobody remembered answers, a node is a ring of one.
+1. The seeds that the user named are tried in turn, then the peers remembered from an earlier life or from the ring just lost; after each
+   round a wait that doubles, with jitter. Without seeds, and when nobody remembered answers, a node is a ring of one.
 2. A cluster may start with nobody in a ring: every seed waits for the others. Who has tried all of them FOUNDING_ROUNDS times, has heard
    inactive nodes and no active one, and has the smallest id of all that it has heard, founds the ring. Should two do so (they could not
    hear each other), rule 8 of Pastry makes the two rings one.
@@ -23,6 +23,8 @@ from protocol.parameters import OverlayParameters
 from protocol.wire.messages import JoinRequest, Route
 
 FOUNDING_ROUNDS = 2
+HINTS_MAX = 12
+"""Peers remembered, and asked where no seed answers."""
 
 
 class Joining:
@@ -71,9 +73,11 @@ class Joining:
         self.deadlines.set("seed", now + self._parameters.row_interval_s * self._rng.uniform(0.5, 1.0))
         return self.begin(now)
 
-    def begin(self, now: float) -> list[Effect]:
-        """From the first seed."""
+    def begin(self, now: float, known: Iterable[Address] = ()) -> list[Effect]:
+        """From the first seed; after the seeds, `known` peers, the first few, and those remembered before."""
         self.placed, self._rounds = False, 0
+        fresh = [address for address in known if address not in self._seeds][:HINTS_MAX]
+        self._hints = tuple(dict.fromkeys((*fresh, *self._hints)))[:HINTS_MAX]
         self._untried = deque((*self._seeds, *self._hints))
         return self._try_next(now)
 

@@ -137,7 +137,7 @@ class OverlayNode:
         if self._left:
             return []
         if self._due is not None and now - self._due > self._parameters.late_max_s:
-            self._owed = self._settle(self._wake(now - self._due, now), now)
+            self._owed += self._settle(self._wake(now - self._due, now - self._handled_at, now), now)
         self._handled_at = now
         effects = self._settle(self._events[type(event)](event, now), now)
         if self._owed:
@@ -311,12 +311,12 @@ class OverlayNode:
 
     # --- time and leaving ---------------------------------------------------------------------------------------------
 
-    def _wake(self, late_s: float, now: float) -> Effects:
-        """Whatever comes first after a sleep, a message perhaps, finds a node that knows that it slept."""
+    def _wake(self, late_s: float, idle_s: float, now: float) -> Effects:
+        """Whatever comes first after a sleep, a message perhaps, finds a node that knows that it slept. idle_s: since it did anything."""
         self._due = None
-        self.scribe.forgive(now)
+        self.scribe.forgive(late_s, now)
         fact = fx.Notify("slept", {"late_s": round(late_s, 3)})
-        return [fact, *self.detector.forgive(late_s, now), *self.pastry.slept(now, late_s)]
+        return [fact, *self.detector.forgive(late_s, now), *self.pastry.slept(late_s, idle_s, now)]
 
     def _timer(self, now: float) -> Effects:
         effects: Effects = []

@@ -228,6 +228,9 @@ class Pastry:
         near = sorted((sender, *reply.leaf_set), key=lambda peer: rank(self._me.id, peer.id))
         for peer in (*near, *reply.candidates):
             effects += self._consider_leaf(peer, now) or self.upkeep.consider(peer, now)
+        # Who is named to us as a neighbour, and whom we believe dead: it may have been the way between us.
+        named = [peer for peer in near if self._judge.is_dead(peer) and self.leaf_set.admits(peer.id)]
+        effects += [Dial(peer, self._judge.patience) for peer in named[: self._parameters.leaf_set_size]]
         return effects + self._settle(now)
 
     # --- probing ------------------------------------------------------------------------------------------------------
@@ -350,7 +353,7 @@ class Pastry:
             self.active = False
             self._inactive.clear()  # what was heard in the ring says nothing of who is cut off with us
             effects.append(Notify("ring_lost", {"reason": "no neighbour is left; back to the seeds"}))
-            effects += self.joining.begin(now)
+            effects += self.joining.begin(now, [entry.address for entry in self.table])
         elif not self.active:
             effects += self._settle(now)
         return effects
@@ -441,16 +444,17 @@ class Pastry:
         self._turn += 1
         return [Send(members[self._turn % len(members)], self.probe(now))]
 
-    def slept(self, now: float, late_s: float) -> list[Effect]:
-        """This node slept so long that others may have given it up: it asks everybody what it missed, and delivers nothing meanwhile.
-
-        After less than that it has missed nothing: a busy machine is not to be made busier.
+    def slept(self, late_s: float, idle_s: float, now: float) -> list[Effect]:
+        """This node slept, and has done nothing for idle_s. Where others may have given it up meanwhile, it delivers nothing until its
+        neighbours have named it again; after a longer sleep it asks everybody what it missed. A busy machine is not to be made busier.
         """
-        if late_s <= self._parameters.silence_max_s:
+        if idle_s <= self._parameters.burial_min_s:
             return []
         self._views.clear()
         probe = self.probe(now)
-        return [Send(member, probe) for member in self.leaf_set]
+        if late_s > self._parameters.silence_max_s:
+            return [Send(member, probe) for member in self.leaf_set]
+        return [Send(neighbour, probe) for neighbour in dict.fromkeys(self._adjacent) if neighbour is not None]
 
     def originate(self, key: NodeId, body: Routable, now: float) -> list[Effect]:
         return self.forwarding.route(Route(key, body), now)

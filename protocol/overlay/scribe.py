@@ -461,7 +461,7 @@ class Scribe:
 
     def _expire(self, tree: Tree, now: float) -> list[Effect]:
         """Alive elsewhere but silent here for twice what makes a suspect: it is no longer our child, or our parent."""
-        limit = now - 2 * self._parameters.silence_max_s - self._parameters.probe_timeout_s
+        limit = now - (2 * self._parameters.silence_max_s + self._parameters.probe_timeout_s) * self._judge.patience
         effects: list[Effect] = []
         for branch in [branch for branch in tree.children.values() if branch.heard < limit]:
             self._drop(tree, branch.peer.id, "orphaned", "alive, but silent in this tree")
@@ -469,12 +469,12 @@ class Scribe:
             effects += [Send(tree.parent, TreeLeave(tree.id)), *self._detach(tree, "the parent is silent in this tree", now)]
         return effects + self._prune(tree)
 
-    def forgive(self, now: float) -> None:
-        """This node slept: nobody's silence counts."""
+    def forgive(self, late_s: float, now: float) -> None:
+        """This node slept for so long, which does not count as silence of others."""
         for tree in self.trees.values():
-            tree.parent_heard = now
+            tree.parent_heard = min(tree.parent_heard + late_s, now)
             for branch in tree.children.values():
-                branch.heard = now
+                branch.heard = min(branch.heard + late_s, now)
 
     def check_invariants(self) -> None:
         for tree in self.trees.values():

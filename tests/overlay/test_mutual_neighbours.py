@@ -87,7 +87,7 @@ def test_rule_3_after_the_death_of_a_neighbour_the_next_one_must_name_us() -> No
 def test_rule_3_after_a_sleep_longer_than_our_neighbours_patience_nothing_is_ours_until_they_answer() -> None:
     """They may have buried us, and given our keys to others."""
     ring = settled()
-    effects = ring.pastry.slept(100.0, P.silence_max_s + 0.1)
+    effects = ring.pastry.slept(P.silence_max_s + 0.1, P.silence_max_s + 0.2, 100.0)
     assert {to for to, _ in sent(effects, LeafProbe)} == {A, B, C}
     assert not delivers(ring, RIGHT_KEY, 100.0)
     assert not delivers(ring, LEFT_KEY, 100.0)
@@ -99,8 +99,18 @@ def test_rule_3_after_a_sleep_longer_than_our_neighbours_patience_nothing_is_our
 
 def test_rule_3_a_nap_that_nobody_can_have_noticed_changes_nothing() -> None:
     ring = settled()
-    assert ring.pastry.slept(100.0, P.silence_max_s) == [], "and nobody is asked: a busy machine is not made busier"
+    assert ring.pastry.slept(P.late_max_s + 0.01, P.burial_min_s, 100.0) == [], "and nobody is asked: a busy machine is not made busier"
     assert delivers(ring, RIGHT_KEY, 100.0)
+
+
+def test_rule_3_a_nap_as_long_as_a_burial_takes_is_asked_about_next_to_us() -> None:
+    """A message that we did not acknowledge, helpers, their dials: our keys are others' after that, though no heartbeat was missed."""
+    ring = settled()
+    effects = ring.pastry.slept(P.late_max_s + 0.01, P.burial_min_s + 0.01, 100.0)
+    right, left = ring.pastry.leaf_set.right[0], ring.pastry.leaf_set.left[0]
+    assert {to for to, _ in sent(effects, LeafProbe)} == {right, left}
+    assert not delivers(ring, RIGHT_KEY, 100.0)
+    assert not delivers(ring, LEFT_KEY, 100.0)
 
 
 @pytest.mark.parametrize("newcomer", [BETWEEN, peer(0x78)], ids=["right", "left"])

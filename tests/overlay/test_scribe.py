@@ -216,7 +216,7 @@ def test_rule_6_who_is_alive_but_silent_here_is_a_relative_no_longer() -> None:
 
 def test_rule_6_after_sleep_nobodys_silence_counts() -> None:
     node = rooted(CHILD)
-    node.scribe.forgive(100.0)
+    node.scribe.forgive(100.0, 100.0)
     assert not of(fx.MembersChanged, [effect for _, effect in node.until(100.0 + P.silence_max_s)])
 
 

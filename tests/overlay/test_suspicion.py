@@ -287,6 +287,29 @@ def test_rule_10_a_node_that_slept_forgives_and_dials_anew() -> None:
     assert [death.peer for death in gone] == [A], "asleep no more: judged"
 
 
+def test_rule_10_a_hang_is_found_out_by_a_node_that_is_late_now_and_then() -> None:
+    """A tenth of the time was slept: that much longer it takes, and no more."""
+    judge, now, late_s = watching(A), 0.0, P.late_max_s + 0.01
+    while not judge.is_suspect(A.id):
+        run_timers(judge, now + 10 * late_s)
+        now += 11 * late_s
+        judge.forgive(late_s, now)
+        assert now < 3 * (1 + P.local_health_max) * P.silence_max_s, "it hangs, and nobody says so"
+
+
+def test_rule_10_a_trial_is_not_begun_anew_for_ever() -> None:
+    """P8: a node that sleeps again and again comes to a verdict all the same."""
+    judge, now = watching(A), 1.0
+    judge.suspect(A, "reset", now)
+    for _ in range(4 * P.local_health_max):
+        now += 2 * P.probe_timeout_s
+        judge.forgive(P.probe_timeout_s + 0.01, now)
+        if not judge.is_suspect(A.id):
+            break
+        judge.dial_ended(A, None, False, "no hello", now)
+    assert not judge.is_suspect(A.id)
+
+
 def test_rule_10_the_word_of_helpers_asked_before_the_sleep_counts_no_more() -> None:
     judge, asked = on_trial(A)
     judge.forgive(99.0, 100.0)
