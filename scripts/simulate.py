@@ -123,14 +123,14 @@ def main() -> int:
     chosen = parser.parse_args()
     runs, words = chosen_runs(parser, chosen), round_report if chosen.rounds else report
     began = time.perf_counter()
-    if len(runs) == 1 and not chosen.json:
-        print(header(asdict(runs[0]), str(runs[0].drawn_faults())), flush=True)
+    for run in () if chosen.json else runs:
+        print(header(asdict(run), str(run.drawn_faults())), flush=True)
     results = []
     for options, result in zip(runs, run_all(runs, chosen.jobs), strict=True):
         results.append(result)
         if not chosen.json:
             if len(runs) > 1:
-                print(f"\n{header(asdict(options), result['faults'])}")
+                print(f"\n{options.command()}")
             print(words.text(result), flush=True)
     total = results[0] if len(runs) == 1 else words.summed(results, chosen.seeds)
     total["wall_s"] = round(time.perf_counter() - began, 2)

@@ -11,8 +11,8 @@ verdict needs evidence: a host that refuses a fresh dial, or silence that severa
    asked to dial it: those nearest to it on the ring, who will want to know themselves, and whose ids say nothing of where they are. One
    that gets a hello clears it; when our dial and all of theirs have ended in silence, it is dead, at the latest after `trial_max_s`.
    Who answers others time and again, and never us, is dead to us: we cannot route through it.
-   Where most helpers give no word at all, it is we who are not heard (Lifeguard's missing nack): the trial begins anew, once, with more
-   patience and other helpers.
+   Where most helpers give no word at all, and we are not well or hear nobody, it is we who are not heard (Lifeguard's missing nack): the
+   trial begins anew, once, with more patience and other helpers. To a node that is well, such helpers are gone as well.
    A helper that gets no answer from a peer of its own has a suspect of its own; its dial counts, and so does that of others shortly
    before: a hang is known to all of its neighbours in the time of one trial.
 6. Refutation (SWIM 4.2; Lifeguard's buddy system). The helper tells the suspect who doubts it, and the suspect dials the doubter.
@@ -399,13 +399,14 @@ class Detector:
 
     def _trial_ends(self, suspicion: Suspicion, now: float) -> list[Effect]:
         """Time is up. Where nobody at all was heard, that says something about us; else the helpers are gone, too."""
-        if len(suspicion.asked) > len(suspicion.agreeing) and not suspicion.deaf:
+        unheard = self._anyone_at < now - self._parameters.probe_timeout_s
+        if len(suspicion.asked) > len(suspicion.agreeing) and not suspicion.deaf and (self.health or unheard):
             self._ail(now)
             again = self._suspects[suspicion.peer.id] = Suspicion(suspicion.peer, suspicion.reason, deaf=frozenset(suspicion.asked))
             self._begin_trial(again.peer.id, now)
             return [self._dial(again.peer), *self._ask(again, now)]
         if suspicion.asked:
-            if self._anyone_at < now - self._parameters.probe_timeout_s:
+            if unheard:
                 self._ail(now)
             suspicion.agreeing.append(f"no word from {len(suspicion.asked)} helpers")
             suspicion.asked.clear()
