@@ -16,9 +16,10 @@ verdict needs evidence: a host that refuses a fresh dial, or silence that severa
    A helper that gets no answer from a peer of its own has a suspect of its own; its dial counts, and so does that of others shortly
    before: a hang is known to all of its neighbours in the time of one trial.
 6. Refutation (SWIM 4.2; Lifeguard's buddy system). The helper tells the suspect who doubts it, and the suspect dials the doubter.
-7. Local health (Lifeguard, section IV-A). A node whose own timer comes late, which hears nobody at all, or whose suspect answers
-   others, or whose dials come to no end, is itself the slow one: it adds its timeouts (`patience`: those of ring and trees, too) to
-   themselves once more, up to `local_health_max` times, believes no doubts of others in whom it has heard lately, and recovers with time.
+7. Local health (Lifeguard, section IV-A). A node whose own timer comes late, which hears nobody at all, whose suspect answers others or
+   is heard later than a healthy peer answers, or whose dials come to no end, is itself the slow one: it adds its timeouts (`patience`:
+   those of ring and trees, too) to themselves once more, up to `local_health_max` times, believes no doubts of others in whom it has
+   heard lately, and recovers with time.
 8. The higher incarnation of an id wins at once: the lower one is dead ("restarted as ..."); a lower one that speaks is told so.
    A later life that others tell of, and that nobody finds, kills nobody: the life that was heard stands.
 9. The dead are remembered and dialled again, with doubling waits and jitter, at most one in `retry_max_s` in the long run: so a partition
@@ -138,6 +139,8 @@ class Detector:
         self._forget_lives()
         on_trial = self._suspects.get(identifier)
         if on_trial is not None and on_trial.peer.incarnation <= peer.incarnation:
+            if now > on_trial.began + self._parameters.delay_max_s:
+                self._ail(now)  # a healthy peer's answer does not take so long, unless we are late to hear it
             effects += self._clear(peer, "was heard", now)
         return True, effects
 
@@ -180,7 +183,7 @@ class Detector:
             return []
         if hearsay and self.health and self.heard_at(peer.id) > now - self.health * self._parameters.silence_max_s:
             return []
-        self._suspects[peer.id] = Suspicion(peer, reason)
+        self._suspects[peer.id] = Suspicion(peer, reason, now)
         self._begin_trial(peer.id, now)
         said = Notify("peer_suspected", {"peer": peer, "reason": reason})
         if not dialled:
@@ -402,7 +405,7 @@ class Detector:
         unheard = self._anyone_at < now - self._parameters.probe_timeout_s
         if len(suspicion.asked) > len(suspicion.agreeing) and not suspicion.deaf and (self.health or unheard):
             self._ail(now)
-            again = self._suspects[suspicion.peer.id] = Suspicion(suspicion.peer, suspicion.reason, deaf=frozenset(suspicion.asked))
+            again = self._suspects[suspicion.peer.id] = Suspicion(suspicion.peer, suspicion.reason, now, deaf=frozenset(suspicion.asked))
             self._begin_trial(again.peer.id, now)
             return [self._dial(again.peer), *self._ask(again, now)]
         if suspicion.asked:
@@ -440,7 +443,7 @@ class Detector:
         anew: list[Effect] = []
         for identifier, suspicion in list(self._suspects.items()):
             if late_s > self._parameters.probe_timeout_s and suspicion.extensions < self._parameters.local_health_max:
-                again = Suspicion(suspicion.peer, suspicion.reason, extensions=suspicion.extensions + 1, deaf=suspicion.deaf)
+                again = Suspicion(suspicion.peer, suspicion.reason, now, extensions=suspicion.extensions + 1, deaf=suspicion.deaf)
                 self._suspects[identifier] = again
                 self._begin_trial(identifier, now)
                 anew.append(self._dial(suspicion.peer))

@@ -19,6 +19,7 @@ class Suspicion:
 
     peer: Peer
     reason: str
+    began: float
     dial_failed: str = ""
     """Why our own dial came to nothing; empty while it may still be answered."""
     was_asked: bool = False
