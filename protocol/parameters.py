@@ -136,7 +136,7 @@ class OverlayParameters:
     @property
     def orphan_max_s(self) -> float:
         """A member whose tree parent died has this long to be heard again through another: it must notice, probe and re-JOIN."""
-        return self.silence_max_s + self.trial_max_s + self.join_timeout_s
+        return self.verdict_max_s + self.join_timeout_s
 
     @property
     def upkeep_interval_s(self) -> float:

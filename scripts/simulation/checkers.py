@@ -36,7 +36,7 @@ def grace_s(parameters: OverlayParameters) -> float:
 
 
 def window_s(parameters: OverlayParameters) -> float:
-    return parameters.silence_max_s + parameters.trial_max_s
+    return parameters.verdict_max_s
 
 
 def reached_since(cluster: Cluster, a: Process, b: Process, since: float) -> bool:
