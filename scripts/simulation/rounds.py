@@ -6,7 +6,6 @@ The members are fixed: whoever dies comes back, and nobody new comes, or theta w
 
 from __future__ import annotations
 
-import gc
 import time
 import traceback
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +17,7 @@ from protocol.overlay import events as ev
 from protocol.parameters import PRESETS
 from protocol.wire.codec import decode, encode
 from protocol.wire.values import RecordSummary
+from scripts.simulation import collector
 from scripts.simulation.agents import Agents, Work
 from scripts.simulation.checkers import Mistakes
 from scripts.simulation.cluster import Cluster, Process
@@ -161,21 +161,15 @@ class RoundRun:
 
     def go(self) -> RoundResult:
         began = time.perf_counter()
-        thresholds = gc.get_threshold()
-        gc.collect()  # what the run before has left
-        gc.disable()  # a build makes millions of objects and no garbage
-        try:
-            if self._build():
-                self._safety()
-                self._liveness()
-        except Exception:
-            steps = self.cluster.clock.trace.steps
-            self._names += [steps[-1][3].name] if steps else []
-            self.result.failures.append(f"at {self.cluster.clock.now:.4f}: {traceback.format_exc()}")
-        finally:
-            gc.unfreeze()
-            gc.set_threshold(*thresholds)
-            gc.enable()
+        with collector.paused():
+            try:
+                if self._build():
+                    self._safety()
+                    self._liveness()
+            except Exception:  # a machine's mistake, whatever it is, ends the run with its story
+                steps = self.cluster.clock.trace.steps
+                self._names += [steps[-1][3].name] if steps else []
+                self.result.failures.append(f"at {self.cluster.clock.now:.4f}: {traceback.format_exc()}")
         self._sum_up(time.perf_counter() - began)
         return self.result
 
@@ -185,9 +179,7 @@ class RoundRun:
         self.population.build(self.options.nodes)
         right = clock.run_until(lambda: self.manager.root.stage == "train", 2 * convergence_max_s(self.parameters), 0.25)
         self.result.built_s = clock.now
-        gc.freeze()
-        gc.set_threshold(100_000, 20, 20)
-        gc.enable()
+        collector.built()
         if not right:
             self._not_done("the first round is not open")
         return right

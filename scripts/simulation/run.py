@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 import traceback
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 from protocol.parameters import PRESETS, OverlayParameters
 from protocol.wire import messages as m
 from protocol.wire.codec import decode, encode
+from scripts.simulation import collector
 from scripts.simulation.checkers import Deaths, Mistakes, Routing
 from scripts.simulation.cluster import Cluster
 from scripts.simulation.faults import Faults, parse
@@ -137,22 +137,16 @@ class Run:
 
     def go(self) -> Result:
         began = time.perf_counter()
-        thresholds = gc.get_threshold()
-        gc.collect()  # what the run before has left
-        gc.disable()  # a build makes millions of objects and no garbage
-        try:
-            if self._build(began):
-                self._safety()
-                self._liveness()
-            self._drain()
-        except Exception:
-            steps = self.cluster.clock.trace.steps
-            self._names += [steps[-1][3].name] if steps else []
-            self.result.failures.append(f"at {self.cluster.clock.now:.4f}: {traceback.format_exc()}")
-        finally:
-            gc.unfreeze()
-            gc.set_threshold(*thresholds)
-            gc.enable()
+        with collector.paused():
+            try:
+                if self._build(began):
+                    self._safety()
+                    self._liveness()
+                self._drain()
+            except Exception:  # a machine's mistake, whatever it is, ends the run with its story
+                steps = self.cluster.clock.trace.steps
+                self._names += [steps[-1][3].name] if steps else []
+                self.result.failures.append(f"at {self.cluster.clock.now:.4f}: {traceback.format_exc()}")
         self._sum_up(time.perf_counter() - began)
         return self.result
 
@@ -168,9 +162,7 @@ class Run:
         right = self._in_time("the build", lambda: view.ring_is_right() and self._tree_is_right())
         self.result.built_s = clock.now
         self.result.build_wall_s = time.perf_counter() - began
-        gc.freeze()
-        gc.set_threshold(100_000, 20, 20)
-        gc.enable()
+        collector.built()
         return right
 
     def _in_time(self, what: str, condition: Callable[[], bool]) -> bool:
