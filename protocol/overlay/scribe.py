@@ -19,7 +19,8 @@ routed to the treeId ends there with no special case.
 7. No cycles. A JOIN from a node on our own path is refused; a node that finds itself on its parent's path leaves it and joins again.
    Routes do not run in circles, but those who were pushed down do not hang on their route. Without the root, the way of the topmost may
    so lead to its own descendants, for ever. So whoever is asked by its own ancestor goes; and where the topmost finds no way in a few
-   attempts, it tells everyone below, and those who do not hang on their route join again by it.
+   attempts, it tells everyone below, and those who do not hang on their route join again by it, once in silence_max_s: who is
+   pushed down again hangs no better.
 8. Multicast (Scribe III-A). Down the tree, from the parent and nobody else, each once and in order (multicasts.py). TreeJoin and Alive say
    where the child stands; what it lacks is sent again, at most once in a heartbeat.
 
@@ -280,6 +281,7 @@ class Scribe:
 
     def _go(self, tree: Tree, reason: str, now: float) -> list[Effect]:
         """Leave our parent for the way that Pastry knows."""
+        tree.went_at = now
         leave: list[Effect] = [Send(tree.parent, TreeLeave(tree.id))] if tree.parent is not None else []
         return leave + self._detach(tree, reason, now) + self._attach(tree, now)
 
@@ -372,7 +374,8 @@ class Scribe:
         tree.parent_heard = now
         if message.path[:1] != (tree.id,) and self._ring.active:
             hop = self._ring.next_hop(tree.id)
-            if hop is None or (message.lost and hop.id != sender.id):
+            settled = now < tree.went_at + self._parameters.silence_max_s  # that way has just led here: we were pushed down to it
+            if hop is None or (message.lost and hop.id != sender.id and not settled):
                 return self._go(tree, "the way to the root does not lead through this parent", now)
         effects = self._tell_down(tree, message.path, lost=message.lost)
         if message.resync:

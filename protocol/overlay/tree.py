@@ -106,6 +106,8 @@ class Tree:
         """JOINs since a parent was last there for a heartbeat."""
         self.redirects = 0
         """How often the last JOIN was handed on."""
+        self.went_at = -inf
+        """When we last left a parent for the way that Pastry knows."""
         self.path: tuple[NodeId, ...] = ()
         """From the root to our parent."""
         self.lost = False

@@ -58,8 +58,8 @@ LINE_BYTES_MAX = 1 << 26
 DESCRIPTORS_SPARE = 0.6
 """Share of the process's file descriptors that no node's pool may count on: for listeners, and for connections that begin or end."""
 REQUEST_BITS = 40
-GC_NEW_OBJECTS, GC_YOUNG, GC_OLD = 20_000, 20, 500
-"""How many objects more than before, and how many collections of one age before one of the next, start a collection."""
+GC_NEW_OBJECTS, GC_YOUNG = 20_000, 1_000_000
+"""How many objects more than before start a collection, and how many of these one that looks at what outlived them: none in a run."""
 PR_SET_PDEATHSIG = 1
 
 _PAYLOAD = Struct("!16sHQQ")
@@ -316,9 +316,10 @@ def main() -> int:
         return 1
     set_up_logging("warning")
     prepare()
-    # A full collection looks at the objects of all nodes here, and stops every one of them meanwhile; an agent's looks at its own.
+    # Any collection but the youngest looks at the objects of all nodes here, and stops every one of them for a second; an agent's looks
+    # at its own.
     gc.freeze()
-    gc.set_threshold(GC_NEW_OBJECTS, GC_YOUNG, GC_OLD)
+    gc.set_threshold(GC_NEW_OBJECTS, GC_YOUNG, GC_YOUNG)
 
     async def program(_: asyncio.Event) -> None:
         process = NodeProcess(chosen.number, PRESETS[chosen.preset](), chosen.nodes_max)

@@ -174,6 +174,7 @@ class Cluster:
         self._lives += 1
         node = self._machine(peer, self.parameters, Random(self.rng.getrandbits(64)))
         process = self.processes[name] = self.network.at[peer.address] = Process(self, self._lives, name, peer, node, place)
+        self.network.started(process, None if moved else before)
         self.view.add(process)
         self.note(process, f"started at {peer.address}, incarnation {incarnation}")
         self.on_start(process)

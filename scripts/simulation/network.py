@@ -326,6 +326,11 @@ class Network:
         self.clock.after(half_open_max_s(self._parameters), self._outlasted, self, made)
         return made
 
+    def started(self, process: Process, before: Process | None) -> None:
+        """A life begins, on the host of the one before it if that is given: it is on one side of every cut that lasts."""
+        for cut in self.cuts:
+            cut.admit(process.index, before.index if before is not None else None, self._rng)
+
     def _outlasted(self, _: object, cut: Cut) -> None:
         """The cut is longer than the kernels' keepalive: the connections through it are lost, for both ends."""
         if cut in self.cuts:

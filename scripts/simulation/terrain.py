@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import hypot, inf
+from random import Random
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,14 +41,25 @@ TERRAINS = {
 
 
 class Cut:
-    """Nothing passes from `here` to `there` (indices of processes), nor back unless one_way."""
+    """Nothing passes from `here` to `there` (indices of processes), nor back unless one_way.
+
+    Whoever starts while it lasts is on one of its sides: a network that is cut has no place from which both can be reached.
+    """
 
     __slots__ = ("began", "ended", "here", "one_way", "there")
 
     def __init__(self, here: frozenset[int], there: frozenset[int], one_way: bool, began: float) -> None:
-        self.here, self.there, self.one_way = here, there, one_way
+        self.here, self.there, self.one_way = set(here), set(there), one_way
         self.began = began
         self.ended = inf
+
+    def admit(self, index: int, before: int | None, rng: Random) -> None:
+        """A life that starts: where the last one on the same host was, else on either side, in proportion to their sizes."""
+        if before is not None and (before in self.here or before in self.there):
+            here = before in self.here
+        else:
+            here = rng.random() * (len(self.here) + len(self.there)) < len(self.here)
+        (self.here if here else self.there).add(index)
 
     def stops(self, source: int, target: int) -> bool:
         return (source in self.here and target in self.there) or (not self.one_way and source in self.there and target in self.here)

@@ -146,6 +146,24 @@ def test_rule_7_who_hangs_on_its_route_stays_though_the_topmost_is_lost() -> Non
     assert sent(effects, TreeJoin) == [(OTHER, TreeJoin(TREE))]
 
 
+def test_rule_7_who_went_for_a_lost_root_and_is_pushed_down_again_stays_there_for_a_while() -> None:
+    """The way leads to OTHER, which is full and hands us to PARENT: as long as the root is lost, that would go round and round."""
+    node = Node(hop=OTHER)
+    node.scribe.join(TREE, member(ME), 0.0)
+    lost = TreePulse(TREE, (OTHER.id, PARENT.id), lost=True)
+
+    def handed_to_the_parent(now: float) -> None:
+        node.scribe.redirect_received(OTHER, TreeRedirect(TREE, PARENT), now)
+        node.scribe.welcome_received(PARENT, TreeWelcome(TREE, (OTHER.id, PARENT.id)), now)
+
+    handed_to_the_parent(0.1)
+    assert sent(node.scribe.pulse_received(PARENT, lost, 1.0), TreeJoin) == [(OTHER, TreeJoin(TREE))]
+    handed_to_the_parent(1.1)
+    assert not sent(node.scribe.pulse_received(PARENT, lost, 1.2), TreeLeave)
+    later = 1.0 + P.silence_max_s
+    assert sent(node.scribe.pulse_received(PARENT, lost, later), TreeJoin) == [(OTHER, TreeJoin(TREE))], "the ring may know better by now"
+
+
 def test_rule_2_the_closest_node_hangs_below_nobody_who_does_not_reach_the_root() -> None:
     """Every way leads to it: while it hangs below a stranger, that one and all others look in vain."""
     node = attached()

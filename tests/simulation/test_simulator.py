@@ -284,6 +284,22 @@ def test_what_was_sent_into_a_cut_arrives_after_it() -> None:
     assert not link.queue
 
 
+def test_who_starts_while_the_network_is_cut_is_on_one_side_of_it() -> None:
+    """From a place that reaches both sides a node would join one ring and be missed by the other, and no protocol could help that."""
+    cluster, population = ring()
+    living = [process.index for process in cluster.view.living]
+    cut = cluster.network.cut(frozenset(living[::2]), frozenset(living[1::2]))
+    first, _ = two(cluster)
+    was_here = first.index in cut.here
+    cluster.kill(first)
+    again = cluster.start(first.name, first.peer.id, (population.root.peer.address,))
+    assert (again.index in cut.here, again.index in cut.there) == (was_here, not was_here), "a host stays where it is"
+    new = [population.arrive() for _ in range(12)]
+    here = [process.index in cut.here for process in new]
+    assert [process.index in cut.there for process in new] == [not side for side in here]
+    assert len(set(here)) == 2, "on either side"
+
+
 def test_a_paused_process_reads_what_has_come_in_before_its_late_timer() -> None:
     cluster, _ = ring()
     first, _ = two(cluster)
