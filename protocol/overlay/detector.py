@@ -11,8 +11,8 @@ verdict needs evidence: a host that refuses a fresh dial, or silence that severa
    asked to dial it: those nearest to it on the ring, who will want to know themselves, and whose ids say nothing of where they are. One
    that gets a hello clears it; when our dial and all of theirs have ended in silence, it is dead, at the latest after `trial_max_s`.
    Who answers others time and again, and never us, is dead to us: we cannot route through it.
-   Where most helpers give no word at all, and we are not well or hear nobody, it is we who are not heard (Lifeguard's missing nack): the
-   trial begins anew, once, with more patience and other helpers. To a node that is well, such helpers are gone as well.
+   Where most helpers give no word at all, they may be gone, too, or too busy: the trial begins anew, once, with others. Where we are not
+   well either, or hear nobody, it is we who are not heard (Lifeguard's missing nack): then it does so with more patience.
    A helper that gets no answer from a peer of its own has a suspect of its own; its dial counts, and so does that of others shortly
    before: a hang is known to all of its neighbours in the time of one trial.
 6. Refutation (SWIM 4.2; Lifeguard's buddy system). The helper tells the suspect who doubts it, and the suspect dials the doubter.
@@ -23,7 +23,8 @@ verdict needs evidence: a host that refuses a fresh dial, or silence that severa
 8. The higher incarnation of an id wins at once: the lower one is dead ("restarted as ..."); a lower one that speaks is told so.
    A later life that others tell of, and that nobody finds, kills nobody: the life that was heard stands.
 9. The dead are remembered and dialled again, with doubling waits and jitter, at most one in `retry_max_s` in the long run: so a partition
-   of any length heals. Who left in order is not.
+   of any length heals. Who refused is at first given that long: no cut keeps it from us, and where it starts again it will come itself.
+   Who left in order is not dialled.
 10. The time that a node slept does not count as silence of others, nor in its trials; after a long sleep it begins these anew, so often.
     What came in meanwhile is read before anybody is judged; a busy machine is not made busier by new dials.
 
@@ -218,7 +219,7 @@ class Detector:
         if live is not None and live.incarnation < suspicion.peer.incarnation:
             return effects + self._clear(live, f"nobody has heard its life {suspicion.peer.incarnation}, of which others told", now)
         if refused:
-            return effects + self._bury(suspicion.peer, f"{suspicion.reason}; {reason or 'refused a fresh dial'}", now)
+            return effects + self._bury(suspicion.peer, f"{suspicion.reason}; {reason or 'refused a fresh dial'}", now, reached=True)
         suspicion.dial_failed = reason or "no answer to a fresh dial"
         return effects + (self._judge(suspicion, now) if suspicion.was_asked else self._ask(suspicion, now))
 
@@ -330,7 +331,10 @@ class Detector:
         self.deadlines.drop(("ask", identifier))
         self.deadlines.drop(("trial", identifier))
 
-    def _bury(self, peer: Peer, reason: str, now: float, remember: bool = True, in_order: bool = False) -> list[Effect]:
+    def _bury(
+        self, peer: Peer, reason: str, now: float, *, remember: bool = True, in_order: bool = False, reached: bool = False
+    ) -> list[Effect]:
+        """reached: its host has answered, so there is no cut that may heal."""
         live = self._lives.get(peer.id)
         if live is not None and live.incarnation > peer.incarnation:
             return []
@@ -343,7 +347,7 @@ class Detector:
         if not self._watched:
             self.deadlines.drop(("silence", self._me.id))
         if remember:
-            forgotten, wait_s = self._dead.add(peer, now)
+            forgotten, wait_s = self._dead.add(peer, now, reached)
             for identifier in forgotten:
                 self.deadlines.drop(("redial", identifier))
             self.deadlines.set(("redial", peer.id), now + wait_s)
@@ -401,10 +405,11 @@ class Detector:
         return effects
 
     def _trial_ends(self, suspicion: Suspicion, now: float) -> list[Effect]:
-        """Time is up. Where nobody at all was heard, that says something about us; else the helpers are gone, too."""
+        """Time is up, and who has given no word counts for nothing. Where nobody at all was heard, that says something about us."""
         unheard = self._anyone_at < now - self._parameters.probe_timeout_s
-        if len(suspicion.asked) > len(suspicion.agreeing) and not suspicion.deaf and (self.health or unheard):
-            self._ail(now)
+        if len(suspicion.asked) > len(suspicion.agreeing) and not suspicion.deaf:
+            if self.health or unheard:
+                self._ail(now)
             again = self._suspects[suspicion.peer.id] = Suspicion(suspicion.peer, suspicion.reason, now, deaf=frozenset(suspicion.asked))
             self._begin_trial(again.peer.id, now)
             return [self._dial(again.peer), *self._ask(again, now)]

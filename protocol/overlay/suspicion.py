@@ -94,10 +94,11 @@ class DeadOnes:
             found.append(identifier)
         return tuple(found)
 
-    def add(self, peer: Peer, now: float) -> tuple[list[NodeId], float]:
-        """Who is forgotten for it, and how long to wait before it is dialled."""
+    def add(self, peer: Peer, now: float, reached: bool) -> tuple[list[NodeId], float]:
+        """Who is forgotten for it, and how long to wait before it is dialled. reached: its host lives."""
         self._dead.pop(peer.id, None)
-        self._dead[peer.id] = _Dead(peer, now, min(self._parameters.silence_max_s, self._parameters.retry_max_s))
+        wait_s = self._parameters.retry_max_s
+        self._dead[peer.id] = _Dead(peer, now, wait_s if reached else min(self._parameters.silence_max_s, wait_s))
         forgotten: list[NodeId] = []
         while len(self._dead) > self._parameters.remembered_dead_max:
             forgotten.append(oldest := next(iter(self._dead)))

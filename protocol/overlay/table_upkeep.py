@@ -5,8 +5,9 @@
 2. Of two candidates for one place the nearer stays (Pastry 2.5).
 3. Every entry is heard within T_rt, which tunes itself to the observed rate of deaths (failure_rate.py): one that was not is pinged; any
    traffic of its own makes that needless (MSPastry 4.1: suppression).
-4. Repair is lazy (Pastry 2.4). When an entry dies, a node of the same row is asked for its row; where that has nobody for the place,
-   another of the row, then one of the next row.
+4. Repair is lazy (Pastry 2.4). When an entry has died, a node of the same row is asked for its row; where that has nobody for the place,
+   another of the row, then one of the next row. Not at once, but at some moment of the next exchange_interval_s: messages find another
+   way meanwhile, and those whose leaf sets the same deaths have torn have better things to do.
 5. In the background, one row after the other, a node of the row is asked for it; the free places and a few at random of those whose
    distance is unknown are pinged (MSPastry 4.2: constrained gossip).
 """
@@ -58,8 +59,8 @@ class TableUpkeep:
         self._judge = judge
         self.pinged: dict[NodeId, tuple[Peer, float]] = {}
         """Who was pinged when, and has not answered."""
-        self._repairs: dict[Slot, list[Peer]] = {}
-        """Places of dead entries, and who else may be asked for somebody."""
+        self._repairs: dict[Slot, list[Peer] | None] = {}
+        """Places of dead entries, and who else may be asked for somebody; None before anybody was."""
         self._turn = 0
         self._row = 0
         self._period_s = parameters.silence_max_s
@@ -138,7 +139,7 @@ class TableUpkeep:
                 effects += self.ping(peer, now)
             elif self._proximity.rtt_s(peer.id) is None:
                 unknown.append(peer)
-        repaired = [slot for slot in self._repairs if slot[0] == reply.row]
+        repaired = [slot for slot, others in self._repairs.items() if slot[0] == reply.row and others is not None]
         for slot in repaired:
             effects += self._repair_on(slot)
         # Under many deaths, repair is all that an exchange is for: distance can wait.
@@ -148,6 +149,12 @@ class TableUpkeep:
 
     def row_request(self, sender: Peer, request: RowRequest) -> list[Effect]:
         return [Send(sender, RowReply(request.row, self._table.row(request.row)))]
+
+    def _begin_repair(self, slot: Slot) -> list[Effect]:
+        row, following = list(self._table.row(slot[0])), self._table.row(slot[0] + 1)
+        self._rng.shuffle(row)
+        self._repairs[slot] = [*row[: ASKED_FOR_A_REPAIR - 1], *following[:1]]
+        return self._repair_on(slot)
 
     def _repair_on(self, slot: Slot) -> list[Effect]:
         """The next one to ask; done where the place is taken, or its candidate is being pinged."""
@@ -171,14 +178,11 @@ class TableUpkeep:
         self._table.remove(peer.id)
         self._rate.died(now)
         slot = self._table.slot(peer.id)
-        row, following = list(self._table.row(slot[0])), self._table.row(slot[0] + 1)
-        self._rng.shuffle(row)
-        others = [*row[: ASKED_FOR_A_REPAIR - 1], *following[:1]]
         self._repairs.pop(slot, None)  # of the entry before this one, whose place was filled in another way
-        if len(self._repairs) >= REPAIRS_MAX or not others:
-            return []
-        self._repairs[slot] = others
-        return self._repair_on(slot)
+        if len(self._repairs) < REPAIRS_MAX:
+            self._repairs[slot] = None
+            self.deadlines.set(("repair", peer.id), now + self._parameters.exchange_interval_s * self._rng.random())
+        return []
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -197,6 +201,8 @@ class TableUpkeep:
                 effects += self._sweep(now)
             elif kind == "row":
                 effects += self._exchange(now)
+            elif kind == "repair" and self._repairs.get(slot := self._table.slot(identifier), ()) is None:
+                effects += self._begin_repair(slot)
         return effects
 
     def _sweep(self, now: float) -> list[Effect]:

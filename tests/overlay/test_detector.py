@@ -81,13 +81,19 @@ def test_rule_5_where_most_helpers_give_no_word_the_trial_begins_anew_once() -> 
     assert [when for when, _ in deaths(run_timers(judge, 60.0))] == [pytest.approx(again + 2 * P.trial_max_s)], "but it has an end"
 
 
-def test_rule_5_to_a_node_that_is_well_helpers_without_a_word_are_gone_too() -> None:
-    """Half of the hosts vanish at once: there is no time for second trials (1,000 nodes: look-ups right in 15 s instead of 5)."""
+def test_rule_5_helpers_without_a_word_are_replaced_once_and_then_are_gone_too() -> None:
+    """A node that is well keeps to its patience: where half of the hosts vanish at once, there is no time for more."""
     judge = watching(A, friends=FRIENDS)
-    judge.suspect(A, "no acknowledgement", 1.0, silent=True)
+    asked = {to for to, _ in sent(judge.suspect(A, "no acknowledgement", 1.0, silent=True), IndirectProbe)}
     judge.dial_ended(A, None, False, "no hello", 1.0 + P.probe_timeout_s)
     judge.heard(B, 1.0 + P.trial_max_s - 0.01)
-    assert [when for when, _ in deaths(run_timers(judge, 60.0))] == [pytest.approx(1.0 + P.trial_max_s)]
+    again = judge.on_timer(1.0 + P.trial_max_s)
+    assert not of(fx.PeerDied, again)
+    assert not asked & {to for to, _ in sent(again, IndirectProbe)}, "others are asked"
+    judge.dial_ended(A, None, False, "no hello", 1.0 + P.trial_max_s + P.probe_timeout_s)
+    judge.heard(B, 1.0 + 2 * P.trial_max_s - 0.01)
+    assert judge.health == 0
+    assert [when for when, _ in deaths(run_timers(judge, 60.0))] == [pytest.approx(1.0 + 2 * P.trial_max_s)]
 
 
 def test_rule_3_nobody_else_is_suspected_for_silence() -> None:

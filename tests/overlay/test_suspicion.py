@@ -23,9 +23,10 @@ from tests.overlay.scene import FRIENDS, ME, P, deaths, detector, facts, of, on_
 A, B, C = peer(0x90), peer(0x70), peer(0xA0)
 
 
-def bury(judge: Detector, other: Peer, now: float) -> None:
+def bury(judge: Detector, other: Peer, now: float, *, silent: bool = False) -> None:
+    """A node alone: its own dial is all that counts."""
     judge.suspect(other, "reset", now)
-    assert of(fx.PeerDied, judge.dial_ended(other, None, True, "refused", now))
+    assert of(fx.PeerDied, judge.dial_ended(other, None, not silent, "silent" if silent else "refused", now))
 
 
 # --- rules 6 to 8, and 10 ---------------------------------------------------------------------------------------------
@@ -324,7 +325,7 @@ def test_rule_10_the_word_of_helpers_asked_before_the_sleep_counts_no_more() -> 
 
 def test_rule_9_one_dead_is_dialled_again_with_doubling_waits_and_jitter_for_ever() -> None:
     judge = watching(A)
-    bury(judge, A, 0.0)
+    bury(judge, A, 0.0, silent=True)
     times = [0.0] + [when for when, effect in run_timers(judge, 60.0) if effect == fx.Dial(A)]
     waits = [after - before for before, after in pairwise(times)]
     for attempt, wait in enumerate(waits):
@@ -332,6 +333,14 @@ def test_rule_9_one_dead_is_dialled_again_with_doubling_waits_and_jitter_for_eve
         assert 0.75 * nominal <= wait <= 1.25 * nominal + 1e-9
     assert len({round(wait, 6) for wait in waits[-5:]}) == 5, "jitter: a crowd that died together does not come back together"
     assert len(waits) >= 60 / (1.25 * P.retry_max_s), "it never gives up: partitions heal however long they lasted"
+
+
+def test_rule_9_who_refused_is_given_retry_max_s_at_first() -> None:
+    """Its host has answered: no cut keeps it from us, and a crowd that was killed at once is not dialled by all who knew it."""
+    judge = watching(A)
+    bury(judge, A, 0.0)
+    [first, *_] = [when for when, effect in run_timers(judge, 60.0) if effect == fx.Dial(A)]
+    assert 0.75 * P.retry_max_s <= first <= 1.25 * P.retry_max_s
 
 
 @pytest.mark.parametrize("dead", [1, 10, 50])
@@ -393,7 +402,7 @@ def test_the_dead_agree_with_a_plain_list(steps: list[tuple[str, int, float]], m
         if what == "add":
             model.pop(other.id, None)
             model[other.id] = other, now
-            forgotten, wait_s = dead.add(other, now)
+            forgotten, wait_s = dead.add(other, now, reached=False)
             expected = list(model)[: max(0, len(model) - most)]
             assert forgotten == expected, "the longest dead go"
             for identifier in expected:

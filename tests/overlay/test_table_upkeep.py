@@ -44,6 +44,15 @@ def asked(effects: list[fx.Effect]) -> list[tuple[Peer, int]]:
     return [(to, request.row) for to, request in sent(effects, RowRequest)]
 
 
+def repairing(upkeep: TableUpkeep, dead: Peer, now: float) -> list[fx.Effect]:
+    """It dies, and its place comes up for repair."""
+    assert upkeep.died(dead, now) == []
+    when = upkeep.deadlines.when(("repair", dead.id))
+    assert when is not None
+    assert now <= when <= now + P.exchange_interval_s
+    return upkeep.on_timer(when)
+
+
 # --- rules 1 and 2 ----------------------------------------------------------------------------------------------------
 
 
@@ -231,7 +240,7 @@ def test_rule_3_an_entry_that_does_not_answer_is_suspected() -> None:
 def test_rule_4_when_an_entry_dies_others_of_its_row_are_asked_then_one_of_the_next() -> None:
     """Pastry 2.5: each that has nobody for the place leads to the next; then it is left to the exchange."""
     _, upkeep = with_table(FIRST, *ROW_0, *ROW_1)
-    effects, order = upkeep.died(FIRST, 1.0), []
+    effects, order = repairing(upkeep, FIRST, 1.0), []
     while asked(effects):
         [(to, row)] = asked(effects)
         assert row == 0
@@ -242,9 +251,17 @@ def test_rule_4_when_an_entry_dies_others_of_its_row_are_asked_then_one_of_the_n
     assert order[-1] in ROW_1
 
 
+def test_rule_4_nobody_is_asked_where_the_place_was_taken_meanwhile() -> None:
+    ring, upkeep = with_table(FIRST, *ROW_0)
+    assert upkeep.died(FIRST, 1.0) == []
+    assert not asked(upkeep.row_reply(RowReply(0, ()), 1.0)), "an exchange that had been begun before"
+    ring.pastry.table.insert(SECOND)
+    assert not asked(upkeep.on_timer(1.0 + P.exchange_interval_s))
+
+
 def test_rule_4_somebody_for_the_place_ends_the_repair() -> None:
     ring, upkeep = with_table(FIRST, *ROW_0, *ROW_1)
-    assert asked(upkeep.died(FIRST, 1.0))
+    assert asked(repairing(upkeep, FIRST, 1.0))
     effects = upkeep.row_reply(RowReply(0, (ME, ROW_0[0], SECOND)), 1.1)
     assert pinged(effects) == [SECOND], "pinged first; neither we ourselves nor who is in the table already"
     assert not asked(effects), "its answer is waited for"
@@ -257,25 +274,27 @@ def test_rule_4_with_its_row_empty_the_next_row_alone_is_asked() -> None:
     ring, upkeep = with_table(FIRST, *ROW_1)
     for entry in (A, B):
         ring.pastry.table.remove(entry.id)
-    [(to, row)] = asked(upkeep.died(FIRST, 1.0))
+    [(to, row)] = asked(repairing(upkeep, FIRST, 1.0))
     assert to in ROW_1
     assert row == 0
 
 
 def test_rule_4_nobody_is_asked_for_one_that_was_in_no_place() -> None:
     _, upkeep = with_table(*ROW_0)
-    assert upkeep.died(FIRST, 1.0) == []
+    upkeep.died(FIRST, 1.0)
+    assert ("repair", FIRST.id) not in upkeep.deadlines
     later = Peer(ROW_0[0].id, "h", 1, 2)
     _, upkeep = with_table(later)
-    assert upkeep.died(ROW_0[0], 1.0) == [], "an earlier life of an entry"
+    upkeep.died(ROW_0[0], 1.0)
+    assert ("repair", later.id) not in upkeep.deadlines, "an earlier life of an entry"
 
 
 def test_rule_4_a_place_that_was_filled_in_another_way_is_repaired_again() -> None:
     """The one that was asked for the first repair died itself, and never answered."""
     ring, upkeep = with_table(FIRST, *ROW_0)
-    assert asked(upkeep.died(FIRST, 1.0))
+    assert asked(repairing(upkeep, FIRST, 1.0))
     ring.pastry.table.insert(SECOND)
-    assert asked(upkeep.died(SECOND, 2.0))
+    assert asked(repairing(upkeep, SECOND, 4.0))
 
 
 def test_rule_4_repairs_are_bounded() -> None:

@@ -187,8 +187,10 @@ def test_independent_confirmations_shorten_a_suspicion() -> None:
         if node is confirmed[0]:
             effects = [effect for helper in helpers for effect in answer(node, helper, "silent")]
             assert node_id(SUSPECT) in node.dead(effects), "all have met the same silence"
-    died = when_dead(alone[0].until(3.0, hearing=OTHERS))
-    assert died == pytest.approx(P.trial_max_s)
+    seen = alone[0].until(P.trial_max_s, hearing=OTHERS)
+    assert when_dead(seen) is None
+    silent_dial(alone[0])
+    assert when_dead(alone[0].until(3.0, hearing=OTHERS)) == pytest.approx(2 * P.trial_max_s), "of two trials, with other helpers"
 
 
 def test_a_suspect_is_told_first_so_that_it_can_refute() -> None:
