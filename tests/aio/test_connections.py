@@ -13,6 +13,7 @@ import pytest
 
 from protocol import WIRE_VERSION
 from protocol.aio import dialling
+from protocol.aio.connections import DIALS_AT_ONCE
 from protocol.errors import LocalProtocolError
 from protocol.identifiers import Address, Peer, agent_id
 from protocol.parameters import OverlayParameters
@@ -116,6 +117,20 @@ async def test_a_hung_listener_is_silent_not_gone(start: Start, hung_listener: A
     ended = await a.connections.dial_fresh(a.peer, Peer(agent_id("c", "h"), *hung_listener, 1))
     assert (ended.found, ended.refused) == (None, False)
     assert "no hello within 0.2 s" in ended.reason
+
+
+async def test_hung_dials_do_not_hold_up_a_healthy_one(start: Start, hung_listener: Address) -> None:
+    """More of them than may be under way at once: after delay_max_s each gives its turn to the next."""
+    a, b = await start("a", parameters=HASTY), await start("b")
+    hung = [
+        asyncio.create_task(a.connections.dial_fresh(a.peer, Peer(agent_id("c", f"h{index}"), *hung_listener, 1)))
+        for index in range(DIALS_AT_ONCE)
+    ]
+    await asyncio.sleep(0)  # they are first in line
+    ended = await a.connections.dial_fresh(a.peer, b.peer)
+    assert ended.found == b.peer
+    assert not any(task.done() for task in hung), "none of them had come to its end"
+    assert {(await task).found for task in hung} == {None}
 
 
 @pytest.mark.parametrize("host", ["", "no\0where", "x" * 300, "256.1.1.1.invalid"])

@@ -343,3 +343,27 @@ def test_the_same_events_give_the_same_effects() -> None:
         return seen
 
     assert run() == run()
+
+
+def test_what_waking_up_brought_is_not_lost_with_an_event_that_cannot_be() -> None:
+    """The late event is an order that makes no sense, and raises: the probes of the wake-up go with the next one."""
+    node = node_with(A, B)
+    node.next_deadline()
+    with pytest.raises(UnknownTree):
+        node.handle(ev.LeaveTree(node_id(0x55)), 60.0)
+    effects = node.handle(ev.MessageReceived(A, m.Heartbeat()), 60.1)
+    assert "slept" in facts(effects)
+    assert {to for to, _ in sent(effects, m.LeafProbe)} == {A, B}
+    assert "slept" not in facts(node.handle(ev.MessageReceived(A, m.Heartbeat()), 60.2)), "once"
+
+
+def test_only_what_a_peer_said_itself_is_when_it_was_heard() -> None:
+    """Another's word for it, and the end of a dial that it did not answer, are none of its own."""
+    node = node_with(A, B)
+    said(node, A, m.Heartbeat(), now=1.0)
+    for message in (m.IndirectAnswer(A, "answered"), m.LeafProbeReply((A, ME)), m.IndirectProbe(A)):
+        said(node, B, message, now=2.0)
+    node.handle(ev.DialEnded(A, None, False, "no hello"), 2.5)
+    assert node.detector.heard_at(A.id) == 1.0
+    said(node, A, m.Ping(), now=3.0)
+    assert node.detector.heard_at(A.id) == 3.0
