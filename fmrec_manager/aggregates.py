@@ -27,7 +27,7 @@ import torch
 Array = np.ndarray[Any, Any]
 BITS, BLOCK = 22, 1 << 9
 MEAN_COLUMNS = {"cpu": 1 << 15, "cuda": 1 << 20}
-"""Of a piece; for the mean on the CPU a thread's: 256 KiB each of sum and row in float64 stay in its cache."""
+"""Of a piece; for the mean on the CPU, 256 KiB each of sum and row in float64 stay in a core's cache."""
 SORT_COLUMNS = {"cpu": 1 << 11, "cuda": 1 << 17}
 GRAM_COLUMNS = {"cpu": 1 << 13, "cuda": 1 << 17}
 
@@ -66,12 +66,10 @@ class Stack:
 def weighted_mean(stack: Stack, shares: Sequence[float]) -> torch.Tensor:
     """Rule 1, float64 of P. shares: one a row, at least 0 and not all 0; rounded to float32."""
     shares = [float(np.float32(share)) for share in shares]
-    mean = torch.zeros(stack.size, dtype=torch.float64, device=stack.device)
-    threads = torch.get_num_threads() if stack.device.type == "cpu" else 1
-    columns = threads * MEAN_COLUMNS[stack.device.type]
-    buffer = torch.empty(columns, dtype=torch.float64, device=stack.device)
-    for where, rows in stack.pieces(columns):
-        total, wide = mean[where], buffer[: rows[0].numel()]
+
+    def mean(rows: Rows) -> torch.Tensor:
+        total = torch.zeros(rows[0].shape, dtype=torch.float64, device=stack.device)
+        wide = torch.empty_like(total)
         exact = rows[0].dtype == torch.float32
         for row, share in zip(rows, shares, strict=True):
             wide.copy_(row)
@@ -79,17 +77,20 @@ def weighted_mean(stack: Stack, shares: Sequence[float]) -> torch.Tensor:
                 total.add_(wide, alpha=share)
             else:
                 total.add_(wide.mul_(share))
-    return mean.div_(torch.full_like(mean[:1], math.fsum(shares)))
+        return total.div_(torch.full_like(total, math.fsum(shares)))
+
+    return _piecewise(stack, MEAN_COLUMNS, mean)
 
 
 def median(stack: Stack) -> torch.Tensor:
     """Rule 2, float64 of P: of an even n, the mean of the middle two."""
     low, high = (stack.rows - 1) // 2, stack.rows // 2
 
-    def middle(ordered: torch.Tensor) -> torch.Tensor:
-        return (ordered[low].double() + ordered[high].double()) * 0.5
+    def middle(rows: Rows) -> torch.Tensor:
+        ordered = _ascending(rows, stack.device)
+        return (ordered[low].double() + ordered[high].double()) * 0.5 + 0.0
 
-    return _by_column(stack, middle)
+    return _piecewise(stack, SORT_COLUMNS, middle)
 
 
 def trimmed_mean(stack: Stack, trim: float) -> torch.Tensor:
@@ -97,32 +98,28 @@ def trimmed_mean(stack: Stack, trim: float) -> torch.Tensor:
     cut = math.floor(trim * stack.rows)
     kept = stack.rows - 2 * cut
 
-    def inner_mean(ordered: torch.Tensor) -> torch.Tensor:
-        terms = ordered[cut : cut + kept].double()
+    def inner_mean(rows: Rows) -> torch.Tensor:
+        terms = _ascending(rows, stack.device)[cut : cut + kept].double()
         while len(terms) > 1:
             half = len(terms) // 2
             terms = torch.cat([terms[:half] + terms[half : 2 * half], terms[2 * half :]])
-        return terms[0] / torch.full_like(terms[0], kept)
+        return terms[0] / torch.full_like(terms[0], kept) + 0.0
 
-    return _by_column(stack, inner_mean)
+    return _piecewise(stack, SORT_COLUMNS, inner_mean)
 
 
-def _by_column(stack: Stack, reduce: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """reduce gets n rows in which each column ascends, and returns one."""
+def _piecewise(stack: Stack, columns: Mapping[str, int], aggregate: Callable[[Rows], torch.Tensor]) -> torch.Tensor:
+    """float64 of P: the aggregate of each piece by itself. On the CPU a thread works on a whole piece: threads that share each operation
+    meet after each, and wait there for the slowest on a machine that does other things too."""
     result = torch.empty(stack.size, dtype=torch.float64, device=stack.device)
 
     def work(piece: tuple[slice, Rows]) -> None:
         where, rows = piece
-        result[where] = reduce(_ascending(rows, stack.device)) + 0.0
+        result[where] = aggregate(rows)
 
-    pieces = stack.pieces(SORT_COLUMNS[stack.device.type])
-    if stack.device.type == "cuda":
-        for piece in pieces:
-            work(piece)
-        return result
-    # Columns know nothing of each other: who computes which does not show.
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for _ in pool.map(work, pieces):
+    threads = torch.get_num_threads() if stack.device.type == "cpu" else 1
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(work, stack.pieces(columns[stack.device.type])):
             pass
     return result
 
@@ -140,12 +137,16 @@ def squared_distances(stack: Stack) -> torch.Tensor:
     """Rule 3: float64 of (n, n), on the CPU; 0 between equal rows."""
     gram = torch.zeros(stack.rows, stack.rows, dtype=torch.float64, device=stack.device)
     for _, rows in stack.pieces(GRAM_COLUMNS[stack.device.type]):
-        for block in torch.split(torch.stack([row.to(stack.device) for row in rows]), BLOCK, dim=1):
-            wide = block.double()
-            exponent = torch.frexp(wide.abs().amax(dim=1, keepdim=True)).exponent.clamp(min=-900).long()
-            integers = (wide * _power_of_two(BITS - exponent)).round()
-            unit = _power_of_two(exponent - BITS)
-            gram += (integers @ integers.T) * unit * unit.T
+        size = rows[0].numel()
+        wide = torch.zeros(stack.rows, math.ceil(size / BLOCK) * BLOCK, dtype=torch.float64, device=stack.device)
+        for row, given in zip(wide, rows, strict=True):
+            row[:size] = given
+        blocks = wide.view(stack.rows, -1, BLOCK).transpose(0, 1)
+        exponent = torch.frexp(blocks.abs().amax(dim=2, keepdim=True)).exponent.clamp(min=-900).long()
+        blocks.mul_(_power_of_two(BITS - exponent)).round_()
+        unit = _power_of_two(exponent - BITS)
+        for product in (blocks @ blocks.mT).mul_(unit).mul_(unit.mT):
+            gram += product
     gram = gram.cpu()
     own = gram.diagonal()
     return torch.nan_to_num(own[:, None] + own[None, :] - 2 * gram, nan=math.inf).clamp(min=0.0)
