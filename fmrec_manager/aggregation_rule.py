@@ -2,10 +2,9 @@
 
     weighted_mean   n >= 1              one wrong contribution can move it anywhere
     median          n >= 1              withstands f < n / 2 (Yin et al., "Byzantine-robust distributed learning", ICML 2018)
-    trimmed_mean    n >= 1              without the floor(trim n) least and greatest of each coordinate; withstands f <= floor(trim n)
-    (ibid.) krum            n >= 2 f + 3        the m contributions nearest to their neighbours, averaged; withstands f (Blanchard et
-    al., "Machine
-                    and n >= f + m      learning with adversaries", NeurIPS 2017: Krum is m = 1, Multi-Krum m > 1)
+    trimmed_mean    n >= 1              without the floor(trim n) least and greatest of each coordinate; withstands as many (ibid.)
+    krum            n >= 2 f + 3        the m contributions nearest to their neighbours, averaged; withstands f (Blanchard et al.,
+                    and n >= f + m      "Machine learning with adversaries", NeurIPS 2017: Krum is m = 1, Multi-Krum m > 1)
 
 Torch-free, for the settings and the root ask it too; aggregates.py computes them.
 """
