@@ -9,10 +9,10 @@ NODES  ?= 1000
 FAULTS ?= drawn
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench bench-overlay bench-bulk simulate clean
+.PHONY: help setup demo test lint types bench bench-overlay bench-bulk bench-aggregation simulate clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,6 +42,9 @@ bench-overlay: $(STAMP)  ## joins, look-ups and multicast of 100 real nodes, the
 
 bench-bulk: $(STAMP)  ## moving records, beside a bare BufferedProtocol; control traffic meanwhile, digests, compression, disks
 	@$(BIN)/python scripts/bench_bulk.py
+
+bench-aggregation: $(STAMP)  ## weighted mean, median, trimmed mean, Krum of up to 500 x 1 M values, beside the bandwidth of a copy
+	@$(BIN)/python scripts/bench_aggregation.py
 
 simulate: $(STAMP)  ## the overlay in virtual time, under faults drawn from a seed (SEED=1 NODES=1000 FAULTS=drawn)
 	@$(BIN)/python scripts/simulate.py --seed '$(SEED)' --nodes '$(NODES)' --faults '$(FAULTS)'

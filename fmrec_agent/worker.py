@@ -8,6 +8,7 @@
    that lost everything, say) is other work.
 4. A contribution is brought to the manager when its record is durable, so that no later life can find itself before what the manager has.
 5. Whoever does not answer is asked again with growing waits, until the order is superseded: by another, or by a later root than gave it.
+6. An order that names who trains is not for the others: they rest, and keep what they have learnt.
 """
 
 from __future__ import annotations
@@ -139,7 +140,8 @@ class Worker:
         if body.phase == "init" and body.asked == self._driver.node.self_peer.id:
             await self._make_theta(order)
         elif body.phase == "train" and self._role == "source":
-            await self._contribute(order, "train")
+            if not body.chosen or self._driver.node.self_peer.id in body.chosen:
+                await self._contribute(order, "train")
         elif body.phase == "adapt" and self._role == "target":
             await self._contribute(order, "adapt")
         self.doing = "done" if body.phase == "done" else "waiting for orders"

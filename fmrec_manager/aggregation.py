@@ -1,13 +1,16 @@
-"""From contributions to the next theta: the one file that knows a GPU.
+"""From contributions to the next theta.
 
-1. The mean. omega_i = |D_i| f_i / sum_j |D_j| f_j, or f_i / sum_j f_j where each agent counts the same; f_i is a factor of the
-   round (1, or less for a stale replica). g = sum_i omega_i g_i, added in the order of the agentIds, so that no order of
-   arrival shows in the result (promise P5).
-2. The step of the server optimizer, as torch.optim takes it: sgd, momentum (no dampening, no Nesterov), adam (beta 0.9 and
-   0.999, epsilon 1e-8, bias corrected).
+1. The aggregate g of the contributions g_i, in the order of the agentIds, so that no order of arrival shows in the result (promise P5).
+   Which one is the tree's choice (aggregation_rule.py). weighted_mean: omega_i = |D_i| f_i / sum_j |D_j| f_j, or f_i / sum_j f_j where
+   each agent counts the same; f_i is a factor of the round (1, or less for a stale replica). The robust ones read neither: what an
+   agent says of itself, |D_i| too, is what they do not trust.
+2. The step of the server optimizer. sgd, momentum (no dampening, no Nesterov) and adam (beta 0.9 and 0.999, epsilon 1e-8, bias
+   corrected) as torch.optim takes them; yogi as Reddi et al. ("Adaptive federated optimization", ICLR 2021, algorithm 2):
+   m = 0.9 m + 0.1 g, v = v - 0.01 g^2 sign(v - g^2), theta = theta - rate m / (sqrt v + tau), with tau = 1e-3, v_0 = tau^2.
 
-Sums and optimizer state are float64, theta keeps its own dtype. Every kernel is one elementwise operation that IEEE 754 rounds
-correctly (multiply and add are never fused), so CPU and CUDA give the same bits, whatever the number of threads.
+Sums and optimizer state are float64, theta keeps its own dtype. Each kernel of the step is one elementwise operation that IEEE 754
+rounds correctly (multiply and add are never fused), so CPU and CUDA give the same bits, whatever the number of threads; aggregates.py
+says why its own do.
 
 All tensors are laid end to end by name into one vector. A round that fails leaves theta and the optimizer's state as they were.
 """
@@ -21,16 +24,24 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from fmrec_manager.aggregates import Stack, krum, median, trimmed_mean, weighted_mean
+from fmrec_manager.aggregation_rule import AggregationRule
 from protocol.identifiers import NodeId
 
 Array = np.ndarray[Any, Any]
 Tensors = Mapping[str, Array]
 Device = Literal["auto", "cpu", "cuda"]
-Optimizer = Literal["sgd", "momentum", "adam"]
+Optimizer = Literal["sgd", "momentum", "adam", "yogi"]
 Weighting = Literal["samples", "uniform"]
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
-STATE_VECTORS: Mapping[Optimizer, tuple[str, ...]] = {"sgd": (), "momentum": ("velocity",), "adam": ("moment_1", "moment_2")}
+YOGI_BETA_2, YOGI_TAU = 0.99, 1e-3
+STATE_VECTORS: Mapping[Optimizer, tuple[str, ...]] = {
+    "sgd": (),
+    "momentum": ("velocity",),
+    "adam": ("moment_1", "moment_2"),
+    "yogi": ("moment_1", "moment_2"),
+}
 """What each optimizer keeps between steps, each as long as theta; beside them `steps`, the number of steps so far."""
 
 
@@ -48,7 +59,15 @@ class AggregationError(Exception):
 class Aggregator:
     """The aggregation of one tree: its weighting, and its server optimizer with the state between rounds."""
 
-    def __init__(self, device: Device, optimizer: Optimizer, rate: float, momentum: float, weighting: Weighting) -> None:
+    def __init__(
+        self,
+        device: Device,
+        optimizer: Optimizer,
+        rate: float,
+        momentum: float,
+        weighting: Weighting,
+        rule: AggregationRule,
+    ) -> None:
         """rate, momentum: of the server optimizer. AggregationError where cuda is asked for and there is none."""
         if device == "cuda" and not torch.cuda.is_available():
             raise AggregationError('device is "cuda", but torch finds no CUDA device here: set device to "auto" or "cpu"')
@@ -58,6 +77,7 @@ class Aggregator:
         self._rate = rate
         self._momentum = momentum
         self._weighting: Weighting = weighting
+        self._rule = rule
         self._steps = 0
         self._vectors: dict[str, torch.Tensor] = {}
         """STATE_VECTORS of this optimizer, float64 on the device; empty before the first step."""
@@ -65,20 +85,19 @@ class Aggregator:
     def aggregate(
         self, theta: Tensors, contributions: Mapping[NodeId, tuple[Tensors, int, float]]
     ) -> tuple[dict[str, Array], dict[NodeId, float]]:
-        """The next theta, and omega by agentId in ascending order.
+        """The next theta, and omega by agentId in ascending order; of a robust rule, each agent's part: 1/n, or 1/m of those that Krum
+        selects.
 
         theta: float32 or float64 arrays by name. contributions: by agentId (meta-gradient of theta's names, shapes and dtypes,
-        samples |D_i|, factor f_i). AggregationError where a contribution does not fit or is not finite, where no weight is
-        above 0, or where the step overflows; the state is then unchanged.
+        samples |D_i|, factor f_i). AggregationError where a contribution does not fit or is not finite, where they are too few or no
+        weight is above 0, or where the step overflows; the state is then unchanged.
         """
         layout = _Layout(theta)
         self._expect(layout.size)
-        weights = self._weights(contributions)
-        mean = torch.zeros(layout.size, dtype=torch.float64, device=self.device)
-        for agent, weight in weights.items():
-            mean += self._vector(layout.flat(contributions[agent][0], agent)) * weight
+        mean, weights = self._aggregate(layout, contributions)
         steps = self._steps + 1
         delta, vectors = self._delta(mean, steps)
+        layout.check_finite(theta)
         stepped = layout.unflat((self._vector(layout.flat(theta)) - delta).cpu().numpy())
         self._steps, self._vectors = steps, vectors
         return stepped, weights
@@ -112,17 +131,50 @@ class Aggregator:
             if vector.numel() != size:
                 raise AggregationError(f"{name} of the optimizer's state has {vector.numel()} values, theta has {size}")
 
-    def _weights(self, contributions: Mapping[NodeId, tuple[Tensors, int, float]]) -> dict[NodeId, float]:
+    def _aggregate(
+        self, layout: _Layout, contributions: Mapping[NodeId, tuple[Tensors, int, float]]
+    ) -> tuple[torch.Tensor, dict[NodeId, float]]:
+        """The aggregate, and each agent's part in it."""
+        shares = self._shares(contributions)
+        agents, rule = list(shares), self._rule
+        if len(agents) < rule.contributions_min:
+            raise AggregationError(f"{rule} needs {rule.contributions_min} contributions, and there are {len(agents)}")
+        for agent in agents:
+            layout.check(contributions[agent][0], agent)
+        stack = Stack([contributions[agent][0] for agent in agents], list(layout.tensors), self.device)
+        if rule.name == "weighted_mean":
+            mean = weighted_mean(stack, list(shares.values()))
+            # A value that is not finite spoils the sum, so the contributions need not be gone through where it is.
+            if not mean.isfinite().all():
+                self._blame(layout, contributions)
+            total = math.fsum(shares.values())
+            return mean, {agent: share / total for agent, share in shares.items()}
+        self._blame(layout, contributions)
+        if rule.name == "median":
+            return median(stack), dict.fromkeys(agents, 1 / len(agents))
+        if rule.name == "trimmed_mean":
+            return trimmed_mean(stack, rule.trim), dict.fromkeys(agents, 1 / len(agents))
+        selected = krum(stack, rule.byzantine, rule.krum_selected)
+        part = 1 / len(selected)
+        mean = weighted_mean(stack.only(selected), [1.0] * len(selected))
+        return mean, {agent: part if index in selected else 0.0 for index, agent in enumerate(agents)}
+
+    def _blame(self, layout: _Layout, contributions: Mapping[NodeId, tuple[Tensors, int, float]]) -> None:
+        """AggregationError for the first contribution that is not finite."""
+        for agent in sorted(contributions):
+            layout.check_finite(contributions[agent][0], agent)
+
+    def _shares(self, contributions: Mapping[NodeId, tuple[Tensors, int, float]]) -> dict[NodeId, float]:
+        """|D_i| f_i, or f_i, by agentId in ascending order."""
         shares: dict[NodeId, float] = {}
         for agent in sorted(contributions):
             _, samples, factor = contributions[agent]
             if samples < 0 or not (math.isfinite(factor) and factor >= 0):
                 raise AggregationError(f"agent {agent.short} has {samples} samples and the factor {factor}: neither may be below 0", agent)
             shares[agent] = factor * (samples if self._weighting == "samples" else 1)
-        total = math.fsum(shares.values())
-        if not total > 0:
+        if not shares or (self._rule.name == "weighted_mean" and not math.fsum(shares.values()) > 0):
             raise AggregationError(f"none of {len(shares)} contributions has a weight above 0")
-        return {agent: share / total for agent, share in shares.items()}
+        return shares
 
     def _vector(self, flat: Array) -> torch.Tensor:
         return torch.from_numpy(flat).to(self.device).to(torch.float64)
@@ -136,6 +188,11 @@ class Aggregator:
             velocity = before["velocity"] * self._momentum + mean
             return velocity * self._rate, {"velocity": velocity}
         moment_1 = before["moment_1"] * BETA_1 + mean * (1 - BETA_1)
+        if self._optimizer == "yogi":
+            squared = mean * mean
+            past = before["moment_2"] if self._vectors else torch.full_like(mean, YOGI_TAU**2)
+            moment_2 = past - squared * (1 - YOGI_BETA_2) * (past - squared).sign()
+            return moment_1 / (moment_2.sqrt() + YOGI_TAU) * self._rate, {"moment_1": moment_1, "moment_2": moment_2}
         moment_2 = before["moment_2"] * BETA_2 + mean * mean * (1 - BETA_2)
         # torch divides by a plain number exactly on the CPU but by its reciprocal on CUDA: multiplying is the same on both.
         root = (moment_2 * (1 / (1 - BETA_2**steps))).sqrt() + EPSILON
@@ -155,9 +212,9 @@ class _Layout:
         if not self.size:
             raise AggregationError("theta holds no values")
 
-    def flat(self, tensors: Tensors, agent: NodeId | None = None) -> Array:
-        """The tensors end to end, in the order of their names; AggregationError for the first that does not fit or is not finite."""
-        whose = f"of agent {agent.short}" if agent is not None else "of theta"
+    def check(self, tensors: Tensors, agent: NodeId) -> None:
+        """AggregationError for the first tensor that does not fit theta."""
+        whose = f"of agent {agent.short}"
         for name in sorted(self.tensors.keys() ^ tensors.keys()):
             fault = "is missing" if name in self.tensors else "is not in theta"
             raise AggregationError(f"tensor {name} {whose} {fault}", agent)
@@ -165,9 +222,17 @@ class _Layout:
             tensor = tensors[name]
             if tensor.shape != shape or tensor.dtype != dtype:
                 raise AggregationError(f"tensor {name} {whose} is {tensor.dtype}{tensor.shape}, not {dtype}{shape} as in theta", agent)
-            if not np.isfinite(tensor).all():
+
+    def check_finite(self, tensors: Tensors, agent: NodeId | None = None) -> None:
+        """AggregationError for the first tensor that holds a value that is not finite."""
+        whose = f"of agent {agent.short}" if agent is not None else "of theta"
+        for name in self.tensors:
+            if not np.isfinite(tensors[name]).all():
                 raise AggregationError(f"tensor {name} {whose} holds a value that is not finite", agent)
-        return np.concatenate([tensors[name].ravel() for name in self.tensors])
+
+    def flat(self, theta: Tensors) -> Array:
+        """theta end to end, in the order of its names."""
+        return np.concatenate([theta[name].ravel() for name in self.tensors])
 
     def unflat(self, flat: Array) -> dict[str, Array]:
         """The vector as tensors with theta's order of names; AggregationError where a value does not fit the tensor's dtype."""

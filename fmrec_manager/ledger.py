@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fmrec_manager.root import Resumed, Root
+from fmrec_manager.plan import Resumed
+from fmrec_manager.root import Root
+from fmrec_manager.selection import Seen
 from protocol.errors import RecordInvalid
 from protocol.identifiers import NodeId, Peer
 from protocol.wire.values import MemberInfo
@@ -28,7 +30,8 @@ class LedgerMember(BaseModel):
 
 
 class Ledger(BaseModel):
-    """seed: the run's. losses: one a round. results: figures by target."""
+    """seed: the run's. losses: one a round. results: figures by target. seen: samples and norm of the gradient, by agentId of those on
+    record."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
@@ -36,6 +39,7 @@ class Ledger(BaseModel):
     losses: tuple[float, ...]
     members: tuple[LedgerMember, ...]
     results: dict[str, dict[str, float]]
+    seen: dict[str, tuple[int, float | None]] = {}
 
     @classmethod
     def read(cls, state: bytes) -> Ledger:
@@ -52,7 +56,8 @@ class Ledger(BaseModel):
 
     def resumed(self, version: int, term: int, round_number: int) -> Resumed:
         """What the root goes on from."""
-        return Resumed(version, term, round_number, self.losses, self.infos(), self.results)
+        seen = {NodeId(int(agent, 16)): Seen(samples, norm) for agent, (samples, norm) in self.seen.items()}
+        return Resumed(version, term, round_number, self.losses, self.infos(), self.results, seen)
 
 
 def ledger_of(seed: int, root: Root) -> Ledger:
@@ -63,4 +68,6 @@ def ledger_of(seed: int, root: Root) -> Ledger:
         )
         for m in root.on_record
     )
-    return Ledger(seed=seed, losses=tuple(root.losses), members=rows, results=root.results)
+    known = {m.peer.id: root.seen[m.peer.id] for m in root.on_record if m.peer.id in root.seen}
+    seen = {str(agent): (said.samples, said.gradient_norm) for agent, said in known.items()}
+    return Ledger(seed=seed, losses=tuple(root.losses), members=rows, results=root.results, seen=seen)

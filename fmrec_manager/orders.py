@@ -12,11 +12,12 @@ from protocol.wire.messages import Phase
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Multicast this order down the tree, with the committed theta where there is one."""
+    """Multicast this order down the tree, with the committed theta where there is one. chosen: who trains, where that is not everyone."""
 
     phase: Phase
     round: int
     asked: NodeId | None = None
+    chosen: tuple[NodeId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,26 +13,30 @@
 2. A round's order goes out once; who joins later is given it by its parent in the tree.
 3. A life that ends is recovered, whatever the round still needs of it, except in mode drop.
 4. theta_0 comes from one agent, asked by name; where it does not answer, the next one is asked: all would give the same.
-5. A round that nobody can contribute to any more (all have left) is opened anew for whoever comes.
+5. A round that nobody can contribute to any more (all have left, or have contributed and are fewer than the aggregation needs) is opened
+   anew for whoever comes: who has contributed brings it once more.
 6. What a dead member has left is looked for once, not once a round: it makes nothing new. Where nothing was found, it is looked for
    again when anybody comes back, who may hold it.
 7. A straggler is not dead: at the deadline its replica is looked for, and may serve; its own late contribution is dropped.
+8. Which sources train is a function of the run's seed, the round, the members and what their contributions said so far, all of which
+   the record keeps: so a later life of the root chooses the same (selection.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from math import inf
+from types import MappingProxyType
 from typing import Literal
 
 from fmrec_manager.arrivals import Arrivals
 from fmrec_manager.ballot import Ballot, electors_of
 from fmrec_manager.liveness import Liveness, Loss
 from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, LocateOwn, Order, Recover, Say, StepDown
+from fmrec_manager.plan import Plan, Resumed
 from fmrec_manager.retrieval import Recovery
-from fmrec_manager.round import Round, Slot, Terms, judge, next_deadline
-from fmrec_manager.selection import select
+from fmrec_manager.round import Round, Slot, judge, next_deadline
+from fmrec_manager.selection import Seen, choose, select
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.overlay.effects import ElectorAnswered, RetrievalEnded
 from protocol.wire.messages import Phase
@@ -44,35 +48,6 @@ RECOVERIES_KEPT = 256
 LOOK_AGAIN_S = 0.25
 AGAIN_S = 5.0
 """Between two complaints that a version is not durable, or not agreed on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a tree's settings ask of its root. Times in seconds."""
-
-    rounds: int
-    sources_min: int
-    targets_min: int
-    adapt: bool
-    terms: Terms
-    orphan_max_s: float
-    ask_timeout_s: float
-    silence_max_s: float
-    electors_max: int
-    answer_max_s: float
-    """Electors that have not answered are asked again after this."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resumed:
-    """What the tree's own record says: the next round, and who was a member. term: it was written in."""
-
-    version: int
-    term: int
-    round: int
-    losses: tuple[float, ...]
-    members: tuple[MemberInfo, ...]
-    results: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 class Root:
@@ -90,6 +65,8 @@ class Root:
         """Of the committed record."""
         self.losses: list[float] = []
         self.results: dict[str, dict[str, float]] = {}
+        self.seen: dict[NodeId, Seen] = {}
+        """What each agent's last contribution said, of those that were folded into theta."""
         self.work: Round | None = None
         self.recoveries: list[Recovery] = []
         self.first_round_at: float | None = None
@@ -139,7 +116,8 @@ class Root:
             self.stage, self.reason, work.opened = work.phase, "somebody who was waited for is back", now
             return []
         role: Role = "source" if work.phase == "train" else "target"
-        if work.slots or any(self.liveness.members[agent].state != "left" for agent in waiting):
+        gone = ("left", "dead") if self.plan.terms.mode == "drop" else ("left",)
+        if any(self.liveness.members[agent].state not in gone for agent in waiting):
             return []
         return self._open(work.phase, role, now) if joined & self.liveness.of_role(role).keys() else []
 
@@ -200,6 +178,7 @@ class Root:
         if found is not None:
             self.version, self.next_round = found.version, found.round
             self.losses, self.results = list(found.losses), {name: dict(result) for name, result in found.results.items()}
+            self.seen = dict(found.seen)
             self.liveness.expect(found.members, now)
             self._electors = electors_of(found.members, self.tree, self.plan.electors_max)
             return [Say("resumed", {"round": found.round, "version": found.version}), *self._commit(now)]
@@ -231,8 +210,11 @@ class Root:
         return self._finish()
 
     def _open(self, phase: Literal["train", "adapt"], role: Role, now: float) -> list[Order]:
-        expected = select(self.liveness.of_role(role), self.plan.terms.mode)
-        terms = self.plan.terms
+        terms, selection = self.plan.terms, self.plan.selection
+        expected = select(self.liveness.of_role(role), terms.mode)
+        chosen: tuple[NodeId, ...] = ()
+        if phase == "train" and selection.policy != "all":
+            expected = chosen = choose(expected, selection, self.next_round, self.seen)
         learnt = terms.learn_factor > 0
         allowed_s = self._arrivals[phase].allowed_s(terms.learn_quantile, terms.learn_factor, terms.deadline_min_s) if learnt else inf
         self.work = Round(self.next_round, phase, now, expected, allowed_s=allowed_s)
@@ -246,7 +228,7 @@ class Root:
                 return self._finish()
         for agent, recovery in self.left_behind.items():
             self._serve(self.work, recovery, agent)
-        return [Announce(phase, self.next_round), *self._judge(now)]
+        return [Announce(phase, self.next_round, chosen=chosen), *self._judge(now)]
 
     def _finish(self) -> list[Order]:
         self.stage, self.reason, self.work, self._deadline = "done", "all rounds are done", None, None
@@ -320,9 +302,10 @@ class Root:
         self.stage = "aggregating"
         return [Aggregate(work.number, dict(sorted(work.slots.items())))]
 
-    def aggregated(self, loss: float, now: float) -> list[Order]:
-        """The new theta is there, not yet committed."""
+    def aggregated(self, loss: float, now: float, seen: Mapping[NodeId, Seen] = MappingProxyType({})) -> list[Order]:
+        """The new theta is there, not yet committed. seen: what the contributions said that are in it."""
         self.losses.append(loss)
+        self.seen.update(seen)
         self.next_round += 1
         self.work = None
         return self._commit(now)

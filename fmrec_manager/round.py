@@ -8,6 +8,10 @@ itself, while a substitute yields to the real one until the round closes.
     exact       its replica for this round, else its restart          waits, up to exact_wait_s; then the tree halts
     substitute  its newest replica, discounted by rounds behind       closes with a quorum; the late one's replica stands in
     drop        given up                                              closes with a quorum
+
+Whatever the mode, a round of training with fewer contributions than its aggregation needs (aggregation_rule.py) is not closed: the tree
+halts and says so, for a weaker aggregate would let through what the rule was chosen to keep out. It goes on when the late ones come, or
+more agents do.
 """
 
 from __future__ import annotations
@@ -49,6 +53,9 @@ class Terms:
     """0: the deadline is fixed; else it is learnt (arrivals.py), with deadline_s as the longest."""
     deadline_min_s: float = 0.0
     """The shortest that is learnt: noticing a silent agent and looking up its record must end within a round."""
+    contributions_min: int = 1
+    """Fewer than this are never aggregated in a round of training: what `rule` promises does not hold for them."""
+    rule: str = "the weighted mean"
 
 
 @dataclass(slots=True)
@@ -103,6 +110,14 @@ class Round:
 
 def judge(now: float, work: Round, standing: Mapping[NodeId, Standing], terms: Terms) -> tuple[Verdict, str, tuple[NodeId, ...]]:
     """What to do about the round now: (verdict, reason, whom it is about)."""
+    verdict, reason, whom = _judge(now, work, standing, terms)
+    needed = terms.contributions_min
+    if verdict == "close" and work.phase == "train" and len(work.slots) < needed:
+        return "halt", f"{terms.rule} needs {needed} contributions, and there are {len(work.slots)}: start more agents", ()
+    return verdict, reason, whom
+
+
+def _judge(now: float, work: Round, standing: Mapping[NodeId, Standing], terms: Terms) -> tuple[Verdict, str, tuple[NodeId, ...]]:
     waiting = [agent for agent in work.open_slots() if standing.get(agent) != "left"]
     if not waiting:
         if work.slots:

@@ -10,6 +10,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from fmrec_manager.aggregation_rule import AggregationRule, RuleName
+from fmrec_manager.selection import Policy
 from protocol.aio.settings import Addresses, HostPort, LogLevel, Name, OverlaySettings, Settings, StateDir, parse_address
 from protocol.identifiers import Address
 from protocol.parameters import OverlayParameters
@@ -35,8 +37,26 @@ class TreeSettings(Settings):
     """After the last round, let the targets adapt theta and report their test loss."""
     weighting: Literal["samples", "uniform"] = "samples"
     """samples: by |D_i|, so that each datum counts the same; uniform: each agent counts the same."""
-    server_optimizer: Literal["sgd", "momentum", "adam"] = "adam"
-    """What turns the mean meta-gradient into a step of theta: adam needs least tuning, sgd keeps no state."""
+    aggregation: RuleName = "weighted_mean"
+    """What is made of the contributions: median, trimmed_mean and krum withstand wrong ones, and learn slower where there are none."""
+    trim: float = Field(default=0.1, ge=0, lt=0.5)
+    """trimmed_mean: share of the values left out at either end. More withstands more wrong agents and uses less of what the right ones
+    say."""
+    byzantine: int = Field(default=1, ge=0)
+    """krum: f, how many agents may be wrong; a round needs 2 f + 3 contributions."""
+    krum_selected: int = Field(default=1, ge=1)
+    """krum: m, how many contributions are averaged; 1 is Krum, more is Multi-Krum, less noisy. A round needs f + m."""
+    selection: Policy = "all"
+    """Which sources train in a round: all, a random fraction, by data size (samples), or by what they add to the loss's reduction
+    (nufm)."""
+    selection_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Share of the sources that selection chooses, read where it is not all. Less costs less work a round and takes more rounds."""
+    nufm_lambda_1: float = Field(default=0.0, ge=0)
+    """nufm: how far the agents' objectives lie apart, on the scale of their gradients' norms. 0 ranks by norm alone."""
+    nufm_lambda_2: float = Field(default=0.0, ge=0)
+    """nufm: what few samples add to that; divided by the square root of their number."""
+    server_optimizer: Literal["sgd", "momentum", "adam", "yogi"] = "adam"
+    """What turns the aggregate into a step of theta: adam needs least tuning, yogi forgives sparse gradients, sgd keeps no state."""
     server_rate: float = Field(default=0.02, gt=0)
     """The step's rate. Higher learns faster until it diverges."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -56,7 +76,12 @@ class TreeSettings(Settings):
     staleness_max: int = Field(default=5, ge=0)
     """substitute: a replica more rounds behind than this is not used; an old gradient can do harm."""
     staleness_discount: float = Field(default=0.5, gt=0, le=1)
-    """substitute: each round behind multiplies a replica's weight by this; 1 trusts old ones fully."""
+    """substitute: each round behind multiplies a replica's weight by this; 1 trusts old ones fully. Read by weighted_mean alone."""
+
+    @property
+    def rule(self) -> AggregationRule:
+        """How contributions are aggregated."""
+        return AggregationRule(self.aggregation, self.trim, self.byzantine, self.krum_selected)
 
 
 def noticed_s(overlay: OverlayParameters) -> float:
@@ -99,6 +124,14 @@ class ManagerSettings(Settings):
     def _standby_knows_where(self) -> ManagerSettings:
         if self.standby and not self.join:
             raise ValueError("a standby must be told where the ring is: name the manager, and an agent or two, with --join HOST:PORT")
+        return self
+
+    @model_validator(mode="after")
+    def _sources_suffice(self) -> ManagerSettings:
+        for name, tree in self.tree.items():
+            needed = tree.rule.contributions_min
+            if tree.sources_min < needed:
+                raise ValueError(f"tree.{name}: {tree.rule} needs {needed} contributions a round: set sources_min to {needed} or more")
         return self
 
     @model_validator(mode="after")

@@ -19,9 +19,11 @@ import numpy as np
 
 from fmrec_manager.ledger import Ledger, ledger_of
 from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, LocateOwn, Order, Recover, Say, StepDown
+from fmrec_manager.plan import Plan, Resumed
 from fmrec_manager.report import Facts, digest_of, tree_document
-from fmrec_manager.root import Plan, Resumed, Root
+from fmrec_manager.root import Root
 from fmrec_manager.round import Terms
+from fmrec_manager.selection import GRADIENT_NORM, Seen, Selection
 from fmrec_manager.settings import ManagerSettings, TreeSettings, noticed_s
 from protocol.aio.connections import Connections
 from protocol.aio.driver import Driver
@@ -34,6 +36,7 @@ from protocol.overlay.effects import Activated, Durable, Effect, ElectorAnswered
 from protocol.overlay.events import AskElectors, CreateTree, RecordHeld, Replicate, Retrieve, SendMulticast, Started
 from protocol.overlay.node import OverlayNode
 from protocol.parameters import OverlayParameters
+from protocol.wire.codec import ARRAY_MAX
 from protocol.wire.messages import Phase, RoundOpen
 from protocol.wire.values import RecordSummary, SubtreeDigest
 
@@ -58,6 +61,8 @@ def plan_of(settings: TreeSettings, parameters: OverlayParameters) -> Plan:
         settings.deadline_quantile,
         settings.deadline_factor if settings.deadline == "learnt" else 0.0,
         noticed_s(parameters),
+        settings.rule.contributions_min,
+        str(settings.rule),
     )
     return Plan(
         rounds=settings.rounds,
@@ -70,6 +75,14 @@ def plan_of(settings: TreeSettings, parameters: OverlayParameters) -> Plan:
         silence_max_s=parameters.silence_max_s,
         electors_max=parameters.leaf_set_size,
         answer_max_s=parameters.probe_timeout_s,
+        selection=Selection(
+            settings.selection,
+            settings.selection_fraction,
+            settings.seed,
+            settings.rule.contributions_min,
+            settings.nufm_lambda_1,
+            settings.nufm_lambda_2,
+        ),
     )
 
 
@@ -128,7 +141,7 @@ class TreeHost:
 
         s = self.settings
         try:
-            return Aggregator(self._device, s.server_optimizer, s.server_rate, s.momentum, s.weighting)
+            return Aggregator(self._device, s.server_optimizer, s.server_rate, s.momentum, s.weighting, s.rule)
         except AggregationError as error:
             raise UserError(str(error)) from error
 
@@ -264,9 +277,11 @@ class TreeHost:
     def _obey(self, orders: Iterable[Order]) -> None:
         for order in orders:
             match order:
-                case Announce(phase, number, asked):
-                    settings = self.settings
-                    body = RoundOpen(phase, number, settings.seed, settings.recovery, self.me, self.theta_record, asked, self.theta_digest)
+                case Announce(phase, number, asked, chosen):
+                    s, theta = self.settings, self.theta_record
+                    # Of more than a frame can name all train, and who was not chosen is refused.
+                    named = chosen if len(chosen) <= ARRAY_MAX else ()
+                    body = RoundOpen(phase, number, s.seed, s.recovery, self.me, theta, asked, self.theta_digest, named)
                     self.driver.dispatch(SendMulticast(self.tree, body))
                     if phase == "done":
                         self.ended = self._loop.time()
@@ -314,7 +329,7 @@ class TreeHost:
         kept = {found.record.digest for found in self.root.left_behind.values() if found.record is not None}
         self._knowledge = {digest: known for digest, known in self._knowledge.items() if digest in kept}
         loss = sum(weights[agent] * (k.loss or 0.0) for agent, k in sorted(knowledge.items()))
-        self._obey(self.root.aggregated(loss, self._loop.time()))
+        self._obey(self.root.aggregated(loss, self._loop.time(), {agent: _seen(k) for agent, k in knowledge.items()}))
 
     async def _commit(self, version: int, number: int) -> None:
         """Seal theta and the round state, hold them here and on disk, and bring them to the leaf set."""
@@ -375,3 +390,9 @@ def _unfit(knowledge: Knowledge) -> str | None:
 def _figures(knowledge: Knowledge) -> dict[str, float]:
     """What a contribution reports: its loss and metrics."""
     return {"loss": knowledge.loss if knowledge.loss is not None else math.nan, **knowledge.metrics}
+
+
+def _seen(knowledge: Knowledge) -> Seen:
+    """What a contribution says that later rounds' selection reads."""
+    norm = knowledge.metrics.get(GRADIENT_NORM, math.nan)
+    return Seen(knowledge.samples, norm if math.isfinite(norm) else None)

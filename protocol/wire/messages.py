@@ -247,7 +247,8 @@ class RoundOpen:
 
     theta: the record of the tree's root; fetched from the parent in the tree, or from `holder`. None in phase `init`, in which
     the agent `asked` makes theta_0 from the seed. theta_digest: of its tensors, whatever record they are in: a root that takes the place
-    of another seals the same theta anew, and work that was begun from it goes on.
+    of another seals the same theta anew, and work that was begun from it goes on. chosen: the sources that train in this round; the
+    others rest. Empty: all of them.
     """
 
     phase: Phase
@@ -258,6 +259,7 @@ class RoundOpen:
     theta: RecordSummary | None = None
     asked: NodeId | None = None
     theta_digest: bytes = b""
+    chosen: tuple[NodeId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, LocateOwn, Order, Recover, StepDown
-from fmrec_manager.root import Plan, Resumed, Root
+from fmrec_manager.plan import Plan, Resumed
+from fmrec_manager.root import Root
 from fmrec_manager.round import Terms
 from protocol.overlay import effects as fx
 from protocol.overlay import events as ev

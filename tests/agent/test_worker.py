@@ -71,6 +71,20 @@ async def test_a_target_does_not_train_and_a_source_does_not_adapt(ring: Ring) -
     await until(lambda: source.worker.doing == target.worker.doing == "done")
 
 
+async def test_who_is_not_chosen_rests(ring: Ring) -> None:
+    """Rule 6. An order for all comes after, so that resting is seen to be over."""
+    manager = await ring.manager()
+    a, b = [await ring.agent(name) for name in "ab"]
+    for agent in (a, b):
+        agent.worker.ordered(replace(manager.order("train", 0), chosen=(b.identifier,)), manager.me)
+    await until(lambda: manager.brought)
+    await until(lambda: a.worker.doing == b.worker.doing == "waiting for orders")
+    for agent in (a, b):
+        agent.worker.ordered(manager.order("train", 1), manager.me)
+    await until(lambda: len(manager.brought) == 3)
+    assert (a.learner.jobs, b.learner.jobs) == ([Job("train", 1, 1)], [Job("train", 0, 1), Job("train", 1, 1)])
+
+
 async def test_a_contribution_that_is_refused_is_not_brought_again(ring: Ring, caplog: pytest.LogCaptureFixture) -> None:
     manager = await ring.manager()
     a = await ring.agent("a")

@@ -9,7 +9,8 @@ from hashlib import sha256
 from typing import Any
 
 from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, Order, Recover, Say
-from fmrec_manager.root import Plan, Resumed, Root
+from fmrec_manager.plan import Plan, Resumed
+from fmrec_manager.root import Root
 from fmrec_manager.round import Terms
 from protocol.identifiers import NodeId, Peer, agent_id, tree_id
 from protocol.overlay.effects import ElectorAnswered, RetrievalEnded

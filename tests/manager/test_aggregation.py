@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fmrec_manager.aggregation import AggregationError, Aggregator, Optimizer, Weighting
+from fmrec_manager.aggregation_rule import AggregationRule
 from protocol.identifiers import NodeId, agent_id
 
 Tensors = dict[str, np.ndarray[Any, Any]]
@@ -19,9 +20,9 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 
 def aggregator(
-    optimizer: Optimizer = "sgd", *, rate: float = 1.0, weighting: Weighting = "samples", device: Any = "cpu"
+    optimizer: Optimizer = "sgd", *, rate: float = 1.0, weighting: Weighting = "samples", device: Any = "cpu", **rule: Any
 ) -> Aggregator:
-    return Aggregator(device, optimizer, rate, 0.9, weighting)
+    return Aggregator(device, optimizer, rate, 0.9, weighting, AggregationRule(**rule))
 
 
 def tensors(generator: np.random.Generator) -> Tensors:
@@ -89,7 +90,7 @@ def test_the_steps_are_those_of_torch(optimizer: Optimizer, peer: Callable[[torc
     np.testing.assert_allclose(theta["w"], parameter.detach().numpy(), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "yogi"])
 def test_a_restored_optimizer_goes_on_as_if_nothing_had_happened(optimizer: Optimizer) -> None:
     """P6: the state travels as arrays and the next theta is the same to the bit."""
     undisturbed, theta = aggregator(optimizer), tensors(np.random.default_rng(1))
@@ -102,6 +103,73 @@ def test_a_restored_optimizer_goes_on_as_if_nothing_had_happened(optimizer: Opti
     expected, _ = undisturbed.aggregate(theta, round_of(3))
     actual, _ = restarted.aggregate(theta, round_of(3))
     assert {name: value.tobytes() for name, value in actual.items()} == {name: value.tobytes() for name, value in expected.items()}
+
+
+def test_yogi_is_that_of_reddi() -> None:
+    """Algorithm 2 of "Adaptive federated optimization", by hand for one coordinate."""
+    subject, theta, m, v = aggregator("yogi", rate=0.1), {"w": np.array([1.0])}, 0.0, 1e-6
+    x = 1.0
+    for gradient in (2.0, -1.0, 0.5, 0.001):
+        theta, _ = subject.aggregate(theta, {AGENTS[0]: ({"w": np.array([gradient])}, 1, 1.0)})
+        m = 0.9 * m + 0.1 * gradient
+        v -= 0.01 * gradient**2 * (1 if v > gradient**2 else -1)
+        x -= 0.1 * m / (v**0.5 + 1e-3)
+        assert theta["w"][0] == pytest.approx(x, rel=1e-12)
+
+
+ROBUST: list[dict[str, Any]] = [
+    {"name": "median"},
+    {"name": "trimmed_mean", "trim": 0.25},
+    {"name": "krum", "byzantine": 3},
+    {"name": "krum", "byzantine": 3, "krum_selected": 5},
+]
+
+
+@pytest.mark.parametrize("rule", ROBUST, ids=str)
+def test_three_liars_of_twelve_move_a_robust_aggregate_no_further_than_the_honest_go(rule: dict[str, Any]) -> None:
+    """Each coordinate stays within the honest agents' values, though the liars claim a million samples; the weighted mean leaves them."""
+    honest = round_of(8)
+    liars = AGENTS[:3]
+    given = dict(honest)
+    for liar in liars:
+        given[liar] = ({name: value * np.float32(-1e6) for name, value in honest[liar][0].items()}, 10**6, 1.0)
+    theta = {name: np.zeros_like(value) for name, value in honest[AGENTS[0]][0].items()}
+    for chosen, stays in ((rule, True), ({}, False)):
+        stepped, omega = aggregator(**chosen).aggregate(theta, given)
+        inside = [
+            (low <= -stepped[name]).all() and (-stepped[name] <= high).all()
+            for name in theta
+            for values in [[honest[agent][0][name] for agent in AGENTS if agent not in liars]]
+            for low, high in [(np.min(values, axis=0), np.max(values, axis=0))]
+        ]
+        assert all(inside) == stays
+        assert list(omega) == sorted(AGENTS)
+        assert sum(omega.values()) == pytest.approx(1)
+    if rule["name"] == "krum":
+        assert not any(aggregator(**rule).aggregate(theta, given)[1][liar] for liar in liars)
+
+
+@pytest.mark.parametrize("rule", ROBUST, ids=str)
+def test_no_order_of_arrival_and_no_restart_shows_in_a_robust_aggregate(rule: dict[str, Any]) -> None:
+    """P5 and P6: eight orders of arrival, each before and after a restart, one theta."""
+    results = set()
+    theta = tensors(np.random.default_rng(0))
+    for order in range(8):
+        arrived = list(round_of(0).items())
+        random.Random(order).shuffle(arrived)
+        before, after = aggregator("yogi", rate=0.02, **rule), aggregator("yogi", rate=0.02, **rule)
+        between, _ = before.aggregate(theta, dict(arrived))
+        after.restore(before.state())
+        for subject in (before, after):
+            last, _ = subject.aggregate(between, dict(reversed(arrived)))
+            results.add(b"".join(last[name].tobytes() for name in sorted(last)))
+    assert len(results) == 1
+
+
+def test_too_few_for_krum_are_refused_in_a_sentence() -> None:
+    few = dict(list(round_of(1).items())[:6])
+    with pytest.raises(AggregationError, match="krum with byzantine = 2 and krum_selected = 1 needs 7 contributions, and there are 6"):
+        aggregator(name="krum", byzantine=2).aggregate(tensors(np.random.default_rng(0)), few)
 
 
 def spoilt(spoil: Callable[[Tensors], None]) -> dict[NodeId, tuple[Tensors, int, float]]:
@@ -121,10 +189,11 @@ def spoilt(spoil: Callable[[Tensors], None]) -> dict[NodeId, tuple[Tensors, int,
         (lambda given: given.update({"head.bias": np.zeros(3)}), r"head.bias .* float64\(3,\), not float32\(3,\)"),
     ],
 )
+@pytest.mark.parametrize("rule", ["weighted_mean", "median", "trimmed_mean", "krum"])
 def test_a_contribution_that_does_not_fit_is_refused_by_name_and_changes_nothing(
-    spoil: Callable[[Tensors], None], says: str
+    rule: str, spoil: Callable[[Tensors], None], says: str
 ) -> None:
-    subject, theta = aggregator("adam"), tensors(np.random.default_rng(2))
+    subject, theta = aggregator("adam", name=rule), tensors(np.random.default_rng(2))
     theta, _ = subject.aggregate(theta, round_of(6))
     before = subject.state()
     with pytest.raises(AggregationError, match=f"tensor {says}") as refused:
@@ -182,11 +251,12 @@ def test_cuda_where_there_is_none_is_said_in_words() -> None:
 
 
 @needs_cuda
-@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
-def test_cuda_gives_the_bits_of_the_cpu(optimizer: Optimizer) -> None:
+@pytest.mark.parametrize("rule", ["weighted_mean", "median", "trimmed_mean", "krum"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "yogi"])
+def test_cuda_gives_the_bits_of_the_cpu(optimizer: Optimizer, rule: str) -> None:
     thetas = []
     for device in ("cpu", "cuda"):
-        subject, theta = aggregator(optimizer, rate=0.02, device=device), tensors(np.random.default_rng(3))
+        subject, theta = aggregator(optimizer, rate=0.02, device=device, name=rule), tensors(np.random.default_rng(3))
         for number in range(5):
             theta, _ = subject.aggregate(theta, round_of(number))
         assert subject.device.type == device

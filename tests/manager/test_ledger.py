@@ -7,8 +7,10 @@ import math
 import pytest
 
 from fmrec_manager.ledger import Ledger, ledger_of
-from fmrec_manager.root import Plan, Root
+from fmrec_manager.plan import Plan
+from fmrec_manager.root import Root
 from fmrec_manager.round import Terms
+from fmrec_manager.selection import Seen
 from protocol.errors import RecordInvalid
 from protocol.identifiers import Peer, agent_id, tree_id
 from protocol.wire.values import Departed, MemberInfo
@@ -26,6 +28,7 @@ def root() -> Root:
     root.liveness.changed([], [Departed(agent_id("c", "gone"), 1_790_000_000_123, "left", "goodbye")], 1.0)
     root.losses = [0.1 + 0.2, 1e-300]
     root.results = {"b": {"rmse_pp": 7.25}}
+    root.seen = {agent_id("c", "a"): Seen(120, 0.1 + 0.2), agent_id("c", "b"): Seen(7), agent_id("c", "gone"): Seen(1, 1.0)}
     root.on_record = root.liveness.staying()
     return root
 
@@ -38,6 +41,7 @@ def test_what_is_written_is_what_is_read() -> None:
     assert (resumed.version, resumed.term, resumed.round) == (4, 9, 3)
     assert resumed.losses == (0.1 + 0.2, 1e-300), "bit for bit"
     assert resumed.results == {"b": {"rmse_pp": 7.25}}
+    assert resumed.seen == {agent_id("c", "a"): Seen(120, 0.1 + 0.2), agent_id("c", "b"): Seen(7)}
     assert {member.name: member for member in resumed.members} == {"a": info("a"), "b": info("b", "target")}
 
 
@@ -62,3 +66,7 @@ def test_what_is_no_ledger_is_said_in_a_sentence(state: bytes, said: str) -> Non
     with pytest.raises(RecordInvalid, match=said) as caught:
         Ledger.read(state)
     assert "\n" not in str(caught.value)
+
+
+def test_a_ledger_from_before_selection_is_read() -> None:
+    assert Ledger.read(b'{"seed": 1, "losses": [], "members": [], "results": {}}').resumed(1, 1, 0).seen == {}

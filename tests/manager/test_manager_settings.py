@@ -52,6 +52,16 @@ def test_a_source_that_names_trees_replaces_the_default_one() -> None:
         (["tree.a/b.rounds=1"], '--set: tree.a/b is "a/b", but should be at most 64 letters'),
         (["standby=true"], "a standby must be told where the ring is: name the manager, and an agent or two, with --join HOST:PORT"),
         (["tree.main.deadline_factor=0.5"], "--set: tree.main.deadline_factor is 0.5, but should be greater than or equal to 1"),
+        (["tree.main.trim=0.5"], "--set: tree.main.trim is 0.5, but should be less than 0.5"),
+        (["tree.main.selection=best"], '--set: tree.main.selection is "best", but should be "all", "fraction", "samples" or "nufm"'),
+        (
+            ["tree.main.aggregation=krum", "tree.main.byzantine=2", "tree.main.sources_min=6"],
+            "tree.main: aggregation krum with byzantine = 2 and krum_selected = 1 needs 7 contributions a round: set sources_min to 7",
+        ),
+        (
+            ["tree.main.aggregation=krum", "tree.main.krum_selected=8", "tree.main.sources_min=8"],
+            "tree.main: aggregation krum with byzantine = 1 and krum_selected = 8 needs 9 contributions a round: set sources_min to 9",
+        ),
         (["listen=7700"], '--set: listen is "7700", but should be HOST:PORT'),
     ],
 )

@@ -229,3 +229,21 @@ def test_p8_with_time_every_round_closes_or_halts(
             now = due
         else:
             pytest.fail("it waits for ever")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_fewer_than_the_aggregation_needs_never_close_a_round_of_training(mode: RecoveryMode) -> None:
+    """A robust rule that is applied to too few promises nothing: better no round than that one."""
+    needs_three = terms(mode, contributions_min=3, rule="aggregation krum")
+    standing = {**ALIVE, C: "left"}
+    said = "aggregation krum needs 3 contributions, and there are 2: start more agents"
+    assert judge(EARLY, under_way(**AB), standing, needs_three) == ("halt", said, ())
+    assert judge(EARLY, under_way("adapt", **AB), standing, needs_three)[0] == "close", "adaptation aggregates nothing"
+    assert judge(EARLY, under_way(slots=AGENTS), ALIVE, needs_three)[0] == "close"
+
+
+@pytest.mark.parametrize("mode", ["substitute", "drop"])
+def test_nor_at_the_deadline(mode: RecoveryMode) -> None:
+    needs_three = terms(mode, contributions_min=3, quorum=0.5)
+    verdict, reason, _ = judge(LATE, under_way(**NOT_FOUND), C_DEAD, needs_three)
+    assert (verdict, reason) == ("halt", "the weighted mean needs 3 contributions, and there are 2: start more agents")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fmrec_manager.selection import Seen
 from fmrec_manager.settings import ManagerSettings, TreeSettings
 from fmrec_manager.tree_host import OWN_RECORD, TreeHost
 from protocol.aio.connections import Connections
@@ -267,3 +268,30 @@ async def test_a_record_without_a_ledger_is_told_in_a_sentence(hosted: Hosted, t
     await before.store.flush()
     sentence = await failure(await hosted(tmp_path))
     assert sentence.startswith("tree main cannot go on from its record, version 9: its round state cannot be read")
+
+
+async def test_whom_nufm_chooses_comes_back_from_its_disk(hosted: Hosted, tmp_path: Path) -> None:
+    """Each is heard once; then the one with the larger gradient trains, before and after a restart. A norm that is not finite is none."""
+    nufm = {"selection": "nufm", "selection_fraction": 0.5, "rounds": 4}
+    host = await in_round_0(await hosted(tmp_path, **nufm))
+    names = {peer.id: name for name, peer in AGENTS.items()}
+    heard = []
+    for number in (0, 1):
+        assert host.root.work is not None
+        (chosen,) = host.root.work.expected
+        heard.append(names[chosen])
+        norm = {"a": 1.5, "b": 2.5}[names[chosen]]
+        assert await bring(host, names[chosen], number, samples=7, metrics={"nufm_gradient_norm": norm}) is None
+        await committed(host, number + 2)
+    assert sorted(heard) == ["a", "b"]
+    seen = {AGENTS["a"].id: Seen(7, 1.5), AGENTS["b"].id: Seen(7, 2.5)}
+    await host.store.flush()
+    later = await hosted(tmp_path, **nufm)
+    await committed(later, 4)
+    for life in (host, later):
+        assert life.root.seen == seen
+        assert life.root.work is not None
+        assert (life.root.work.number, life.root.work.expected) == (2, (AGENTS["b"].id,))
+    assert await bring(later, "b", 2, metrics={"nufm_gradient_norm": float("inf")}) is None
+    await committed(later, 5)
+    assert later.root.seen[AGENTS["b"].id] == Seen(10, None)

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, LocateOwn, Order, StepDown
-from fmrec_manager.root import Resumed, Root
+from fmrec_manager.plan import Resumed
+from fmrec_manager.root import Root
 from protocol.identifiers import NodeId, Peer
 from protocol.overlay.effects import ElectorAnswered, Send
 from protocol.overlay.terms import Terms

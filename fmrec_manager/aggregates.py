@@ -1,0 +1,175 @@
+"""The aggregates of n contributions: weighted mean, coordinate median, trimmed mean, Krum's scores (which is which: aggregation_rule.py).
+
+Equal contributions in an equal order give equal bits, on the CPU with any number of threads and on CUDA, and memory is bounded: P
+coordinates are worked on in pieces of a few thousand, each as n rows by its columns.
+
+1. Mean: sum_i s_i x_i / sum_i s_i in float64, in the order of the rows. A share s_i has the 24 bits of a float32 (an integer below 2^24
+   is not rounded), so for float32 rows s_i x_i is exact in float64, and whether a device fuses multiply and add does not show. For float64
+   rows they are two kernels, which cannot be fused.
+2. Median, trimmed mean: each column sorted, which has one result whatever the algorithm (but for the sign of zeros: + 0.0 makes them
+   equal). The middle ones are added in float64 as a binary tree, each of whose levels is one elementwise addition.
+3. Krum: |x_i - x_j|^2 = G_ii + G_jj - 2 G_ij. A matrix product adds in an order of its own, so its terms are made such that no order
+   shows: in each block of 2^9 columns a row is rounded to integers of at most 22 bits times a power of two, and 2^9 products of 2^44
+   add up below 2^53, exactly. Each value is thus off by at most 2^-22 of its row's greatest in the block. Blocks are added in order.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+Array = np.ndarray[Any, Any]
+BITS, BLOCK = 22, 1 << 9
+MEAN_COLUMNS = {"cpu": 1 << 15, "cuda": 1 << 20}
+"""Of a piece; for the mean on the CPU, 256 KiB each of sum and row in float64 stay in a core's cache."""
+SORT_COLUMNS = {"cpu": 1 << 11, "cuda": 1 << 17}
+GRAM_COLUMNS = {"cpu": 1 << 13, "cuda": 1 << 17}
+
+Rows = list[torch.Tensor]
+
+
+class Stack:
+    """n contributions of equal names, shapes and dtypes, as n rows; nothing is copied. device: where pieces of it are worked on."""
+
+    def __init__(self, contributions: Sequence[Mapping[str, Array | torch.Tensor]], names: Sequence[str], device: torch.device) -> None:
+        """names: in the order in which the tensors are laid end to end."""
+        self.device = device
+        self._tensors = [[_flat(given[name]) for given in contributions] for name in names]
+        self.rows = len(contributions)
+        self.size = sum(rows[0].numel() for rows in self._tensors)
+        """P, the number of coordinates."""
+
+    def only(self, chosen: Sequence[int]) -> Stack:
+        """These rows of it."""
+        part = object.__new__(Stack)
+        part.device, part.rows, part.size = self.device, len(chosen), self.size
+        part._tensors = [[rows[index] for index in chosen] for rows in self._tensors]
+        return part
+
+    def pieces(self, columns: int) -> Iterator[tuple[slice, Rows]]:
+        """Where, and the n rows there, on their own device; at most so many columns, all of one tensor."""
+        offset = 0
+        for rows in self._tensors:
+            size = rows[0].numel()
+            for start in range(0, size, columns):
+                end = min(size, start + columns)
+                yield slice(offset + start, offset + end), [row[start:end] for row in rows]
+            offset += size
+
+
+def weighted_mean(stack: Stack, shares: Sequence[float]) -> torch.Tensor:
+    """Rule 1, float64 of P. shares: one a row, at least 0 and not all 0; rounded to float32."""
+    shares = [float(np.float32(share)) for share in shares]
+
+    def mean(rows: Rows) -> torch.Tensor:
+        total = torch.zeros(rows[0].shape, dtype=torch.float64, device=stack.device)
+        wide = torch.empty_like(total)
+        exact = rows[0].dtype == torch.float32
+        for row, share in zip(rows, shares, strict=True):
+            wide.copy_(row)
+            if exact:
+                total.add_(wide, alpha=share)
+            else:
+                total.add_(wide.mul_(share))
+        return total.div_(torch.full_like(total, math.fsum(shares)))
+
+    return _piecewise(stack, MEAN_COLUMNS, mean)
+
+
+def median(stack: Stack) -> torch.Tensor:
+    """Rule 2, float64 of P: of an even n, the mean of the middle two."""
+    low, high = (stack.rows - 1) // 2, stack.rows // 2
+
+    def middle(rows: Rows) -> torch.Tensor:
+        ordered = _ascending(rows, stack.device)
+        return (ordered[low].double() + ordered[high].double()) * 0.5 + 0.0
+
+    return _piecewise(stack, SORT_COLUMNS, middle)
+
+
+def trimmed_mean(stack: Stack, trim: float) -> torch.Tensor:
+    """Rule 2, float64 of P. trim: in [0, 0.5), the share of n left out at either end."""
+    cut = math.floor(trim * stack.rows)
+    kept = stack.rows - 2 * cut
+
+    def inner_mean(rows: Rows) -> torch.Tensor:
+        terms = _ascending(rows, stack.device)[cut : cut + kept].double()
+        while len(terms) > 1:
+            half = len(terms) // 2
+            terms = torch.cat([terms[:half] + terms[half : 2 * half], terms[2 * half :]])
+        return terms[0] / torch.full_like(terms[0], kept) + 0.0
+
+    return _piecewise(stack, SORT_COLUMNS, inner_mean)
+
+
+def _piecewise(stack: Stack, columns: Mapping[str, int], aggregate: Callable[[Rows], torch.Tensor]) -> torch.Tensor:
+    """float64 of P: the aggregate of each piece by itself. On the CPU a thread works on a whole piece: threads that share each operation
+    meet after each, and wait there for the slowest on a machine that does other things too."""
+    result = torch.empty(stack.size, dtype=torch.float64, device=stack.device)
+
+    def work(piece: tuple[slice, Rows]) -> None:
+        where, rows = piece
+        result[where] = aggregate(rows)
+
+    threads = torch.get_num_threads() if stack.device.type == "cpu" else 1
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(work, stack.pieces(columns[stack.device.type])):
+            pass
+    return result
+
+
+def _ascending(rows: Rows, device: torch.device) -> torch.Tensor:
+    if device.type == "cuda":
+        return torch.stack([row.to(device) for row in rows]).sort(dim=0).values
+    columns = torch.stack(rows, dim=1)
+    # numpy sorts short rows several times as fast as torch does on the CPU.
+    columns.numpy().sort(axis=1)
+    return columns.T.contiguous()
+
+
+def squared_distances(stack: Stack) -> torch.Tensor:
+    """Rule 3: float64 of (n, n), on the CPU; 0 between equal rows."""
+    gram = torch.zeros(stack.rows, stack.rows, dtype=torch.float64, device=stack.device)
+    for _, rows in stack.pieces(GRAM_COLUMNS[stack.device.type]):
+        size = rows[0].numel()
+        wide = torch.zeros(stack.rows, math.ceil(size / BLOCK) * BLOCK, dtype=torch.float64, device=stack.device)
+        for row, given in zip(wide, rows, strict=True):
+            row[:size] = given
+        blocks = wide.view(stack.rows, -1, BLOCK).transpose(0, 1)
+        exponent = torch.frexp(blocks.abs().amax(dim=2, keepdim=True)).exponent.clamp(min=-900).long()
+        blocks.mul_(_power_of_two(BITS - exponent)).round_()
+        unit = _power_of_two(exponent - BITS)
+        for product in (blocks @ blocks.mT).mul_(unit).mul_(unit.mT):
+            gram += product
+    gram = gram.cpu()
+    own = gram.diagonal()
+    return torch.nan_to_num(own[:, None] + own[None, :] - 2 * gram, nan=math.inf).clamp(min=0.0)
+
+
+def _power_of_two(exponent: torch.Tensor) -> torch.Tensor:
+    """2^exponent as a float64, by its bits: pow() may be off by one of them, and not the same on each device."""
+    return ((exponent + 1023) << 52).view(torch.float64)
+
+
+def krum(stack: Stack, byzantine: int, selected: int) -> list[int]:
+    """The rows that Krum selects, ascending: those with the least sum of squared distances to their n - f - 2 nearest; of equal ones
+    the first."""
+    nearest = stack.rows - byzantine - 2
+    distances = squared_distances(stack).tolist()
+    scores = [math.fsum(sorted(row[:index] + row[index + 1 :])[:nearest]) for index, row in enumerate(distances)]
+    return sorted(sorted(range(stack.rows), key=lambda index: (scores[index], index))[:selected])
+
+
+def _flat(given: Array | torch.Tensor) -> torch.Tensor:
+    if isinstance(given, torch.Tensor):
+        return given.reshape(-1)
+    with warnings.catch_warnings():
+        # What came from the wire is read-only; nothing here writes to it.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.ascontiguousarray(given).reshape(-1))
