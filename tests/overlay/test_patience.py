@@ -27,7 +27,9 @@ def test_the_next_hop_is_given_more_time_to_acknowledge(patience: int) -> None:
     key = NodeId(A.id + 1)
     ((hop, _),) = sent(ring.pastry.forwarding.route(Route(key, Datagram(b"x")), 1.0), Route)
     first_sequence = 1
-    assert ring.pastry.forwarding.deadlines.when(first_sequence) == pytest.approx(1.0 + patience * ring.pastry.proximity.ack_timeout_s(hop.id))
+    assert ring.pastry.forwarding.deadlines.when(first_sequence) == pytest.approx(
+        1.0 + patience * ring.pastry.proximity.ack_timeout_s(hop.id)
+    )
 
 
 @pytest.mark.parametrize("patience", [1, 3])
