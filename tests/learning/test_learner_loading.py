@@ -37,7 +37,7 @@ def test_a_role_makes_a_learner_of_that_role() -> None:
 
 OWN = """
 from fmrec_agent.learning.loading import load_task
-from fmrec_agent.learning.maml import MAML
+from fmrec_agent.learning.methods.maml import MAML
 
 def doubled(options, *, name, role, index):
     return MAML(options.model_copy(update={"iterations_per_round": 20}), load_task(options, role=role, index=index), name=name)
