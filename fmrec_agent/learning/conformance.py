@@ -1,8 +1,8 @@
 """Does a learner keep the promises that exact recovery rests on (learner.py)? Found out by doing to it what a death does.
 
 A *course* is two jobs in a row, so that what one job leaves to the next counts too. It is run undisturbed; then, from up to
-POINTS_MAX moments of each job, a new learner is given the state of that moment, as a record brings it (sealed, opened, read-only), and
-must end the course with equal bytes: contributions, losses, metrics and states. Another process, which hashes strings differently, runs
+POINTS_MAX moments of each job, a new learner is given the state of that moment, as a record brings it (sealed and opened), and must
+end the course with equal bytes: contributions, losses, metrics and states. Another process, which hashes strings differently, runs
 the course too.
 
 `fmrec-agent check-learner my_module:MyLearner` prints the findings; a test of one's own may call `findings()`.
@@ -165,7 +165,7 @@ def _theta(learner: Learner, seed: int, index: int) -> Tensors:
 
 
 def _through_a_record(moment: Moment) -> tuple[Tensors, bytes]:
-    """The state as it comes out of a replica; its arrays are read-only."""
+    """The state as it comes out of a replica."""
     tensors = {"state": dict(moment.tensors)}
     sealed = seal(Knowledge(NodeId(0), TreeId(0), 0, 0, "train", 0, 0, False, state=moment.extra, tensors=tensors))
     opened = open_record(*sealed)

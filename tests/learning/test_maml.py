@@ -5,54 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from fmrec_agent.learning.learner import Job, LearnerError
 from fmrec_agent.learning.loading import load_learner, load_task
 from fmrec_agent.learning.meta_gradient import MetaGradient, meta_gradient
 from fmrec_agent.learning.methods.maml import MAML
 from fmrec_agent.learning.options import LearningOptions
-from fmrec_agent.learning.task import Batch, Parameters, SourceTask, TargetTask, Task
+from fmrec_agent.learning.task import Batch, Parameters, SourceTask
+from tests.learning.parabolas import QuadraticSource, QuadraticTarget
 
 
 def found_by(options: LearningOptions, task: SourceTask, theta: Parameters, support: Batch, query: Batch) -> MetaGradient:
     settings = {"rate": options.inner_rate, "steps": options.inner_steps, "first_order": options.first_order}
     return meta_gradient(task, theta, support, query, **settings)
-
-
-class Quadratic(Task):
-    """L(theta, (curvature, centre)) = curvature (theta - centre)^2 / 2."""
-
-    samples = 7
-    label = "a parabola"
-
-    def initial_parameters(self, seed: int) -> dict[str, Tensor]:
-        return {"theta": torch.tensor([2.0 + seed], dtype=torch.float64)}
-
-    def loss(self, parameters: Parameters, batch: Batch) -> Tensor:
-        curvature, centre = batch
-        return (curvature * (parameters["theta"] - centre) ** 2 / 2).mean()
-
-
-class QuadraticSource(Quadratic, SourceTask):
-    """support: curvature 3, centre 1. query: curvature 5, centre -1."""
-
-    def draw(self, generator: np.random.Generator) -> tuple[Batch, Batch]:
-        return parabola(3.0, 1.0), parabola(5.0, -1.0)
-
-
-class QuadraticTarget(Quadratic, TargetTask):
-    milestones = (1,)
-
-    def draw_adaptation(self, generator: np.random.Generator) -> Batch:
-        return parabola(3.0, 1.0)
-
-    def evaluate(self, parameters: Parameters) -> tuple[float, dict[str, float]]:
-        return float(self.loss(parameters, parabola(3.0, 1.0))), {"distance": float(parameters["theta"]) - 1.0}
-
-
-def parabola(curvature: float, centre: float) -> Batch:
-    return torch.tensor([curvature], dtype=torch.float64), torch.tensor([centre], dtype=torch.float64)
 
 
 @pytest.mark.parametrize(("inner_steps", "first_order"), [(1, False), (1, True), (3, False), (3, True)])
