@@ -38,6 +38,7 @@ FITS = "a contribution fits theta, and its loss is finite"
 UNCHANGED = "finish() changes nothing that state() holds"
 COPIES = "state() returns copies"
 EXACT = "restored at any iteration, it ends with equal bytes"
+AGAIN = "a round that is begun again is the same round"
 ELSEWHERE = "another process ends with equal bytes"
 WORKS = "it can be taken through two jobs"
 
@@ -84,6 +85,7 @@ def findings(make: Make, role: Role, seed: int = SEED) -> Iterator[Finding]:
             yield Finding(promise, course.faults.get(promise))
         faults = (_faulty_sequel(make("a"), role, seed, course, moment) for moment in course.moments)
         yield Finding(EXACT, next((fault for fault in faults if fault), None))
+        yield Finding(AGAIN, course.faults.get(AGAIN))
     except Exception as error:  # it is a stranger's code, and whatever it raises is the finding
         yield Finding(WORKS, str(error) if isinstance(error, LearnerError) else f"{type(error).__name__}: {error}")
 
@@ -135,6 +137,10 @@ def undisturbed(learner: Learner, role: Role, seed: int) -> Course:
         if fault := _misfit(contribution, theta, role):
             course.faults[FITS] = fault
         course.outcomes.append(_outcome(contribution, learner))
+    for _ in range(learner.begin(_job(role, seed, index), theta)):
+        learner.step()
+    if _outcome(learner.finish(), learner) != course.outcomes[-1]:
+        course.faults[AGAIN] = f"job {index + 1}, begun twice, ended with other bytes: what it leaves counts from the next round on"
     return course
 
 

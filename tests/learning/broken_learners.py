@@ -96,6 +96,27 @@ class StartsByName(Sound):
         return {"theta": np.full(2, float(ord(self.name)))}
 
 
+class MovesOnAtEachBegin(Sound):
+    """What it keeps from job to job is state, but counts jobs and not rounds."""
+
+    jobs = 0
+
+    def begin(self, job: Job, theta: Tensors) -> int:
+        self.jobs += 1
+        return super().begin(job, theta)
+
+    def drawn(self) -> float:
+        return float(self.jobs)
+
+    def state(self) -> tuple[Tensors, bytes]:
+        tensors, extra = super().state()
+        return tensors, extra + bytes([self.jobs])
+
+    def restore(self, tensors: Tensors, extra: bytes) -> None:
+        super().restore(tensors, extra)
+        self.jobs = extra[1]
+
+
 class HasNothingToDo(Sound):
     def begin(self, job: Job, theta: Tensors) -> int:
         return 0
