@@ -9,7 +9,7 @@ NODES  ?= 1000
 FAULTS ?= drawn
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench bench-overlay bench-bulk simulate clean
+.PHONY: help setup demo test lint types bench bench-overlay bench-bulk bench-methods simulate clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,9 @@ bench-overlay: $(STAMP)  ## joins, look-ups and multicast of 100 real nodes, the
 
 bench-bulk: $(STAMP)  ## moving records, beside a bare BufferedProtocol; control traffic meanwhile, digests, compression, disks
 	@$(BIN)/python scripts/bench_bulk.py
+
+bench-methods: $(STAMP)  ## CPU time of a draw by each learning method, its tasks together and one by one, beside a plain gradient
+	@$(BIN)/python scripts/bench_methods.py
 
 simulate: $(STAMP)  ## the overlay in virtual time, under faults drawn from a seed (SEED=1 NODES=1000 FAULTS=drawn)
 	@$(BIN)/python scripts/simulate.py --seed '$(SEED)' --nodes '$(NODES)' --faults '$(FAULTS)'
