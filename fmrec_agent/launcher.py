@@ -180,16 +180,18 @@ class Launcher:
 
 def _warm_up(settings: AgentSettings) -> None:
     """Do once what every agent would do for itself, single-threaded, and keep the collector from touching (and so copying) those
-    pages: import torch, make the validators, build one learner of each role. No backward pass: autograd does not survive a fork.
+    pages: import torch, make the validators, build one learner of each role. No backward pass and no CUDA: neither autograd nor a
+    GPU's context survives a fork.
     """
     import safetensors.numpy  # noqa: F401
     import torch
 
     torch.set_num_threads(1)
     prepare()
+    learning = settings.learning.model_copy(update={"device": "cpu"})
     for role in sorted({settings.role_of(index) for index in range(settings.count)}):
         with contextlib.suppress(LearnerError):  # each agent says it of itself
-            load_learner(settings.learning, name=settings.name, role=role, index=0).initial_parameters(0)
+            load_learner(learning, name=settings.name, role=role, index=0).initial_parameters(0)
     gc.collect()
     gc.freeze()
 

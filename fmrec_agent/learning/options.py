@@ -6,9 +6,22 @@ task is an error too and never silently ignored; in pydantic's error locations t
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, PositiveInt, Tag
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 SYNTHETIC = "synthetic"
 
@@ -52,18 +65,84 @@ TaskOptions = Annotated[
 ]
 
 
-class LearningOptions(_Frozen):
-    """One learner: its method (maml.py, loading.py), the method's options and its task."""
+METHODS: Mapping[str, Mapping[str, object]] = {
+    "maml": {"inner_rate": 0.1, "inner_steps": 1, "first_order": False},
+    "fomaml": {"inner_rate": 0.1, "inner_steps": 1},
+    "meta-sgd": {
+        "inner_steps": 1,
+        "first_order": False,
+        "rate_min": 0.005,
+        "rate_max": 0.1,
+        "learn_rates": True,
+        "adapt_optimizer": "learnt",
+        "adapt_iterations": 1,
+    },
+    "reptile": {"inner_rate": 0.02, "inner_steps": 5},
+    "per-fedavg": {"inner_rate": 0.01, "local_rate": 0.001, "hessian": "free", "delta": 0.001, "iterations_per_round": 4},
+    "lin": {"inner_rate": 0.01, "local_rate": 0.01, "first_order": False},
+    "admm": {"inner_rate": 0.01, "delta": 0.001, "rho": 10.0, "prior": 0.0},
+    "fedavg": {"local_rate": 0.1},
+}
+"""Each method's own options with its defaults: those of its paper where docs/learning.md says so, for its paper's tasks."""
+METHOD_KEYS = frozenset(
+    ("inner_rate", "inner_steps", "first_order", "local_rate", "hessian", "delta", "rho", "prior", "rate_min", "rate_max", "learn_rates")
+)
+"""What some methods read and others don't; every other option serves all of them."""
 
-    learner: str = Field(default="maml", min_length=1, description="maml, fomaml (maml with first_order), or module:attribute")
+
+class LearningOptions(_Frozen):
+    """One learner: its method (loading.py), the method's options and its task. METHODS says whose each option is, and its default."""
+
+    learner: str = Field(default="maml", min_length=1, description="a method by name (METHODS), or module:attribute")
     first_order: bool = Field(default=False, description="treat the inner gradient as a constant: cheaper, less exact")
     inner_rate: PositiveFloat = Field(default=0.1, description="alpha, the rate of the inner steps")
     inner_steps: PositiveInt = Field(default=1, le=1000, description="gradient steps from theta to phi")
-    iterations_per_round: PositiveInt = Field(default=10, le=1_000_000, description="meta-gradients averaged in a contribution")
+    local_rate: PositiveFloat = Field(default=0.01, description="beta, the rate of the steps that an agent takes for itself in a round")
+    hessian: Literal["free", "none"] = Field(default="free", description="by a difference of two gradients, or left out")
+    delta: PositiveFloat = Field(default=0.001, description="how far from theta that difference is taken, in units of the gradient")
+    rho: PositiveFloat = Field(default=10.0, description="ADMM's penalty; the step of theta goes with 1 / rho")
+    prior: NonNegativeFloat = Field(default=0.0, description="lambda, how strongly ADMM holds theta to what the run started from")
+    rate_min: PositiveFloat = Field(default=0.005, description="learnt rates start at random between this")
+    rate_max: PositiveFloat = Field(default=0.1, description="and this")
+    learn_rates: bool = Field(default=True, description="false: the rates stay what they were at first")
+    iterations_per_round: PositiveInt = Field(default=10, le=1_000_000, description="draws of a round: averaged, or a local step each")
     batch: PositiveInt = Field(default=64, le=1_000_000, description="windows in a support batch, and in a query batch")
+    tasks_at_once: PositiveInt = Field(default=1024, le=1_000_000, description="of a draw's tasks, how many are computed together")
     adapt_iterations: PositiveInt = Field(default=400, le=1_000_000, description="steps of a target's adaptation")
-    adapt_optimizer: Literal["adam", "sgd"] = "adam"
-    adapt_rate: PositiveFloat = 0.02
+    adapt_optimizer: Literal["adam", "sgd", "learnt"] = Field(default="adam", description="learnt: by meta-sgd's rates")
+    adapt_rate: PositiveFloat = Field(default=0.02, description="of adam and sgd")
     adapt_batch: PositiveInt = Field(default=256, le=1_000_000, description="windows in an adaptation batch")
     dtype: Literal["float32", "float64"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA where there is one")
     task: TaskOptions = ParkingOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_method(cls, data: Any) -> Any:
+        """The method's own defaults under what is given; ValueError for an option of another method."""
+        if not isinstance(data, dict):
+            return data
+        name = data.get("learner", "maml")
+        own = METHODS.get(name) if isinstance(name, str) else None
+        if own is None:
+            return data
+        for key in sorted(METHOD_KEYS & data.keys() - own.keys()):
+            having = ", ".join(method for method, options in METHODS.items() if key in options)
+            raise ValueError(f"{key} is an option of {having}, not of {name}: leave it out, or choose another learner")
+        return {**own, **data}
+
+    @model_validator(mode="after")
+    def _rates_in_order(self) -> LearningOptions:
+        if self.rate_min > self.rate_max:
+            raise ValueError(f"rate_min ({self.rate_min}) cannot exceed rate_max ({self.rate_max})")
+        return self
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:  # type: ignore[override]  # as in pydantic
+        """(name, value) of each option but other methods' own, so that what is shown can be read back."""
+        own = METHODS.get(self.learner, METHOD_KEYS)
+        return ((key, value) for key, value in super().__iter__() if key not in METHOD_KEYS or key in own)
+
+    @model_serializer(mode="wrap")
+    def _own(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        shown = dict(self)
+        return {key: value for key, value in serialise(self).items() if key in shown}

@@ -21,7 +21,7 @@ from torch.nn import functional
 from fmrec_agent.learning.learner import LearnerError, Role
 from fmrec_agent.learning.options import SYNTHETIC, LearningOptions, ParkingOptions
 from fmrec_agent.learning.streams import stream
-from fmrec_agent.learning.task import Batch, Parameters, SourceTask, TargetTask, Task
+from fmrec_agent.learning.task import Batch, Parameters, SourceTask, TargetTask, Task, sample
 from fmrec_agent.learning.tasks.parking_data import STEPS_PER_DAY, Lot, read_lot
 from fmrec_agent.learning.tasks.synthetic_parking import synthetic_lot
 
@@ -104,7 +104,7 @@ class ParkingSource(Parking, SourceTask):
         self.samples = len(self._support[1]) + len(self._query[1])
 
     def draw(self, generator: np.random.Generator) -> tuple[Batch, Batch]:
-        return _sample(self._support, self._batch, generator), _sample(self._query, self._batch, generator)
+        return sample(self._support, self._batch, generator), sample(self._query, self._batch, generator)
 
 
 class ParkingTarget(Parking, TargetTask):
@@ -127,7 +127,7 @@ class ParkingTarget(Parking, TargetTask):
         self.samples = len(self._adaptation[1])
 
     def draw_adaptation(self, generator: np.random.Generator) -> Batch:
-        return _sample(self._adaptation, self._batch, generator)
+        return sample(self._adaptation, self._batch, generator)
 
     def evaluate(self, parameters: Parameters) -> tuple[float, dict[str, float]]:
         """The task's loss; `rmse_pp` and, on the same windows, `persistence_rmse_pp`."""
@@ -157,12 +157,6 @@ def _part(lot: Lot, start: int, end: int, dtype: torch.dtype) -> Batch:
             f"every part of it needs {STEPS_IN + STEPS_AHEAD} steps; give more"
         )
     return windows(lot.occupancy, start, end, dtype)
-
-
-def _sample(part: Batch, number: int, generator: np.random.Generator) -> Batch:
-    """With replacement: a draw's cost and distribution don't depend on the amount of data."""
-    rows = torch.tensor(generator.integers(0, len(part[1]), number))
-    return part[0][rows], part[1][rows]
 
 
 def _rmse_pp(forecast: Tensor, targets: Tensor) -> float:
