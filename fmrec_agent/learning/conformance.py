@@ -94,15 +94,13 @@ def elsewhere(options: LearningOptions, role: Role, seed: int = SEED) -> Finding
     """Does a process of its own, with another hash seed, end the course of the options' learner as this one does?"""
     make = maker(options, role)
     asked = json.dumps({"options": options.model_dump(mode="json"), "role": role, "seed": seed})
-    child = subprocess.run(
-        [sys.executable, "-m", "fmrec_agent.learning.conformance"],
-        input=asked,
-        env={**os.environ, "PYTHONHASHSEED": "4242"},
-        capture_output=True,
-        text=True,
-        timeout=CHILD_TIMEOUT_S,
-        check=False,
-    )
+    command, environment = [sys.executable, "-m", "fmrec_agent.learning.conformance"], {**os.environ, "PYTHONHASHSEED": "4242"}
+    try:
+        child = subprocess.run(
+            command, input=asked, env=environment, capture_output=True, text=True, timeout=CHILD_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Finding(ELSEWHERE, f"two jobs took longer than {CHILD_TIMEOUT_S:.0f} s there: check with fewer iterations")
     if child.returncode:
         return Finding(ELSEWHERE, f"it failed there: {(child.stderr.strip().splitlines() or ['without a word'])[-1]}")
     same = json.loads(child.stdout) == undisturbed(make("a"), role, seed).outcomes
