@@ -87,12 +87,14 @@ def _recoveries(sizes: dict[str, Figures]) -> Table:
 
 
 def _readiness(sizes: dict[str, Figures]) -> Table:
-    columns = ("MB", "bytes", "pause", "durable", "raw", "raw meanwhile", "beyond detection / raw meanwhile")
-    columns += ("bulk / raw", "with digests / raw")
+    columns = ("MB", "bytes", "pause", "durable", "raw", "raw meanwhile", "moved", "of", "beyond detection / raw meanwhile")
+    columns += ("raw / bulk", "raw / with digests")
     table = _table("checkpoints and transfers; ms, medians; the raw transfer alone and beside the twelve agents", columns)
     for size, found in sizes.items():
-        times = ("pause_ms", "durable_ms", "raw_ms", "raw_meanwhile_ms", "beyond_by_raw", "bulk_ratio", "bulk_digest_ratio")
-        table.add_row(size, f"{found['bytes']:,}", *(_shown(found[name]) for name in times))
+        times = ("pause_ms", "durable_ms", "raw_ms", "raw_meanwhile_ms", "moved_ms")
+        ratios = ("beyond_by_raw", "bulk_ratio", "bulk_digest_ratio")
+        shown = [[_shown(found[name]) for name in names] for names in (times, ratios)]
+        table.add_row(size, f"{found['bytes']:,}", *shown[0], f"{found['moved']}/{found['kills']}", *shown[1])
     return table
 
 
