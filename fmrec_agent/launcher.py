@@ -65,8 +65,7 @@ def launch(settings: AgentSettings) -> int:
     """Run the agents of these settings until they end or are interrupted; the exit code."""
     set_up_logging(settings.log_level)
     if settings.count == 1 and settings.restart == "no":
-        said = lambda peer: _say(_row(settings, 0, os.getpid(), peer))  # noqa: E731
-        return run(AgentDaemon(settings, 0, said, keep_own_descriptors).run)
+        return run(AgentDaemon(settings, 0, lambda peer: _say(_row(settings, 0, os.getpid(), peer)), keep_own_descriptors).run)
     return Launcher(settings).run()
 
 
@@ -290,4 +289,5 @@ def _be_agent(settings: AgentSettings, index: int, writer: int) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os.write(writer, FAREWELL)
+        with contextlib.suppress(BrokenPipeError):  # the launcher may be gone
+            os.write(writer, FAREWELL)
