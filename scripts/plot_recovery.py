@@ -48,7 +48,8 @@ def draw(report: Figures) -> plt.Figure:
         right.plot(megabytes, [found[name] for found in sizes.values()], style, color=colour, label=label)
     right.set(xscale="log", yscale="log", xlabel="meta knowledge of an agent, MB", ylabel="ms, median")
     right.set_title("A recovery and its alternative")
-    right.legend(frameon=False, fontsize=8)
+    right.set_ylim(bottom=right.get_ylim()[0] / 30)  # room for the legend
+    right.legend(frameon=False, fontsize=8, loc="lower right")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{report['agents']} agents and a manager; {report['hardware']}", fontsize=9, color="#444444")
