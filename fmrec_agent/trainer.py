@@ -3,6 +3,9 @@
 The learner is built in that thread too: torch keeps its number of threads by thread, and more than one each ruins twelve agents on
 two cores. Between iterations the thread looks whether it has been told to stop, and takes a snapshot where one is due. The snapshot
 is the only pause that checkpointing costs training; its length is kept in `pause_s`.
+
+A killed process is known by the end of its connections, and these end when no thread is left that shares their descriptors. The training
+thread gives way to all others and would be the last, so where a process is one agent's this thread has descriptors of its own.
 """
 
 from __future__ import annotations
@@ -54,18 +57,25 @@ def opened_state(state: bytes) -> tuple[int, int, bytes, bytes]:
 
 
 def _yield_to_heartbeats() -> None:
-    """On Linux niceness is a thread's own: training gives way to every event loop on the machine."""
+    """On Linux niceness is a thread's own: training gives way to every event loop on the machine.
+
+    From the second iteration of a life on: the others may be waiting for a life that takes another's place.
+    """
     niceness = min(NICENESS_MAX, os.getpriority(os.PRIO_PROCESS, 0) + TRAINING_NICER)
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 class Trainer:
-    """One learner and its thread. `iteration` counts over the agent's whole life, restored ones included."""
+    """One learner and its thread. `iteration` counts over the agent's whole life, restored ones included.
 
-    def __init__(self, checkpoint_every: int) -> None:
+    in_thread: called once in that thread, before anything else.
+    """
+
+    def __init__(self, checkpoint_every: int, in_thread: Callable[[], None] = lambda: None) -> None:
         self._learner: Learner | None = None
         self._checkpoint_every = checkpoint_every
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer", initializer=_yield_to_heartbeats)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer", initializer=in_thread)
+        self._yielding = False
         self._stop = threading.Event()
         self.phase: Phase | None = None
         self.round = -1
@@ -129,6 +139,9 @@ class Trainer:
             self.loss = self.learner.step()
             self.done += 1
             self.iteration += 1
+            if not self._yielding:
+                _yield_to_heartbeats()
+                self._yielding = True
             if self.iteration % self._checkpoint_every == 0 and self.done < self.total:
                 tell(self._snapshot())
         return self.learner.finish(), self._snapshot()

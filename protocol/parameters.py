@@ -159,6 +159,11 @@ class OverlayParameters:
         return self.trial_max_s + self.gather_timeout_s + self.delay_max_s
 
     @property
+    def mend_after_s(self) -> float:
+        """A copy whose holder died is brought elsewhere after this, where a quorum is left: whoever died is being recovered meanwhile."""
+        return 2 * self.delay_max_s
+
+    @property
     def stall_max_s(self) -> float:
         """A transfer in which no byte has moved for so long has stalled: another holder is asked for the rest."""
         return 2 * self.delay_max_s

@@ -12,7 +12,11 @@ all that exact recovery (DESIGN, promise P5) asks of a learner:
 conformance.py checks this of any learner (`fmrec-agent check-learner`).
 
 Everything crosses this border as numpy arrays by name, so that a learner need not be torch and the overlay need not know.
-One learner is driven by one thread at a time, off the event loop.
+One learner is driven by one thread, off the event loop, which has file descriptors of its own: what a learner opens, it closes.
+
+Where one launcher starts several agents, it builds a learner of each role, begins a job and iterates once, before it forks: so `__init__`,
+`begin` and the first `step` leave nothing behind in the process that a fork can't go on with. Where that is tried and fails, each
+agent begins for itself, which takes a little longer.
 """
 
 from __future__ import annotations

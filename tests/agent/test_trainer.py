@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable
 
@@ -45,6 +46,16 @@ async def test_everything_of_the_learner_runs_in_one_thread_that_is_not_the_loop
     trainer.close()
     assert len(learner.threads) == 1, "built, trained and copied in one thread"
     assert threading.get_ident() not in learner.threads
+
+
+async def test_it_gives_way_to_others_from_the_second_iteration_on(made: Made) -> None:
+    """A life that takes another's place is waited for: building, restoring and its first iteration do not."""
+    seen: list[int] = []
+    trainer, _ = await made(3, Counting(before_step=lambda done: seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))))
+    await trainer.run(JOB, THETA, DIGEST, None)
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    assert seen == [usual, *[min(19, usual + 10)] * (len(seen) - 1)]
+    assert len(seen) > 1
 
 
 async def test_the_loop_turns_while_it_trains(made: Made) -> None:
