@@ -150,16 +150,17 @@ class LocalCluster:
         """The pids of all that runs for this cluster now, orphans included: those in the sessions of what was spawned."""
         return session_members({process.pid for process in self._spawned})
 
-    def stop(self) -> None:
-        """Ask all to leave, the agents first; after ten seconds, kill what is left. By pid, every one of ours."""
+    def stop(self) -> list[int]:
+        """Ask all to leave, the agents first; after ten seconds, kill what is left. By pid, every one of ours; the pids that were left."""
         if not self._abrupt:
             for pid in self.processes():
                 send(pid, signal.SIGCONT)
-            for process in sorted(self._spawned, key=lambda process: process is self.manager):
+            for process in sorted(self._spawned, key=is_manager):
                 if process.poll() is None:
                     process.terminate()
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(LEAVE_TIMEOUT_S)
+        unwilling = self.processes()
         # The launchers go first: one that lives would start its agents again.
         for process in self._spawned:
             if process.poll() is None:
@@ -169,6 +170,7 @@ class LocalCluster:
             for pid in left:
                 send(pid, signal.SIGKILL)
             time.sleep(0.01)
+        return unwilling
 
     def log(self, name: str) -> str:
         """All that was written to the log `name` so far."""
@@ -260,9 +262,9 @@ class LocalCluster:
         """Proportional set size in MiB of every process of the cluster, by role."""
         mains = {process.pid for process in self._spawned}
         return {
-            "manager": _pss_mb(self.manager.pid) if self.manager else 0.0,
-            "launcher": _pss_mb(self.launcher.pid) if self.launcher else 0.0,
-            "agents": sum(_pss_mb(pid) for pid in self.processes() if pid not in mains),
+            "manager": pss_mb(self.manager.pid) if self.manager else 0.0,
+            "launcher": pss_mb(self.launcher.pid) if self.launcher else 0.0,
+            "agents": sum(pss_mb(pid) for pid in self.processes() if pid not in mains),
         }
 
 
@@ -290,7 +292,13 @@ def send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _pss_mb(pid: int) -> float:
+def is_manager(process: subprocess.Popen[bytes]) -> bool:
+    """Of two commands: is it the manager's?"""
+    return Path(process.args[0]).name == "fmrec-manager"  # type: ignore[arg-type, index]
+
+
+def pss_mb(pid: int) -> float:
+    """The proportional set size of this process in MiB; 0 where it is gone."""
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

@@ -13,7 +13,7 @@ from protocol.aio.sockets import half_open_max_s
 from protocol.identifiers import Peer, agent_id
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Message, Ping
-from tests.real_hosts.network import Network, enter, inside
+from scripts.hosts import Network, enter, inside
 
 PORT = 7700
 PARAMETERS = OverlayParameters()
