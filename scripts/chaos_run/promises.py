@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -26,7 +26,7 @@ TROUBLE = re.compile(r"Traceback|this is a mistake in FMRec|died \d+ times withi
 AGE_MIN_S = 20.0
 """A process that is younger has not grown to its size yet; from here on it is not to grow."""
 SPARE_DESCRIPTORS = 4
-"""A dial, a transfer or a file may be under way in the moment of the last look."""
+"""What a process may hold beyond what any of its role did before the first fault, when the ring was young."""
 SPAN_MIN_S = 30.0
 """Growth is told of processes that were seen for so long after that."""
 
@@ -63,7 +63,6 @@ class Sample:
     connections: int
     others: int
     pss_mb: float
-    rss_mb: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +197,19 @@ def descriptors_left(ends: Iterable[Sample], warm: Iterable[Sample], connections
     return found
 
 
-def last_samples(samples: Iterable[Sample]) -> list[Sample]:
-    """The last of each process that lived to the end of the watch."""
-    latest = {sample.name: sample for sample in sorted(samples, key=lambda sample: sample.at_s)}
-    return list(latest.values())
+def least_since(samples: Iterable[Sample], since_s: float) -> list[Sample]:
+    """Of each process that lived to the end, the least that it held in any look since then: what is under way comes and goes."""
+    last_pid: dict[str, int] = {}
+    looks: dict[tuple[str, int], list[Sample]] = {}
+    for sample in sorted(samples, key=lambda sample: sample.at_s):
+        last_pid[sample.name] = sample.pid
+        if sample.at_s >= since_s:
+            looks.setdefault((sample.name, sample.pid), []).append(sample)
+    return [
+        replace(seen[-1], connections=min(s.connections for s in seen), others=min(s.others for s in seen))
+        for (name, pid), seen in looks.items()
+        if last_pid[name] == pid
+    ]
 
 
 def growth_pct(samples: Iterable[Sample]) -> dict[str, float]:

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from protocol.parameters import loopback
@@ -71,6 +72,7 @@ class ChaosRun:
                 self._say(f"{len(self._options.plan)} faults")
                 await injection.run(list(self._options.plan))
                 injection.tell("the last fault is over")
+                over_s = watch.now_s
                 healed_s, stuck = await self._after(watch)
                 watch.sample()
             finally:
@@ -92,6 +94,7 @@ class ChaosRun:
             thetas=watch.thetas,
             warm=tuple(warm),
             samples=tuple(watch.samples),
+            calm_s=over_s + (inf if healed_s is None else healed_s),
             strays=tuple(strays),
             late=tuple(late),
             odd_ends=tuple(cluster.odd_ends),

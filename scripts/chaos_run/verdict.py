@@ -17,9 +17,11 @@ NODES_MAX = 2
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """All that was seen of a run. faults: their kinds. stuck: why it did not go on, if so. manager_logs: as they were before all left.
+    """All that was seen of a run.
 
-    warm: samples before the first fault. strays: processes that nobody knows; late: those that did not leave in order.
+    faults: their kinds. stuck: why it did not go on, if so. manager_logs: as they were before all left. warm: samples before the first
+    fault. calm_s: when everybody was back, in the time of the samples. strays: processes that nobody knows; late: those that did not leave
+    in order.
     """
 
     agents: int
@@ -32,6 +34,7 @@ class Seen:
     thetas: Thetas
     warm: tuple[Sample, ...]
     samples: tuple[Sample, ...]
+    calm_s: float
     strays: tuple[int, ...]
     late: tuple[str, ...]
     odd_ends: tuple[str, ...]
@@ -52,7 +55,7 @@ def judge(seen: Seen, undisturbed: Thetas) -> dict[str, Any]:
     if not seen.thetas.keys() & undisturbed.keys():
         differ = ["there is no round that was seen in both runs"]
     connections_max = LINKS_MAX * NODES_MAX * (seen.agents + NODES_MAX)
-    kept = promises.descriptors_left(promises.last_samples(seen.samples), seen.warm, connections_max)
+    kept = promises.descriptors_left(promises.least_since(seen.samples, seen.calm_s), seen.warm, connections_max)
     troubles = promises.troubles(seen.logs) + list(seen.odd_ends)
     strays = [f"process {pid} is nobody's" for pid in seen.strays] + [f"{name} did not leave in order" for name in seen.late]
     growth = promises.growth_pct(seen.samples)

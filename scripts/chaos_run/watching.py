@@ -98,7 +98,7 @@ class Watch:
         for name, pid in self._cluster.pids().items():
             with contextlib.suppress(OSError):  # it has just died
                 connections, others = _descriptors(pid)
-                self.samples.append(Sample(name, pid, self.now_s, connections, others, pss_mb(pid), _rss_mb(pid)))
+                self.samples.append(Sample(name, pid, self.now_s, connections, others, pss_mb(pid)))
 
 
 async def _ask(address: Address) -> dict[str, Any] | None:
@@ -118,8 +118,3 @@ def _descriptors(pid: int) -> tuple[int, int]:
             held.append(os.readlink(descriptor))
     connected = sum(what in established for what in held)
     return connected, len(held) - connected
-
-
-def _rss_mb(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

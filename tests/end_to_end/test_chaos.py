@@ -1,0 +1,37 @@
+"""Chaos, for half a minute: faults drawn from a seed strike real processes, and every promise that can be seen from outside holds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "chaos.py"
+WITHIN_S = 300.0
+"""It takes 45 s on a quiet machine."""
+
+
+def chaos(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True, timeout=WITHIN_S, cwd=ROOT)
+
+
+def test_every_promise_holds_under_chaos(tmp_path: Path) -> None:
+    done = chaos("--seconds", "25", "--seed", "8", "--agents", "8", "--out", str(tmp_path), "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["broken"] == []
+    assert report["faults"] > 5
+    assert report["rounds"] > 3
+    assert report["thetas_compared"] > 3
+    assert report["theta_equal"] is True
+    for leftover in ("durable_lost", "double_contributions", "rounds_lost", "leaked_processes", "leaked_fds"):
+        assert report[leftover] == 0
+    assert {"seed", "seconds", "memory_growth_pct", "healed_s", "command"} <= report.keys()
+
+
+def test_options_that_make_no_run() -> None:
+    done = chaos("--agents", "2")
+    assert done.returncode == 2
+    assert "--agents is at least" in done.stderr
