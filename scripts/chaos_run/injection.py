@@ -20,6 +20,7 @@ class Injection:
         self._cluster = cluster
         self._began = 0.0
         self._ends: list[asyncio.Task[None]] = []
+        self._parted: asyncio.Task[None] | None = None
         self.done: list[Fault] = []
         self.story: list[str] = []
 
@@ -63,11 +64,14 @@ class Injection:
     async def _part(self, fault: Fault) -> None:
         network = self._cluster.network
         assert isinstance(network, Network), "a plan for one machine has no partitions"
+        if self._parted is not None:
+            await self._parted  # on a busy machine the last one may have begun late
         self.done.append(fault)
         self.tell(f"partition: {fault.victim}, for {fault.lasts_s:.2f} s")
         for host, source in fault.cuts:
             await asyncio.to_thread(network.cut, host, source)
-        self._ends.append(asyncio.create_task(self._heal(fault, network)))
+        self._parted = asyncio.create_task(self._heal(fault, network))
+        self._ends.append(self._parted)
 
     async def _heal(self, fault: Fault, network: Network) -> None:
         await asyncio.sleep(fault.lasts_s)

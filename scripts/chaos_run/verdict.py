@@ -52,8 +52,8 @@ def judge(seen: Seen, undisturbed: Thetas) -> dict[str, Any]:
     back = promises.rounds_lost(told)
     lost = promises.durable_lost(seen.lives)
     differ = promises.thetas_differ(seen.thetas, undisturbed)
-    if not seen.thetas.keys() & undisturbed.keys():
-        differ = ["there is no round that was seen in both runs"]
+    if seen.rounds not in undisturbed:
+        differ.append(f"the undisturbed run has no theta of round {seen.rounds}, the last one")
     connections_max = LINKS_MAX * NODES_MAX * (seen.agents + NODES_MAX)
     kept = promises.descriptors_left(promises.least_since(seen.samples, seen.calm_s), seen.warm, connections_max)
     troubles = promises.troubles(seen.logs) + list(seen.odd_ends)

@@ -84,7 +84,7 @@ def test_a_later_life_that_knows_less() -> None:
 def test_another_theta() -> None:
     assert broken({0: {"aa"}, 1: {"bb"}, 2: {"dd"}}) == ["P5: theta of round 2: cc"]
     assert broken(thetas=THETAS | {1: {"bb", "ee"}}) == ["P5: theta of round 1: bb, ee"]
-    assert broken({}) == ["P5: there is no round that was seen in both runs"]
+    assert broken({}) == ["P5: the undisturbed run has no theta of round 2, the last one"]
 
 
 def test_what_is_left_over() -> None:
