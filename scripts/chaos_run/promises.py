@@ -36,21 +36,19 @@ class Life:
     """One life of an agent as it was seen: what it began from, and what it has called durable. Versions are 0 for none."""
 
     incarnation: int
-    began_from: int | None = None
-    """None until it was seen to have begun."""
+    began_from: int = 0
+    worked: bool = False
+    """Has it made a version of its own? Until then it may still be looking for what an earlier life knew."""
     durable: int = 0
-    holders: tuple[str, ...] = ()
-    """Of its newest record, when last seen."""
     last_s: float = 0.0
 
     def see(self, status: Mapping[str, Any], now_s: float) -> None:
         """A status document of this life."""
         self.last_s = now_s
         self.durable = max(self.durable, status["durable_version"])
-        self.holders = tuple(status["replicas_on"])
-        # It joins the tree when it has looked for what it knew, and not before.
-        if self.began_from is None and status["parent"] is not None:
-            self.began_from = status["resumed_from"]["version"] if status["resumed_from"] else 0
+        if status["resumed_from"] is not None:
+            self.began_from = status["resumed_from"]["version"]
+        self.worked = status["version"] > self.began_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +128,7 @@ def durable_lost(lives: Mapping[str, Iterable[Life]]) -> list[str]:
     for name, told in sorted(lives.items()):
         durable = 0
         for life in sorted(told, key=lambda life: life.incarnation):
-            if life.began_from is not None and life.began_from < durable:
+            if life.worked and life.began_from < durable:
                 lost.append(f"{name} began from version {life.began_from} at {life.last_s:.1f} s, and version {durable} was durable")
             durable = max(durable, life.durable)
     return lost

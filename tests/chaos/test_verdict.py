@@ -29,7 +29,7 @@ FINE = Seen(
     stuck=None,
     manager_logs={"manager-a": LOG_A, "manager-b": LOG_B},
     logs={"manager-a.log": LOG_A, "manager-b.log": LOG_B, "agents-1.log": "host-1-0 was killed; started again"},
-    lives={"host-1-0": (Life(1, began_from=0, durable=5), Life(2, began_from=6, durable=8))},
+    lives={"host-1-0": (Life(1, 0, True, 5), Life(2, 6, True, 8))},
     thetas=THETAS,
     warm=(Sample("host-1-0", 7, 1.0, 20, 14, 20.0),),
     samples=(Sample("host-1-0", 7, 1.0, 20, 14, 20.0), Sample("host-1-0", 8, 60.0, 30, 15, 20.0)),
@@ -72,13 +72,28 @@ def test_a_round_lost_or_passed_over(number: int) -> None:
     assert sentence == f"P6: version 4 is of round {number} (manager-b), and version 3 was of round 1"
 
 
+def life(began_from: int, durable: int, worked: bool = True) -> Life:
+    return Life(1, began_from, worked, durable, last_s=9.0)
+
+
 def test_a_later_life_that_knows_less() -> None:
-    lives = (Life(1, began_from=0, durable=5), Life(2, began_from=4, durable=4, last_s=9.0))
-    assert broken(lives={"a": lives}) == ["P2: a began from version 4 at 9.0 s, and version 5 was durable"]
-    not_yet = (Life(1, began_from=0, durable=5), Life(2), Life(3, began_from=5))
-    assert broken(lives={"a": not_yet}) == []
-    two_lives_later = (Life(1, durable=5), Life(2), Life(3, began_from=0, last_s=9.0))
-    assert broken(lives={"a": two_lives_later}) == ["P2: a began from version 0 at 9.0 s, and version 5 was durable"]
+    lost = ["P2: a began from version 4 at 9.0 s, and version 5 was durable"]
+    assert broken(lives={"a": (life(0, 5), life(4, 4))}) == lost
+    assert broken(lives={"a": (life(0, 5), life(0, 0, worked=False), life(4, 6))}) == lost, "the life between has seen nothing"
+    assert broken(lives={"a": (life(0, 5), life(0, 0, worked=False), life(5, 6))}) == []
+
+
+def test_what_a_life_began_from_may_be_found_late() -> None:
+    status = {"durable_version": 0, "resumed_from": None, "version": 0}
+    seen = Life(2)
+    seen.see(status, 1.0)
+    assert not seen.worked, "it is looking"
+    for resumed, version, worked in ((9, 9, False), (10, 10, False), (10, 11, True)):
+        seen.see(status | {"resumed_from": {"version": resumed}, "version": version}, 2.0)
+        assert (seen.began_from, seen.worked) == (resumed, worked)
+    fresh = Life(2)
+    fresh.see(status | {"version": 1}, 1.0)
+    assert (fresh.began_from, fresh.worked) == (0, True)
 
 
 def test_another_theta() -> None:
