@@ -150,17 +150,16 @@ class LocalCluster:
         """The pids of all that runs for this cluster now, orphans included: those in the sessions of what was spawned."""
         return session_members({process.pid for process in self._spawned})
 
-    def stop(self) -> list[int]:
-        """Ask all to leave, the agents first; after ten seconds, kill what is left. By pid, every one of ours; the pids that were left."""
+    def stop(self) -> None:
+        """Ask all to leave, the agents first; after ten seconds, kill what is left. By pid, every one of ours."""
         if not self._abrupt:
             for pid in self.processes():
                 send(pid, signal.SIGCONT)
-            for process in sorted(self._spawned, key=is_manager):
+            for process in sorted(self._spawned, key=lambda process: process is self.manager):
                 if process.poll() is None:
                     process.terminate()
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(LEAVE_TIMEOUT_S)
-        unwilling = self.processes()
         # The launchers go first: one that lives would start its agents again.
         for process in self._spawned:
             if process.poll() is None:
@@ -170,7 +169,6 @@ class LocalCluster:
             for pid in left:
                 send(pid, signal.SIGKILL)
             time.sleep(0.01)
-        return unwilling
 
     def log(self, name: str) -> str:
         """All that was written to the log `name` so far."""
@@ -290,11 +288,6 @@ def send(pid: int, number: signal.Signals) -> None:
     """The signal to a process that may be gone already."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-
-
-def is_manager(process: subprocess.Popen[bytes]) -> bool:
-    """Of two commands: is it the manager's?"""
-    return Path(process.args[0]).name == "fmrec-manager"  # type: ignore[arg-type, index]
 
 
 def pss_mb(pid: int) -> float:

@@ -56,7 +56,7 @@ class ChaosCluster(LocalCluster):
         agent_set: Sequence[str],
         with_standby: bool = True,
     ) -> None:
-        super().__init__(folder, agents=agents, sources=agents, manager_set=manager_set, agent_set=agent_set)
+        super().__init__(folder, agents=agents, sources=agents, manager_set=manager_set, agent_set=agent_set, abrupt=True)
         self.network = network
         self._host = 1  # where spawn() starts its process
         ports = (self.address.port, self.other_address.port)
@@ -87,6 +87,7 @@ class ChaosCluster(LocalCluster):
         return self
 
     async def __aexit__(self, *_: Any) -> None:
+        """Whatever did not leave() is killed."""
         self.stop()
 
     def _seeds(self, but: Address | None = None) -> list[str]:
