@@ -16,6 +16,7 @@ import asyncio
 import json
 import logging
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,8 @@ def main() -> int:
     if chosen.seconds <= 0 or chosen.every <= 0 or chosen.agents < AGENTS_MIN:
         parser.error(f"--seconds and --every are above 0, --agents is at least {AGENTS_MIN}")
     logging.disable(logging.WARNING)  # a daemon that does not answer is no news here
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)  # also in the background of a shell: nothing may be left running
     try:
         report = run(chosen, parser)
     except ClusterError as error:
