@@ -136,7 +136,7 @@ class ChaosCluster(LocalCluster):
     def pids(self) -> dict[str, int]:
         """The process of every manager, launcher and agent by name, as far as it is known."""
         for host in self.launchers:
-            self._pids |= self._named_in(f"agents-{host}.log")
+            self._pids |= self._added_to(f"agents-{host}.log")
         managers = {m.name: m.process.pid for m in self.managers.values() if m.process is not None and m.process.poll() is None}
         launchers = {f"launcher-{host}": process.pid for host, process in self.launchers.items() if process.poll() is None}
         return self._pids | managers | launchers
@@ -163,17 +163,21 @@ class ChaosCluster(LocalCluster):
             await asyncio.sleep(LOOK_S)
         return left
 
-    def _named_in(self, log: str) -> dict[str, int]:
-        """What has been added to a launcher's log names the newest process of each of its agents."""
+    def _added_to(self, log: str) -> dict[str, int]:
+        """The processes that a launcher's log has named since the last look."""
         path = self.folder / log
         with path.open("rb") as file:
             file.seek(self._read.get(log, 0))
             added = file.read()
         whole = added[: added.rfind(b"\n") + 1]
         self._read[log] = self._read.get(log, 0) + len(whole)
-        text = whole.decode(errors="replace")
-        found = [(match.start(), match[1], int(match[2])) for pattern in (READY, RESTARTED) for match in pattern.finditer(text)]
-        return {name: pid for _, name, pid in sorted(found)}
+        return named_in(whole.decode(errors="replace"))
+
+
+def named_in(log: str) -> dict[str, int]:
+    """The newest process of each agent that these lines of a launcher's log name."""
+    found = [(match.start(), match[1], int(match[2])) for pattern in (READY, RESTARTED) for match in pattern.finditer(log)]
+    return {name: pid for _, name, pid in sorted(found)}
 
 
 def places(agents: int, hosts: Sequence[int]) -> dict[str, int]:

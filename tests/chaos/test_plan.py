@@ -1,4 +1,4 @@
-"""The plan of a chaos run: drawn from the seed alone, and within its bounds."""
+"""The plan of a chaos run: drawn from the seed alone, and within its bounds; and whom it strikes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from scripts.chaos_run.cluster import MANAGERS, places
+from scripts.chaos_run.cluster import MANAGERS, named_in, places
 from scripts.chaos_run.plan import KINDS, PARTITION_MAX_S, STOP_MAX_S, STOP_MIN_S, Fault, Kind, draw_plan
 
 HOSTS = range(1, 5)
@@ -55,3 +55,13 @@ def test_only_what_is_asked_for() -> None:
 
 def test_agents_are_spread_evenly() -> None:
     assert places(5, [1, 2, 3, 4]) == {"host-1-0": 1, "host-1-1": 1, "host-2-0": 2, "host-3-0": 3, "host-4-0": 4}
+
+
+def test_a_launchers_log_names_the_newest_process_of_each_agent() -> None:
+    log = """name                 role     agentId                               pid   port
+host-1-0             source   943f572ac9b8d1b8b8a25a2c64f5e1b1    21104  20027
+host-1-1             source   5d748697c9b8d1b8b8a25a2c64f5e1b1    21105  20028
+2026-11-25 21:00:40,602 WARNING fmrec.launcher host-1-0 (pid 21104) was killed by SIGKILL; started again as pid 21230
+2026-11-25 21:00:40,783 INFO    fmrec.agent host-1-0: goes on from version 21, round 4, iteration 100
+"""
+    assert named_in(log) == {"host-1-0": 21230, "host-1-1": 21105}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +31,30 @@ def test_every_promise_holds_under_chaos(tmp_path: Path) -> None:
     for leftover in ("durable_lost", "double_contributions", "rounds_lost", "leaked_processes", "leaked_fds"):
         assert report[leftover] == 0
     assert {"seed", "seconds", "memory_growth_pct", "healed_s", "command"} <= report.keys()
+
+
+def test_an_interrupt_leaves_nobody_behind(tmp_path: Path) -> None:
+    """Also in the background of a shell, where SIGINT is ignored."""
+    command = [sys.executable, str(SCRIPT), "--agents", "4", "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        deadline = time.monotonic() + WITHIN_S
+        while len(running(tmp_path)) < 5:  # itself, two managers, and the agents that have a disk
+            assert time.monotonic() < deadline, running(tmp_path)
+            assert run.poll() is None, "it ended by itself"
+            time.sleep(0.05)
+        run.terminate()
+        assert run.wait(WITHIN_S) == 130
+    assert running(tmp_path) == []
+
+
+def running(folder: Path) -> list[int]:
+    """The processes whose command names this folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
 
 
 def test_options_that_make_no_run() -> None:
