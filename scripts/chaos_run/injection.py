@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
 
@@ -40,24 +39,26 @@ class Injection:
         self.story.append(f"{time.monotonic() - self._began:8.2f} s  {what}")
 
     def _signal(self, fault: Fault) -> None:
-        pid = self._cluster.pids().get(fault.victim)
-        number = signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP
-        try:
-            if pid is None:
-                raise ProcessLookupError
-            os.kill(pid, number)
-        except ProcessLookupError:
+        pid = self._running(fault.victim)
+        if pid is None:
             self.tell(f"{fault.victim} is not running: passed over")
             return
+        number = signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP
+        send(pid, number)
         self.done.append(fault)
         lasts = f" for {fault.lasts_s:.2f} s" if fault.lasts_s else ""
         self.tell(f"{number.name} to {fault.victim} (pid {pid}){lasts}")
         if number == signal.SIGSTOP:
             self._ends.append(asyncio.create_task(self._wake(fault, pid)))
 
+    def _running(self, name: str) -> int | None:
+        """The process of this name. None for one that has ended, whose number may be anybody's by now."""
+        pid = self._cluster.pids().get(name)
+        return pid if pid in self._cluster.processes() else None
+
     async def _wake(self, fault: Fault, pid: int) -> None:
         await asyncio.sleep(fault.lasts_s)
-        if self._cluster.pids().get(fault.victim) == pid:
+        if self._running(fault.victim) == pid:
             send(pid, signal.SIGCONT)
             self.tell(f"SIGCONT to {fault.victim} (pid {pid})")
 

@@ -6,6 +6,10 @@ import asyncio
 import time
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("pyroute2", reason="pyroute2 makes the hosts: `make setup` installs it")
+
 from protocol.aio.sockets import half_open_max_s
 from protocol.parameters import loopback
 from scripts.hosts import Network

@@ -8,6 +8,10 @@ import socket
 import time
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("pyroute2", reason="pyroute2 makes the hosts: `make setup` installs it")
+
 from protocol.aio.connections import Connections
 from protocol.aio.sockets import half_open_max_s
 from protocol.identifiers import Peer, agent_id
