@@ -11,8 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "chaos.py"
-WITHIN_S = 300.0
-"""It takes 45 s on a quiet machine."""
+WITHIN_S = 600.0
+"""For a machine that does other things as well: chaos.py bounds each of its parts by itself."""
 
 
 def chaos(*options: str) -> subprocess.CompletedProcess[str]:
