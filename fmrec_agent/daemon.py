@@ -96,7 +96,7 @@ class AgentDaemon:
             rounded=self.settings.replica_precision == "bf16",
         )
         self.retriever = Retriever(self.driver, self.store)
-        self.worker = Worker(trainer, self.dispatcher, self.driver, self.store, self.tree, self.role, self.parameters)
+        self.worker = Worker(trainer, self.dispatcher, self.driver, self.store, self.tree, self.role, self.parameters, self._restore)
         self.connections.status_document = self.status
         self.connections.stop = self._stop.set
         self.driver.start()
@@ -135,15 +135,17 @@ class AgentDaemon:
     async def _restore(self) -> None:
         """Our own newest record, wherever it is. None is a first start, or a loss, which the manager has then reported as one."""
         found = await self.retriever.newest(self.me.id, self.tree)
+        if found is not None and found[0].version <= self.dispatcher.version:
+            return  # it is what we go on from already
         if found is None:
             log.info("%s: no record of an earlier life was found: starting from the beginning", self.name)
             return
         record, knowledge = found
+        self._resumed = {"version": record.version, "round": record.round, "iteration": record.iteration}
         try:
             await self.worker.restore(record, knowledge)
         except LearnerError as error:
             raise UserError(f"the record of {self.name} (version {record.version}) does not fit its learner: {error}") from error
-        self._resumed = {"version": record.version, "round": record.round, "iteration": record.iteration}
         log.info("%s: goes on from version %d, round %d, iteration %d", self.name, record.version, record.round, record.iteration)
 
     async def _report(self) -> None:
