@@ -81,7 +81,8 @@ async def test_a_file_that_was_being_read_when_an_error_came_is_closed_in_the_tr
                 closed_in.append(threading.get_ident())
 
     def broken() -> Counting:
-        for row in rows():
+        reading = rows()
+        for row in reading:
             raise LearnerError(f"{row} is no lot")
         return Counting()
 
