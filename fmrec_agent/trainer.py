@@ -14,14 +14,17 @@ import asyncio
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from fmrec_agent.learning.learner import Contribution, Job, Learner, Tensors
 from protocol.wire.codec import pack, unpack
 from protocol.wire.messages import Phase
 
+Result = TypeVar("Result")
 STATE_BYTES_MAX = 1 << 30
 TRAINING_NICER = 10
 """Than the process itself, which may have been started with a niceness of its own."""
@@ -65,6 +68,18 @@ def _yield_to_heartbeats() -> None:
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
+def _tidily(work: Callable[..., Result], *arguments: Any) -> Result:
+    """Do it. What an error holds, open files above all, is let go here: another thread would close its own descriptors instead."""
+    try:
+        return work(*arguments)
+    except Exception as error:
+        told: BaseException | None = error
+        while told is not None:
+            traceback.clear_frames(told.__traceback__)
+            told = told.__cause__ or told.__context__
+        raise
+
+
 class Trainer:
     """One learner and its thread. `iteration` counts over the agent's whole life, restored ones included.
 
@@ -95,18 +110,19 @@ class Trainer:
 
     async def load(self, factory: Callable[[], Learner]) -> None:
         """Build the learner, in the thread that will drive it. What the factory raises is raised here."""
-        self._learner = await asyncio.get_running_loop().run_in_executor(self._thread, factory)
+        self._learner = await asyncio.get_running_loop().run_in_executor(self._thread, _tidily, factory)
 
     def holds(self, phase: Phase, round_number: int, theta: bytes) -> bool:
         """Is this job, from the theta of this digest, begun or restored, and not at its end?"""
         return (self.phase, self.round, self.theta) == (phase, round_number, theta) and self.done < self.total
 
     async def initial_parameters(self, seed: int) -> Tensors:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self.learner.initial_parameters, seed)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, _tidily, self.learner.initial_parameters, seed)
 
     async def restore(self, snapshot: Snapshot) -> None:
         """Become what the snapshot says."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self.learner.restore, snapshot.tensors, snapshot.extra)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, _tidily, self.learner.restore, snapshot.tensors, snapshot.extra)
         self.phase, self.round, self.theta = snapshot.phase, snapshot.round, snapshot.theta
         self.done, self.total = snapshot.done, snapshot.total
         self.iteration, self.loss = snapshot.iteration, snapshot.loss
@@ -125,7 +141,7 @@ class Trainer:
             if on_snapshot is not None:
                 loop.call_soon_threadsafe(on_snapshot, snapshot)
 
-        return await loop.run_in_executor(self._thread, self._work, job, theta, digest, tell)
+        return await loop.run_in_executor(self._thread, _tidily, self._work, job, theta, digest, tell)
 
     def _work(
         self, job: Job, theta: Tensors | None, digest: bytes, tell: Callable[[Snapshot], None]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +66,33 @@ async def test_the_loop_turns_while_it_trains(made: Made) -> None:
     await asyncio.sleep(0)  # the loop is here while the thread waits: only it can open the gate
     gate.set()
     assert await asyncio.wait_for(running, 10) is not None
+
+
+async def test_a_file_that_was_being_read_when_an_error_came_is_closed_in_the_training_thread(tmp_path: Path) -> None:
+    """The thread may have descriptors of its own: closed by the loop's thread, the file's number would be another file's."""
+    (tmp_path / "lots.csv").write_text("one\ntwo\n")
+    closed_in: list[int] = []
+
+    def rows() -> Iterator[str]:
+        with (tmp_path / "lots.csv").open() as file:
+            try:
+                yield from file
+            finally:
+                closed_in.append(threading.get_ident())
+
+    def broken() -> Counting:
+        reading = rows()
+        for row in reading:
+            raise LearnerError(f"{row} is no lot")
+        return Counting()
+
+    trainer = Trainer(3)
+    with pytest.raises(LearnerError) as raised:
+        await trainer.load(broken)
+    assert raised.value.__traceback__ is not None, "and it is held while we look"
+    assert len(closed_in) == 1
+    assert closed_in != [threading.get_ident()]
+    trainer.close()
 
 
 async def test_what_the_factory_raises_is_raised_by_load() -> None:
