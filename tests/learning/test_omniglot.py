@@ -53,7 +53,8 @@ def test_ink_is_one_and_the_same_character_of_two_places_counts_once(archive: Pa
     drawings = omniglot.drawings("Alphabet/character00")
     assert drawings.shape == (DRAWINGS, 28, 28)
     assert (drawings.min(), drawings.max()) == (0, 1)
-    assert drawings.mean() == pytest.approx(30 * 20 / 105**2, rel=0.01)
+    # 105 is not a multiple of 28, so an edge is as much as half a pixel off, of 20.
+    assert drawings.mean() == pytest.approx(30 * 20 / 105**2, rel=0.025)
     assert drawings[0, 2, 2] == 1
     assert drawings[0, 20, 20] == 0
 
