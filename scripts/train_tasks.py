@@ -2,7 +2,7 @@
 
     sinusoid     K = 10: MSE after 1 and 10 steps; the floor is a net of the same size trained on all sinusoids without adaptation in mind
     synthetic    Synthetic(1, 1), 30 devices: accuracy on 30 new devices after adaptation
-    parking      RMSE over the 12 targets with 0, 1, 3, 6 and 24 days of their data, by three methods; the floor is persistence
+    parking      RMSE over the 12 targets with 0, 1, 3, 6 and 24 days of their data, by ridge; the floor is persistence
     omniglot     5-way 1-shot on characters that no source has, one source and twelve; the floor is chance
 
 Each is trained from every seed given. No test data enters training or the choice of anything; what was chosen was chosen on sources. One
