@@ -33,8 +33,8 @@ HEALED_S = 120.0
 """Far above what the overlay needs, as START_S is: the longest dial back-off, and the start of a manager that loads torch beside eighteen
 processes, on a machine that does other things as well. How long it took is in the report."""
 ROUNDS_AFTER, ROUNDS_AFTER_S = 3, 120.0
-LEAVE_S = 5.0
-"""For all agents at once, each of which waits until its peers have heard its goodbye; half of what a launcher allows before it kills."""
+LEAVE_S = 8.0
+"""For all agents at once, each of which waits until its peers have heard its goodbye; less than what a launcher allows before it kills."""
 UNDISTURBED_ROUND_S = 5.0
 
 
