@@ -52,7 +52,7 @@ bench-methods: $(STAMP)  ## CPU time of a draw by each learning method, its task
 simulate: $(STAMP)  ## the overlay in virtual time, under faults drawn from a seed (SEED=1 NODES=1000 FAULTS=drawn)
 	@$(BIN)/python scripts/simulate.py --seed '$(SEED)' --nodes '$(NODES)' --faults '$(FAULTS)'
 
-soak: $(STAMP)  ## half an hour of kills, hangs and partitions on real processes, every promise checked at the end (SEED=1; 2 and 3 were run, too)
+soak: $(STAMP)  ## half an hour of kills, hangs and partitions on real processes, every promise checked (SEED=1)
 	@$(BIN)/python scripts/chaos.py --seconds 1800 --seed '$(SEED)'
 
 clean:  ## remove .venv, runs and caches

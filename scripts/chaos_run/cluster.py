@@ -141,11 +141,11 @@ class ChaosCluster(LocalCluster):
         launchers = {f"launcher-{host}": process.pid for host, process in self.launchers.items() if process.poll() is None}
         return self._pids | managers | launchers
 
-    async def leave(self, within_s: float) -> list[str]:
+    async def leave(self, agents_s: float, managers_s: float) -> list[str]:
         """Ask all to leave, the agents first, through their launchers; which processes have not ended within so many seconds."""
         names = self.pids()
         late = []
-        for group in ("launcher", "manager"):
+        for group, within_s in (("launcher", agents_s), ("manager", managers_s)):
             asked = {name: pid for name, pid in names.items() if name.startswith(group)}
             awaited = {name: pid for name, pid in names.items() if name.startswith("manager") == (group == "manager")}
             for pid in asked.values():

@@ -33,8 +33,9 @@ HEALED_S = 120.0
 """Far above what the overlay needs, as START_S is: the longest dial back-off, and the start of a manager that loads torch beside eighteen
 processes, on a machine that does other things as well. How long it took is in the report."""
 ROUNDS_AFTER, ROUNDS_AFTER_S = 3, 120.0
-LEAVE_S = 5.0
-"""For all agents at once, each of which waits until its peers have heard its goodbye; half of what a launcher allows before it kills."""
+AGENTS_LEAVE_S, MANAGERS_LEAVE_S = 8.0, 60.0
+"""Agents: all at once, each until its peers have heard its goodbye; less than what a launcher allows before it kills. Nobody kills a
+manager."""
 UNDISTURBED_ROUND_S = 5.0
 
 
@@ -82,7 +83,7 @@ class ChaosRun:
                 await watch.close()
             manager_logs = {name: cluster.log(f"{name}.log") for name in cluster.managers}
             strays = sorted(set(cluster.processes()) - set(cluster.pids().values()))
-            late = await cluster.leave(LEAVE_S)
+            late = await cluster.leave(AGENTS_LEAVE_S, MANAGERS_LEAVE_S)
             logs = {path.name: cluster.log(path.name) for path in sorted(cluster.folder.glob("*.log"))}
         return Seen(
             agents=self._options.agents,
