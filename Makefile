@@ -9,7 +9,7 @@ NODES  ?= 1000
 FAULTS ?= drawn
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench bench-overlay bench-bulk bench-aggregation simulate clean
+.PHONY: help setup demo test lint types bench bench-overlay bench-bulk bench-aggregation bench-methods simulate soak clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -46,8 +46,14 @@ bench-bulk: $(STAMP)  ## moving records, beside a bare BufferedProtocol; control
 bench-aggregation: $(STAMP)  ## weighted mean, median, trimmed mean, Krum of up to 500 x 1 M values, beside the bandwidth of a copy
 	@$(BIN)/python scripts/bench_aggregation.py
 
+bench-methods: $(STAMP)  ## CPU time of a draw by each learning method, its tasks together and one by one, beside a plain gradient
+	@$(BIN)/python scripts/bench_methods.py
+
 simulate: $(STAMP)  ## the overlay in virtual time, under faults drawn from a seed (SEED=1 NODES=1000 FAULTS=drawn)
 	@$(BIN)/python scripts/simulate.py --seed '$(SEED)' --nodes '$(NODES)' --faults '$(FAULTS)'
+
+soak: $(STAMP)  ## half an hour of kills, hangs and partitions on real processes, every promise checked at the end (SEED=1; 2 and 3 were run, too)
+	@$(BIN)/python scripts/chaos.py --seconds 1800 --seed '$(SEED)'
 
 clean:  ## remove .venv, runs and caches
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

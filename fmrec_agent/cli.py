@@ -10,11 +10,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from protocol.aio.command_line import run_command
+
+if TYPE_CHECKING:
+    from fmrec_agent.learning.learner import Role
 
 STATUS_TIMEOUT_S = 5.0
 EXAMPLES_START = """
@@ -30,6 +33,18 @@ EXAMPLES_AT = """
 Examples:
   fmrec-agent status --at 127.0.0.1:7710
   fmrec-agent status --at 127.0.0.1:7710 --format json
+"""
+EXAMPLES_CHECK = """
+\b
+Examples:
+  fmrec-agent check-learner my_module:MyLearner
+  fmrec-agent check-learner admm --role source --set learning.task.data=../data/parking
+"""
+EXAMPLES_DATA = """
+\b
+Examples:
+  fmrec-agent data get parking --to data/parking
+  fmrec-agent start --count 12 --set sources=9 --set learning.task.data=data/parking
 """
 at_option = click.option("--at", required=True, metavar="HOST:PORT", help="Where the agent listens.")
 cluster_option = click.option(
@@ -118,6 +133,49 @@ def _outline(value: Mapping[Any, Any], indent: str) -> Iterator[str]:
             yield f"{indent}{key}: {', '.join(map(str, entry)) or '-'}"
         else:
             yield f"{indent}{key}: {'-' if entry is None else entry}"
+
+
+@commands.command("check-learner", epilog=EXAMPLES_CHECK, short_help="Check a Learner of your own.")
+@click.argument("learner")
+@click.option("--config", type=click.Path(path_type=Path), help="A TOML file of settings, as for start.")
+@click.option("--role", "roles", type=click.Choice(["source", "target"]), multiple=True, help="Check this role alone [both].")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any setting, as for start; repeatable.")
+def check_learner(learner: str, config: Path | None, roles: tuple[Role, ...], overrides: tuple[str, ...]) -> int:
+    """Check that LEARNER, as module:attribute or by name, keeps what exact recovery asks of it: restored, it ends with equal bytes."""
+    from fmrec_agent.learning.conformance import elsewhere, findings, maker
+    from fmrec_agent.settings import AgentSettings
+    from protocol.aio.process import FAILED, FINE
+    from protocol.aio.settings import load, toml_value
+
+    options = load(AgentSettings, config, [*overrides, f"--learner learning.learner={toml_value(learner)}"], os.environ).learning
+    broken = False
+    for role in roles or ("source", "target"):
+        found = list(findings(maker(options, role), role))
+        if not any(finding.fault for finding in found):
+            found.append(elsewhere(options, role))
+        for finding in found:
+            verdict = f"broken  {finding.promise}: {finding.fault}" if finding.fault else f"kept    {finding.promise}"
+            click.echo(f"{role:7} {verdict}")
+            broken |= finding.fault is not None
+    return FAILED if broken else FINE
+
+
+@commands.group(short_help="Fetch public data sets.")
+def data() -> None:
+    """Public data sets for the tasks."""
+
+
+@data.command(epilog=EXAMPLES_DATA, short_help="Fetch one.")
+@click.argument("name", type=click.Choice(["parking"]))
+@click.option("--to", type=click.Path(path_type=Path), default=Path("data/parking"), show_default=True, help="The folder to put it in.")
+@click.option("--from", "source", metavar="URL", help="A mirror of the repository at its pinned commit.")
+def get(name: str, to: Path, source: str | None) -> int:
+    """Fetch the data set NAME from its public repository, check it, and convert it for learning.task.data."""
+    from fmrec_agent.learning.tasks.parking_download import SOURCE, get_parking
+
+    fetched = get_parking(to, source or SOURCE, click.echo)
+    click.echo(f"the {name} data is in {to}" if fetched else f"the {name} data was in {to} already")
+    return 0
 
 
 @commands.command(epilog="\b\nExample:\n  fmrec-agent leave --at 127.0.0.1:7710", short_help="Make an agent leave in order.")

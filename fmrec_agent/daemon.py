@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from itertools import repeat
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -43,20 +44,25 @@ SWITCH_INTERVAL_S = 0.001
 """How long the training thread may keep the interpreter to itself: heartbeats wait no longer than this."""
 PEERS_TRIED = 8
 """Of those that the last life knew, neighbours first, when no seed answers; then the seeds' turn comes again."""
+PORT_LEFT_WITHIN_S, PORT_TRIES = 0.5, 50
+"""A killed process leaves its port within milliseconds of what tells its launcher of its death, in either order."""
 LOUD_FACTS = {"ring_lost", "slept"}
 """What the overlay notices and a user of one agent wants to know; the rest is for log_level debug, and the manager's log."""
 
 
 class AgentDaemon:
-    """The agent at `index` of these settings. `ready` is told the bound port once the agent listens."""
+    """The agent at `index` of these settings. `ready` is told the bound port once the agent listens; in_training_thread: as Trainer's."""
 
-    def __init__(self, settings: AgentSettings, index: int, ready: Callable[[Peer], None]) -> None:
+    def __init__(
+        self, settings: AgentSettings, index: int, ready: Callable[[Peer], None], in_training_thread: Callable[[], None] = lambda: None
+    ) -> None:
         self.settings = settings
         self.index = index
         self.name = settings.name_of(index)
         self.role = settings.role_of(index)
         self.tree = tree_id(settings.tree, settings.task)
         self._ready = ready
+        self._in_training_thread = in_training_thread
         self._stop = asyncio.Event()
         self._active = asyncio.Event()
         self._reason = ""
@@ -74,7 +80,7 @@ class AgentDaemon:
         self.book = PeerBook(self._directory("peers.json"))
         self.store = RecordStore(self._directory("records"), self.settings.record_store_bytes_max, log.warning)
         await self.store.load()
-        self.trainer = trainer = Trainer(self.settings.checkpoint_every)
+        self.trainer = trainer = Trainer(self.settings.checkpoint_every, self._in_training_thread)
         await trainer.load(self._learner)
         self.connections = Connections(self.settings.cluster, self.parameters)
         address = await self._listen()
@@ -90,7 +96,7 @@ class AgentDaemon:
             rounded=self.settings.replica_precision == "bf16",
         )
         self.retriever = Retriever(self.driver, self.store)
-        self.worker = Worker(trainer, self.dispatcher, self.driver, self.store, self.tree, self.role, self.parameters)
+        self.worker = Worker(trainer, self.dispatcher, self.driver, self.store, self.tree, self.role, self.parameters, self._restore)
         self.connections.status_document = self.status
         self.connections.stop = self._stop.set
         self.driver.start()
@@ -129,15 +135,17 @@ class AgentDaemon:
     async def _restore(self) -> None:
         """Our own newest record, wherever it is. None is a first start, or a loss, which the manager has then reported as one."""
         found = await self.retriever.newest(self.me.id, self.tree)
+        if found is not None and found[0].version <= self.dispatcher.version:
+            return  # it is what we go on from already
         if found is None:
             log.info("%s: no record of an earlier life was found: starting from the beginning", self.name)
             return
         record, knowledge = found
+        self._resumed = {"version": record.version, "round": record.round, "iteration": record.iteration}
         try:
             await self.worker.restore(record, knowledge)
         except LearnerError as error:
             raise UserError(f"the record of {self.name} (version {record.version}) does not fit its learner: {error}") from error
-        self._resumed = {"version": record.version, "round": record.round, "iteration": record.iteration}
         log.info("%s: goes on from version %d, round %d, iteration %d", self.name, record.version, record.round, record.iteration)
 
     async def _report(self) -> None:
@@ -226,14 +234,16 @@ class AgentDaemon:
         return now
 
     async def _listen(self) -> Address:
-        """The first port of ours that is free."""
+        """The first port of ours that is free. Where there is one only, a life that was just killed may be about to leave it."""
         ports = self.settings.ports_of(self.index)
-        for port in ports[:-1]:
+        wait_s = 0.0 if len(ports) > 1 else PORT_LEFT_WITHIN_S / PORT_TRIES
+        for port in ports[:-1] if len(ports) > 1 else repeat(ports[0], PORT_TRIES):
             try:
                 return await self.connections.listen(self.settings.host, port)
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
                     return await listen_port(self.connections, self.settings.host, port)
+            await asyncio.sleep(wait_s)
         return await listen_port(self.connections, self.settings.host, ports[-1])
 
     # --- status -------------------------------------------------------------------------------------------------------
@@ -257,6 +267,7 @@ class AgentDaemon:
             "loss": trainer.loss,
             "version": self.dispatcher.version,
             "durable_version": self.dispatcher.durable_version,
+            "durable_ms": round(1000 * self.dispatcher.durable_s, 3),
             "snapshot_pause_ms": round(1000 * trainer.pause_s, 3),
             "replicas_on": [str(holder) for holder in self.node.replication.holders((self.me.id, self.tree))],
             "resumed_from": self._resumed,

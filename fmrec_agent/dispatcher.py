@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from dataclasses import replace
 from functools import partial
 
@@ -23,6 +24,9 @@ from protocol.overlay.events import Replicate
 from protocol.wire.values import RecordSummary
 
 log = logging.getLogger("fmrec.dispatcher")
+
+TAKEN_MAX = 16
+"""Snapshots under way that are timed; more are a writer that is faster than its neighbours."""
 
 
 class Dispatcher:
@@ -39,6 +43,10 @@ class Dispatcher:
         self.incarnation = driver.node.self_peer.incarnation
         """That records are sealed with: of this life, or of the one before, where the clock was set back between them."""
         self.durable_version = 0
+        self.durable_s = 0.0
+        """How long that took, from the snapshot handed over here to the word of the quorum, sealing included."""
+        self._taken: deque[tuple[int, float]] = deque(maxlen=TAKEN_MAX)
+        """The last versions that are to be replicated, and when their snapshots came."""
         self._waiting: dict[int, asyncio.Future[None]] = {}
 
     def restored(self, record: RecordSummary) -> None:
@@ -57,6 +65,7 @@ class Dispatcher:
         knowledge = replace(knowledge, owner=me.id, tree=self._tree, version=self.version, incarnation=self.incarnation)
         if not replicate:
             return await self._sealed(knowledge, rounded=False)
+        self._taken.append((self.version, asyncio.get_running_loop().time()))
         record, data = await self._sealed(knowledge, rounded=self.rounded)
         self._store.put(record, data)
         self._driver.dispatch(Replicate(record))
@@ -68,6 +77,9 @@ class Dispatcher:
 
     def on_durable(self, effect: Durable) -> None:
         """The overlay has told that a record is held by its quorum."""
+        for version, taken in self._taken:
+            if version == effect.record.version:
+                self.durable_s = asyncio.get_running_loop().time() - taken
         self.durable_version = max(self.durable_version, effect.record.version)
         for version in [version for version in self._waiting if version <= self.durable_version]:
             waiting = self._waiting.pop(version)

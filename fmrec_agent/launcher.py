@@ -4,6 +4,10 @@ Importing torch takes seconds and 200 MiB; a fork of a process that has done so 
 parent warms itself up, forks once for each agent, and stays single-threaded without an event loop, so that it can fork again: an
 agent that dies is there again before anybody misses it (`restart = "on-failure"`).
 
+Each child keeps the end of a pipe, its life line. On it the child says that it listens, and that it ends of its own accord; where it
+breaks without that word, the child was killed. This is known a tenth of a second before the kernel has taken the process apart, and its
+last thread was given a turn to die. SIGIO tells of the pipe, as SIGCHLD of the process: one wait for both.
+
 The parent is no point of loss: agents go on when it dies; only nobody restarts them then.
 """
 
@@ -11,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import gc
 import json
 import logging
@@ -20,10 +25,13 @@ import signal
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from fmrec_agent.daemon import AgentDaemon
-from fmrec_agent.learning.learner import LearnerError
+from fmrec_agent.descriptors import keep_own_descriptors
+from fmrec_agent.learning.learner import Job, Learner, LearnerError, Tensors
 from fmrec_agent.learning.loading import load_learner
 from fmrec_agent.settings import AgentSettings
 from protocol.aio.process import FAILED, FINE, INTERRUPTED, USAGE, UserError, run, set_up_logging
@@ -32,22 +40,24 @@ from protocol.wire.codec import prepare
 
 log = logging.getLogger("fmrec.launcher")
 
-READY_POLL_S = 0.02
-"""How often to look, while an agent starts, whether it listens."""
 LEAVE_TIMEOUT_S = 10.0
-SIGNALS = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGCHLD, signal.SIGIO, signal.SIGINT, signal.SIGTERM)
+TRIAL_S = 10
+"""A first iteration that takes longer is no start that agents could be spared."""
+FAREWELL = b"ends\n"
 
 
 @dataclass(slots=True)
 class Child:
     """One agent's process, through all its lives. died: when its lives ended, monotonic seconds, within the last minute.
 
-    ready: the pipe on which it says once that it listens; None after that.
+    line: our end of its life line; None once that has ended. ends: it has said that it ends of its own accord.
     """
 
     index: int
     pid: int = 0
-    ready: int | None = None
+    line: int | None = None
+    ends: bool = False
     died: deque[float] = field(default_factory=deque)
 
 
@@ -55,7 +65,7 @@ def launch(settings: AgentSettings) -> int:
     """Run the agents of these settings until they end or are interrupted; the exit code."""
     set_up_logging(settings.log_level)
     if settings.count == 1 and settings.restart == "no":
-        return run(AgentDaemon(settings, 0, lambda peer: _say(_row(settings, 0, os.getpid(), peer))).run)
+        return run(AgentDaemon(settings, 0, lambda peer: _say(_row(settings, 0, os.getpid(), peer)), keep_own_descriptors).run)
     return Launcher(settings).run()
 
 
@@ -76,6 +86,9 @@ class Launcher:
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
         self._children: dict[int, Child] = {}
+        self._followed: dict[int, tuple[Child, int]] = {}
+        """Pids of lives that were killed, and the child and pid of the next one; until the kernel says how they ended."""
+        self._leaving = False
         self._code = FINE
 
     def run(self) -> int:
@@ -85,32 +98,31 @@ class Launcher:
         _say(HEADER)
         for index in range(self._settings.count):
             self._start(Child(index))
-        leaving = False
         deadline: float | None = None
         while self._children:
             caught = signal.sigtimedwait(SIGNALS, self._patience_s(deadline))
-            self._announce()
+            self._listen()
             if caught is not None and caught.si_signo in (signal.SIGINT, signal.SIGTERM):
                 self._code = INTERRUPTED if caught.si_signo == signal.SIGINT else self._code
-                leaving, deadline = True, time.monotonic() + LEAVE_TIMEOUT_S
+                self._leaving, deadline = True, time.monotonic() + LEAVE_TIMEOUT_S
                 self._signal_all(signal.SIGTERM)
             elif deadline is not None and time.monotonic() >= deadline:
                 self._signal_all(signal.SIGKILL)
                 deadline = None
-            self._reap(leaving)
+            self._reap()
         return self._code
 
     def _patience_s(self, deadline: float | None) -> float:
         """How long to wait for a signal."""
-        starting = any(child.ready is not None for child in self._children.values())
-        left_s = 3600.0 if deadline is None else max(0.0, deadline - time.monotonic())
-        return min(left_s, READY_POLL_S) if starting else left_s
+        return 3600.0 if deadline is None else max(0.0, deadline - time.monotonic())
 
     # --- children -----------------------------------------------------------------------------------------------------
 
     def _start(self, child: Child) -> None:
         """Fork: the child runs its agent and never returns here."""
         reader, writer = os.pipe()
+        fcntl.fcntl(reader, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(reader, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
@@ -118,56 +130,76 @@ class Launcher:
             os.close(reader)
             os._exit(_be_agent(self._settings, child.index, writer))
         os.close(writer)
-        child.pid, child.ready = pid, reader
+        child.pid, child.line, child.ends = pid, reader, False
         self._children[pid] = child
 
-    def _announce(self) -> None:
-        """A row of the table for each agent that listens now."""
-        starting = {child.ready: child for child in self._children.values() if child.ready is not None}
+    def _listen(self) -> None:
+        """What the children have said: a row of the table for each that listens; and who was killed is started again."""
+        lines = {child.line: child for child in self._children.values() if child.line is not None}
         poll = select.poll()
-        for ready in starting:
-            poll.register(ready, select.POLLIN)
-        for ready, _ in poll.poll(0):
-            child, line = starting[ready], os.read(ready, 4096)
-            os.close(ready)
-            child.ready = None
-            if line:
-                told = json.loads(line)
-                peer = Peer(NodeId(told["id"]), told["host"], told["port"], told["incarnation"])
-                _say(_row(self._settings, child.index, child.pid, peer))
+        for line in lines:
+            poll.register(line, select.POLLIN)
+        for line, _ in poll.poll(0):
+            child = lines[line]
+            said, broken = _read(line)
+            for word in said.splitlines(keepends=True):
+                if word == FAREWELL:
+                    child.ends = True
+                else:
+                    told = json.loads(word)
+                    peer = Peer(NodeId(told["id"]), told["host"], told["port"], told["incarnation"])
+                    _say(_row(self._settings, child.index, child.pid, peer))
+            if broken:
+                self._hang_up(child)
+                if not (child.ends or self._leaving) and self._may_restart(child):
+                    dead = child.pid
+                    del self._children[dead]
+                    self._start(child)
+                    self._followed[dead] = child, child.pid
+
+    def _hang_up(self, child: Child) -> None:
+        if child.line is not None:
+            os.close(child.line)
+            child.line = None
 
     def _signal_all(self, number: signal.Signals) -> None:
         for pid in self._children:
             os.kill(pid, number)
 
-    def _reap(self, leaving: bool) -> None:
-        """Bury who has died, and start it again where that is asked."""
+    def _reap(self) -> None:
+        """Bury who has died, say how, and start it again where that is asked and not done yet."""
         while self._children:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            child = self._children.pop(pid, None)
+            code = os.waitstatus_to_exitcode(status)
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            child, follower = self._followed.pop(pid, (self._children.get(pid), None))
             if child is None:
                 continue
-            if child.ready is not None:
-                os.close(child.ready)
-                child.ready = None
-            name, code = self._settings.name_of(child.index), os.waitstatus_to_exitcode(status)
-            if code in (FINE, INTERRUPTED) or leaving:
-                continue
-            if code == USAGE:
-                # It has said why in a sentence, and would end in the same way again.
-                self._code = FAILED
-                continue
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            if self._settings.restart == "on-failure" and self._may_restart(child):
-                self._start(child)
-                log.warning("%s (pid %d) %s; started again as pid %d", name, pid, how, child.pid)
+            if follower is None:
+                del self._children[pid]
+                judged = child.line is None and not child.ends
+                self._hang_up(child)
+                if code in (FINE, INTERRUPTED) or self._leaving:
+                    continue
+                if code == USAGE:
+                    # It has said why in a sentence, and would end in the same way again.
+                    self._code = FAILED
+                    continue
+                if not judged and self._may_restart(child):
+                    self._start(child)
+                    follower = child.pid
+            name = self._settings.name_of(child.index)
+            if follower is not None:
+                log.warning("%s (pid %d) %s; started again as pid %d", name, pid, how, follower)
             else:
                 log.error("%s (pid %d) %s", name, pid, how)
                 self._code = FAILED
 
     def _may_restart(self, child: Child) -> bool:
+        if self._settings.restart == "no":
+            return False
         now = time.monotonic()
         child.died.append(now)
         while child.died[0] < now - 60:
@@ -178,32 +210,75 @@ class Launcher:
         return False
 
 
+def _read(line: int) -> tuple[bytes, bool]:
+    """All that there is to read; and whether the line is broken."""
+    said = b""
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(line, 4096):
+            said += part
+        return said, True
+    return said, False
+
+
 def _warm_up(settings: AgentSettings) -> None:
     """Do once what every agent would do for itself, single-threaded, and keep the collector from touching (and so copying) those
-    pages: import torch, make the validators, build one learner of each role. No backward pass: autograd does not survive a fork.
+    pages: import torch, make the validators, build one learner of each role, and iterate once on the CPU, for the first time takes longest:
+    in no GPU's context, which would not survive a fork, and not at all where what it leaves would not.
     """
     import safetensors.numpy  # noqa: F401
     import torch
 
     torch.set_num_threads(1)
     prepare()
+    learning = settings.learning.model_copy(update={"device": "cpu"})
     for role in sorted({settings.role_of(index) for index in range(settings.count)}):
         with contextlib.suppress(LearnerError):  # each agent says it of itself
-            load_learner(settings.learning, name=settings.name, role=role, index=0).initial_parameters(0)
+            learner = load_learner(learning, name=settings.name, role=role, index=0)
+            theta = learner.initial_parameters(0)
+            iterate = partial(_iterate, learner, theta)
+            if _forks_iterate(iterate):
+                iterate()
     gc.collect()
     gc.freeze()
+
+
+def _iterate(learner: Learner, theta: Tensors) -> None:
+    learner.begin(Job("train" if learner.role == "source" else "adapt", 0, 0), theta)
+    learner.step()
+
+
+def _forks_iterate(iterate: Callable[[], None]) -> bool:
+    """Can forks of a process that has iterated do so, too? Tried with a fork and a fork of it: where there is a GPU, autograd has threads,
+    which a fork has not; and a learner may have some of its own.
+    """
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.alarm(TRIAL_S)
+            iterate()
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(TRIAL_S)
+                iterate()
+                os._exit(FINE)
+            _, status = os.waitpid(pid, 0)
+            os._exit(FINE if status == 0 else FAILED)
+        finally:
+            os._exit(FAILED)
+    _, status = os.waitpid(pid, 0)
+    return status == 0
 
 
 def _be_agent(settings: AgentSettings, index: int, writer: int) -> int:
     """In the child: the agent's whole life; the exit code, which is USAGE for what a user must mend: a restart would not."""
 
     def ready(peer: Peer) -> None:
-        os.write(writer, json.dumps({"id": int(peer.id), "host": peer.host, "port": peer.port, "incarnation": peer.incarnation}).encode())
-        os.close(writer)
+        told = {"id": int(peer.id), "host": peer.host, "port": peer.port, "incarnation": peer.incarnation}
+        os.write(writer, json.dumps(told).encode() + b"\n")
 
     async def main(stop: asyncio.Event) -> int:
         try:
-            return await AgentDaemon(settings, index, ready).run(stop)
+            return await AgentDaemon(settings, index, ready, partial(keep_own_descriptors, without=writer)).run(stop)
         except UserError as error:
             print(f"error: {settings.name_of(index)}: {error}", file=sys.stderr)
             return USAGE
@@ -216,3 +291,5 @@ def _be_agent(settings: AgentSettings, index: int, writer: int) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        with contextlib.suppress(BrokenPipeError):  # the launcher may be gone
+            os.write(writer, FAREWELL)

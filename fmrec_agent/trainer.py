@@ -3,6 +3,9 @@
 The learner is built in that thread too: torch keeps its number of threads by thread, and more than one each ruins twelve agents on
 two cores. Between iterations the thread looks whether it has been told to stop, and takes a snapshot where one is due. The snapshot
 is the only pause that checkpointing costs training; its length is kept in `pause_s`.
+
+A killed process is known by the end of its connections, and these end when no thread is left that shares their descriptors. The training
+thread gives way to all others and would be the last, so where a process is one agent's this thread has descriptors of its own.
 """
 
 from __future__ import annotations
@@ -11,14 +14,17 @@ import asyncio
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from fmrec_agent.learning.learner import Contribution, Job, Learner, Tensors
 from protocol.wire.codec import pack, unpack
 from protocol.wire.messages import Phase
 
+Result = TypeVar("Result")
 STATE_BYTES_MAX = 1 << 30
 TRAINING_NICER = 10
 """Than the process itself, which may have been started with a niceness of its own."""
@@ -54,18 +60,37 @@ def opened_state(state: bytes) -> tuple[int, int, bytes, bytes]:
 
 
 def _yield_to_heartbeats() -> None:
-    """On Linux niceness is a thread's own: training gives way to every event loop on the machine."""
+    """On Linux niceness is a thread's own: training gives way to every event loop on the machine.
+
+    From the second iteration of a life on: the others may be waiting for a life that takes another's place.
+    """
     niceness = min(NICENESS_MAX, os.getpriority(os.PRIO_PROCESS, 0) + TRAINING_NICER)
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
-class Trainer:
-    """One learner and its thread. `iteration` counts over the agent's whole life, restored ones included."""
+def _tidily(work: Callable[..., Result], *arguments: Any) -> Result:
+    """Do it. What an error holds, open files above all, is let go here: another thread would close its own descriptors instead."""
+    try:
+        return work(*arguments)
+    except Exception as error:
+        told: BaseException | None = error
+        while told is not None:
+            traceback.clear_frames(told.__traceback__)
+            told = told.__cause__ or told.__context__
+        raise
 
-    def __init__(self, checkpoint_every: int) -> None:
+
+class Trainer:
+    """One learner and its thread. `iteration` counts over the agent's whole life, restored ones included.
+
+    in_thread: called once in that thread, before anything else.
+    """
+
+    def __init__(self, checkpoint_every: int, in_thread: Callable[[], None] = lambda: None) -> None:
         self._learner: Learner | None = None
         self._checkpoint_every = checkpoint_every
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer", initializer=_yield_to_heartbeats)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer", initializer=in_thread)
+        self._yielding = False
         self._stop = threading.Event()
         self.phase: Phase | None = None
         self.round = -1
@@ -85,18 +110,19 @@ class Trainer:
 
     async def load(self, factory: Callable[[], Learner]) -> None:
         """Build the learner, in the thread that will drive it. What the factory raises is raised here."""
-        self._learner = await asyncio.get_running_loop().run_in_executor(self._thread, factory)
+        self._learner = await asyncio.get_running_loop().run_in_executor(self._thread, _tidily, factory)
 
     def holds(self, phase: Phase, round_number: int, theta: bytes) -> bool:
         """Is this job, from the theta of this digest, begun or restored, and not at its end?"""
         return (self.phase, self.round, self.theta) == (phase, round_number, theta) and self.done < self.total
 
     async def initial_parameters(self, seed: int) -> Tensors:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self.learner.initial_parameters, seed)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, _tidily, self.learner.initial_parameters, seed)
 
     async def restore(self, snapshot: Snapshot) -> None:
         """Become what the snapshot says."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self.learner.restore, snapshot.tensors, snapshot.extra)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, _tidily, self.learner.restore, snapshot.tensors, snapshot.extra)
         self.phase, self.round, self.theta = snapshot.phase, snapshot.round, snapshot.theta
         self.done, self.total = snapshot.done, snapshot.total
         self.iteration, self.loss = snapshot.iteration, snapshot.loss
@@ -115,7 +141,7 @@ class Trainer:
             if on_snapshot is not None:
                 loop.call_soon_threadsafe(on_snapshot, snapshot)
 
-        return await loop.run_in_executor(self._thread, self._work, job, theta, digest, tell)
+        return await loop.run_in_executor(self._thread, _tidily, self._work, job, theta, digest, tell)
 
     def _work(
         self, job: Job, theta: Tensors | None, digest: bytes, tell: Callable[[Snapshot], None]
@@ -129,6 +155,9 @@ class Trainer:
             self.loss = self.learner.step()
             self.done += 1
             self.iteration += 1
+            if not self._yielding:
+                _yield_to_heartbeats()
+                self._yielding = True
             if self.iteration % self._checkpoint_every == 0 and self.done < self.total:
                 tell(self._snapshot())
         return self.learner.finish(), self._snapshot()

@@ -9,6 +9,8 @@
 4. A contribution is brought to the manager when its record is durable, so that no later life can find itself before what the manager has.
 5. Whoever does not answer is asked again with growing waits, until the order is superseded: by another, or by a later root than gave it.
 6. An order that names who trains is not for the others: they rest, and keep what they have learnt.
+7. A life may have begun on the smaller side of a cut, where its newest record is not and nobody can know that there is one. So before its
+   first job it looks once more where the order comes late (who is cut off gets none), or is for a later round than follows what it knows.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,7 +71,9 @@ class Worker:
         tree: TreeId,
         role: Role,
         parameters: OverlayParameters,
+        restore_newest: Callable[[], Awaitable[None]],
     ) -> None:
+        """restore_newest: looks for this agent's newest record and, where it is newer than what is known here, restore()s it."""
         self._trainer = trainer
         self._dispatcher = dispatcher
         self._driver = driver
@@ -76,6 +81,11 @@ class Worker:
         self._tree = tree
         self._role = role
         self._parameters = parameters
+        self._restore_newest = restore_newest
+        self._began = 0.0
+        """Loop time at which the first order could come."""
+        self._sure = False
+        """Is what we go on from the newest that there is (rule 7)?"""
         self._order: Order | None = None
         self._news = asyncio.Event()
         self._finished: Finished | None = None
@@ -118,6 +128,7 @@ class Worker:
 
     async def run(self) -> None:
         """Work until cancelled. LearnerError where the learner cannot go on."""
+        self._began = asyncio.get_running_loop().time()
         try:
             while True:
                 await self._news.wait()
@@ -158,6 +169,8 @@ class Worker:
     async def _contribute(self, order: Order, kind: Literal["train", "adapt"]) -> None:
         body = order.body
         replicate = body.mode != "drop"
+        if replicate and not self._sure:
+            await self._make_sure(body)
         digest = body.theta_digest
         finished = self._finished
         if finished is not None and (finished.phase, finished.round, finished.theta) == (kind, body.round, digest):
@@ -182,6 +195,14 @@ class Worker:
             while self._order is order and not await self._dispatcher.durable(record.version, patience_s):
                 self.doing = f"version {record.version} is not durable: too few neighbours hold it"
         await self._bring(order, record, data)
+
+    async def _make_sure(self, body: RoundOpen) -> None:
+        """Rule 7, once in a life."""
+        self._sure = True
+        late = asyncio.get_running_loop().time() > self._began + self._parameters.verdict_max_s
+        if late or body.round > self._trainer.round + 1:
+            self.doing = "looking once more for what an earlier life knew"
+            await self._restore_newest()
 
     async def _seal(self, contribution: Contribution, last: Snapshot, replicate: bool) -> tuple[RecordSummary, Data]:
         """The finished job as a record: the contribution, and the state that the next job starts from."""

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from fmrec_manager.aggregates import Stack, krum, median, trimmed_mean, weighted_mean
-from fmrec_manager.aggregation_rule import AggregationRule
+from fmrec_manager.aggregation_rule import WEIGHTED_MEAN, AggregationRule
 from protocol.identifiers import NodeId
 
 Array = np.ndarray[Any, Any]
@@ -66,7 +66,7 @@ class Aggregator:
         rate: float,
         momentum: float,
         weighting: Weighting,
-        rule: AggregationRule,
+        rule: AggregationRule = WEIGHTED_MEAN,
     ) -> None:
         """rate, momentum: of the server optimizer. AggregationError where cuda is asked for and there is none."""
         if device == "cuda" and not torch.cuda.is_available():

@@ -35,3 +35,6 @@ class AggregationRule:
         if self.name != "krum":
             return f"aggregation {self.name}"
         return f"aggregation krum with byzantine = {self.byzantine} and krum_selected = {self.krum_selected}"
+
+
+WEIGHTED_MEAN = AggregationRule()

@@ -226,9 +226,8 @@ class Root:
             self.work.expected = tuple(i for i in expected if i not in done)
             if not self.work.expected:
                 return self._finish()
-        for agent, recovery in self.left_behind.items():
-            self._serve(self.work, recovery, agent)
-        return [Announce(phase, self.next_round, chosen=chosen), *self._judge(now)]
+        served = [order for agent, recovery in self.left_behind.items() for order in self._serve(self.work, recovery, agent)]
+        return [Announce(phase, self.next_round, chosen=chosen), *served, *self._judge(now)]
 
     def _finish(self) -> list[Order]:
         self.stage, self.reason, self.work, self._deadline = "done", "all rounds are done", None, None
@@ -447,16 +446,18 @@ class Root:
         if work is None or recovery.agent not in work.recovering:
             return orders
         work.recovering.discard(recovery.agent)
-        self._serve(work, recovery, recovery.agent)
-        return orders + self._step(now)
+        return orders + self._serve(work, recovery, recovery.agent) + self._step(now)
 
-    def _serve(self, work: Round, recovery: Recovery, agent: NodeId) -> None:
+    def _serve(self, work: Round, recovery: Recovery, agent: NodeId) -> list[Order]:
         """What was found of this agent stands in for it where it may, or is known not to."""
         work.tried.add(agent)
         if agent not in work.expected or agent in work.slots:
-            return
+            return []
         unfit = work.substitute(recovery.record, self.plan.terms) if recovery.record is not None else recovery.reason
         if unfit is None:
             self._filled(work, agent, recovery.metrics)
+            slot = work.slots[agent]
+            return [Say("stood_in", {"agent": agent, "round": work.number, "version": slot.record.version, "factor": slot.factor})]
         elif self.plan.terms.mode == "substitute" and work.phase == "train":
             work.missing[agent] = unfit
+        return []

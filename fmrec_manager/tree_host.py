@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -293,7 +294,10 @@ class TreeHost:
                     self.driver.dispatch(Retrieve(OWN_RECORD, self.tree, self.tree))
                 case Recover(number, agent):
                     self.driver.dispatch(Retrieve(number, agent, self.tree))
-                case Aggregate():
+                case Aggregate(number, slots):
+                    ways = Counter(slot.way for slot in slots.values())
+                    told = " ".join(f"{way}={count}" for way, count in sorted(ways.items()))
+                    self._log.info("aggregates round=%d contributions=%d %s", number, len(slots), told)
                     self._spawn(self._aggregate(order))
                 case Commit(version, number):
                     self._spawn(self._commit(version, number))

@@ -22,7 +22,7 @@ class OverlayParameters:
     """L: L/2 neighbours on each side. More survive more simultaneous deaths and cost more probes (the paper: 12)."""
     heartbeat_interval_s: float = 0.2
     """How often ring neighbours and tree relatives say that they live; MSPastry's T_ls. Shorter: hangs noticed sooner, more messages."""
-    heartbeat_misses: int = 3
+    heartbeat_misses: int = 2
     """Heartbeats that may be missed before silence is suspicion. More forgives a busy machine."""
     delay_max_s: float = 0.25
     """The longest that an answer from a healthy peer takes, its own scheduling included."""
@@ -159,6 +159,11 @@ class OverlayParameters:
         return self.trial_max_s + self.gather_timeout_s + self.delay_max_s
 
     @property
+    def mend_after_s(self) -> float:
+        """A copy whose holder died is brought elsewhere after this, where a quorum is left: whoever died is being recovered meanwhile."""
+        return 2 * self.delay_max_s
+
+    @property
     def stall_max_s(self) -> float:
         """A transfer in which no byte has moved for so long has stalled: another holder is asked for the rest."""
         return 2 * self.delay_max_s
@@ -212,7 +217,7 @@ def loopback() -> OverlayParameters:
 
 def lan() -> OverlayParameters:
     """One site: a hang is noticed within about five seconds."""
-    return replace(OverlayParameters(), heartbeat_interval_s=0.75, heartbeat_misses=2, delay_max_s=0.4, retry_min_s=0.25, retry_max_s=10.0)
+    return replace(OverlayParameters(), heartbeat_interval_s=0.75, delay_max_s=0.4, retry_min_s=0.25, retry_max_s=10.0)
 
 
 def wan() -> OverlayParameters:
@@ -220,7 +225,6 @@ def wan() -> OverlayParameters:
     return replace(
         OverlayParameters(),
         heartbeat_interval_s=10.0,
-        heartbeat_misses=2,
         delay_max_s=3.0,
         retry_min_s=1.0,
         retry_max_s=60.0,

@@ -260,9 +260,9 @@ class LocalCluster:
         """Proportional set size in MiB of every process of the cluster, by role."""
         mains = {process.pid for process in self._spawned}
         return {
-            "manager": _pss_mb(self.manager.pid) if self.manager else 0.0,
-            "launcher": _pss_mb(self.launcher.pid) if self.launcher else 0.0,
-            "agents": sum(_pss_mb(pid) for pid in self.processes() if pid not in mains),
+            "manager": pss_mb(self.manager.pid) if self.manager else 0.0,
+            "launcher": pss_mb(self.launcher.pid) if self.launcher else 0.0,
+            "agents": sum(pss_mb(pid) for pid in self.processes() if pid not in mains),
         }
 
 
@@ -290,7 +290,8 @@ def send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _pss_mb(pid: int) -> float:
+def pss_mb(pid: int) -> float:
+    """The proportional set size of this process in MiB; 0 where it is gone."""
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

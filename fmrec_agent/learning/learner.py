@@ -9,8 +9,14 @@ all that exact recovery (DESIGN, promise P5) asks of a learner:
 2. `step()` is deterministic on one kind of device: no clock, no global random source, no dependence on other processes.
 3. `initial_parameters(seed)` is the same in every agent: names, shapes, dtypes and values.
 
+conformance.py checks this of any learner (`fmrec-agent check-learner`).
+
 Everything crosses this border as numpy arrays by name, so that a learner need not be torch and the overlay need not know.
-One learner is driven by one thread at a time, off the event loop.
+One learner is driven by one thread, off the event loop, which has file descriptors of its own: what a learner opens, it closes.
+
+Where one launcher starts several agents, it builds a learner of each role, begins a job and iterates once, before it forks: so `__init__`,
+`begin` and the first `step` leave nothing behind in the process that a fork can't go on with. Where that is tried and fails, each
+agent begins for itself, which takes a little longer.
 """
 
 from __future__ import annotations
@@ -72,7 +78,8 @@ class Learner(ABC):
     def begin(self, job: Job, theta: Tensors) -> int:
         """Start `job` from `theta` and return its number of iterations (at least 1).
 
-        What earlier jobs left behind (duals, say) stays; what belongs to one job is made anew. A learner whose jobs depend on nothing
+        What earlier jobs left behind (duals, say) stays; what belongs to one job is made anew. The same round begun again from the same
+        theta is the same job, so what a job leaves to others counts from the next round on. A learner whose jobs depend on nothing
         earlier (a stream of chance for each job, named by run seed, agent, kind and round) is exact even when all its records are lost.
         """
 
@@ -86,7 +93,7 @@ class Learner(ABC):
 
     @abstractmethod
     def state(self) -> tuple[Tensors, bytes]:
-        """A copy of all that the next iteration reads: (tensors by name, anything else as bytes)."""
+        """A copy of all that later iterations and jobs read: (tensors by name, anything else as bytes)."""
 
     @abstractmethod
     def restore(self, tensors: Tensors, extra: bytes) -> None:

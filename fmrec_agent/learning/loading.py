@@ -1,19 +1,24 @@
 """Which learner an agent runs: one of the known methods by name, or anything that follows the contract as `module:attribute`.
 
 The attribute is called as `attribute(options, name=..., role=..., index=...)` and returns a Learner: a Learner class or a
-function. It may call `load_task` for the task that the options describe. torch is imported only when a known method is loaded.
+function. It may call `load_task` for the task that the options describe. A module is looked for in the working directory too, after all
+other places. torch is imported only when a known method is loaded.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fmrec_agent.learning.learner import Learner, LearnerError, Role
-from fmrec_agent.learning.options import LearningOptions, ParkingOptions
+from fmrec_agent.learning.options import LearningOptions, OmniglotOptions, ParkingOptions, SyntheticOptions
 
 if TYPE_CHECKING:
+    from fmrec_agent.learning.gradient_learner import GradientLearner
     from fmrec_agent.learning.task import SourceTask, TargetTask
 
 
@@ -41,31 +46,47 @@ def load_task(options: LearningOptions, *, role: Role, index: int) -> SourceTask
         from fmrec_agent.learning.tasks.parking import parking_task
 
         return parking_task(options, options.task, role=role, index=index)
+    if isinstance(options.task, SyntheticOptions):
+        from fmrec_agent.learning.tasks.synthetic import synthetic_task
+
+        return synthetic_task(options, options.task, role=role, index=index)
+    if isinstance(options.task, OmniglotOptions):
+        from fmrec_agent.learning.tasks.omniglot import omniglot_task
+
+        return omniglot_task(options, options.task, role=role, index=index)
     from fmrec_agent.learning.tasks.sinusoid import sinusoid_task
 
     return sinusoid_task(options, options.task, role=role, index=index)
 
 
-def _maml(options: LearningOptions, *, name: str, role: Role, index: int) -> Learner:
-    import torch
+LEARNERS: Mapping[str, str] = {
+    "maml": "maml:MAML",
+    "fomaml": "fomaml:FOMAML",
+    "meta-sgd": "meta_sgd:MetaSGD",
+    "reptile": "reptile:Reptile",
+    "per-fedavg": "per_fedavg:PerFedAvg",
+    "lin": "lin:Lin",
+    "admm": "admm:ADMM",
+    "fedavg": "fedavg:FedAvg",
+    "ridge": "ridge:Ridge",
+}
+"""Module and class of each method, in methods/; its options are in options.METHODS."""
 
-    from fmrec_agent.learning.maml import MAML
 
-    # Bit for bit holds for one number of threads; and one process is one agent, of which a machine runs many.
-    torch.set_num_threads(1)
-    return MAML(options, load_task(options, role=role, index=index), name=name)
-
-
-def _fomaml(options: LearningOptions, *, name: str, role: Role, index: int) -> Learner:
-    return _maml(options.model_copy(update={"first_order": True}), name=name, role=role, index=index)
+def load_method(name: str) -> type[GradientLearner]:
+    """The class of the method of this name, one of LEARNERS."""
+    module, _, attribute = LEARNERS[name].partition(":")
+    method: type[GradientLearner] = getattr(importlib.import_module(f"fmrec_agent.learning.methods.{module}"), attribute)
+    return method
 
 
-LEARNERS: dict[str, Factory] = {"maml": _maml, "fomaml": _fomaml}
+def _of_a_known_method(options: LearningOptions, *, name: str, role: Role, index: int) -> Learner:
+    return load_method(options.learner)(options, load_task(options, role=role, index=index), name=name)
 
 
 def _factory(name: str) -> Factory:
     if name in LEARNERS:
-        return LEARNERS[name]
+        return _of_a_known_method
     module_name, colon, attribute = name.partition(":")
     if not (colon and module_name and attribute):
         near = difflib.get_close_matches(name, LEARNERS, n=1, cutoff=0.0)[0]
@@ -73,6 +94,8 @@ def _factory(name: str) -> Factory:
             f"there is no learner {name!r}: "
             f"did you mean {near!r}? Known are {', '.join(LEARNERS)}; others as module:attribute"
         )
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

@@ -2,7 +2,8 @@
 
 A model is a function of its parameters, which are a dict of tensors by name in one fixed order. Nothing in a task changes after
 `__init__`: whoever draws passes the generator, so a learner's state holds all the randomness and a restored learner draws the
-same batches. A method (MAML; later Reptile, Meta-SGD, ADMM) reads nothing but these three classes, and a task knows no method.
+same batches. A method (methods/) reads nothing but these three classes, and a task knows no method. A batch is on the CPU; a loss
+gets it on the learner's device, where its parameters are.
 """
 
 from __future__ import annotations
@@ -11,10 +12,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from torch import Tensor
 
 Parameters = Mapping[str, Tensor]
 Batch = tuple[Tensor, Tensor]
+
+
+def sample(part: Batch, number: int, generator: np.random.Generator) -> Batch:
+    """`number` rows of the data (inputs [n, ...], targets [n, ...]), with replacement: a draw's cost doesn't depend on their amount."""
+    rows = torch.tensor(generator.integers(0, len(part[1]), number))
+    return part[0][rows], part[1][rows]
 
 
 class Task(ABC):

@@ -4,7 +4,8 @@
    in a process that is busy, whose turns are long, the queue outlives the patience of those in it.
 2. Who has given up (its dial has timed out) is closed unread and does not count: else a queue full of these stands before all who still
    wait, and nobody is answered in time ever again.
-3. Without a file descriptor nothing is taken for PAUSE_S; who is told of it may make some free.
+3. A connection that is under way to its link when all ends is closed by uvloop, which then never tells the link: we do.
+4. Without a file descriptor nothing is taken for PAUSE_S; who is told of it may make some free.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import socket
 from collections.abc import Callable, Coroutine
 
+from protocol.aio.link import Link
 from protocol.aio.sockets import given_up
 from protocol.identifiers import Address
 
@@ -26,15 +28,15 @@ PAUSE_S = 0.1
 
 
 class Listener:
-    """One listening socket. make_protocol: what a connection is given to; exhausted: told that there was no descriptor for one."""
+    """One listening socket. make_link: what a connection is given to; exhausted: told that there was no descriptor for one."""
 
     def __init__(
         self,
-        make_protocol: Callable[[], asyncio.BaseProtocol],
+        make_link: Callable[[], Link],
         exhausted: Callable[[], None],
         spawn: Callable[[Coroutine[object, object, None]], object],
     ) -> None:
-        self._make_protocol = make_protocol
+        self._make_link = make_link
         self._exhausted = exhausted
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
@@ -44,7 +46,7 @@ class Listener:
     async def listen(self, host: str, port: int) -> Address:
         """The address bound; OSError where it cannot be."""
         # The loop's server knows how to bind; accepting is ours, on the same socket.
-        server = await self._loop.create_server(self._make_protocol, host, port, start_serving=False)
+        server = await self._loop.create_server(self._make_link, host, port, start_serving=False)
         self._socket = socket.socket(fileno=os.dup(server.sockets[0].fileno()))
         server.close()
         await server.wait_closed()
@@ -88,10 +90,14 @@ class Listener:
             self._spawn(self._hand_over(accepted))
 
     async def _hand_over(self, accepted: socket.socket) -> None:
+        link = self._make_link()
         try:
-            await self._loop.connect_accepted_socket(self._make_protocol, accepted)
+            await self._loop.connect_accepted_socket(lambda: link, accepted)
         except OSError:  # it ended in this very moment
             accepted.close()
+        except asyncio.CancelledError:
+            link.cut("this process is closing")
+            raise
 
     def _pause(self) -> None:
         """A socket that is ready and cannot be accepted from would keep the loop busy."""

@@ -3,6 +3,9 @@
 Places: leaf-set members in the order of placement (with zones perhaps others, see far_places.py), one for each address. Two nodes of one
 process (a manager's trees) die together and are one place; none is at our own address. Who is under suspicion comes last.
 
+A copy of our own record that is missing because its holder died waits for `mend_after_s`, as long as a quorum is left: the transfers of
+the recovery go first, and a process that is started again is back by then.
+
     waiting (a newer version, while this one is under way) --> under way --quorum--> durable --k holders--> complete
 """
 
@@ -20,6 +23,8 @@ from protocol.wire.values import RecordSummary
 RecordKey = tuple[NodeId, TreeId]
 RETRY = ("retry", 0)
 """The deadline after which holders that failed are tried again."""
+MEND = ("mend", 0)
+"""The deadline after which copies are brought whose holders have died."""
 SLOWER_MAX = 2.0
 """Who takes so many times as long as the first that was done with the same record is slow."""
 
@@ -209,12 +214,20 @@ class Placements:
             return self._stored(placement, push, now)
         (placement.refused if outcome == "refused" else placement.failed).add(push.peer.id)
         fact = Notify("replica_refused", {"holder": push.peer, "version": placement.record.version, "reason": reason})
-        return [fact, *self._mend(placement, now)]
+        return [fact, *self._mend(placement, now, self._place)]
 
-    def _mend(self, placement: Placement, now: float) -> list[Effect]:
+    def _mend(self, placement: Placement, now: float, place: Callable[[Placement, float], list[Effect]]) -> list[Effect]:
         """A copy, or one on its way, is lost. Where a newer version waits, this one is not worth another transfer."""
         key = placement.record.key
-        return self._go_on(key, now) if key in self._next else self._place(placement, now)
+        return self._go_on(key, now) if key in self._next else place(placement, now)
+
+    def _place_in_time(self, placement: Placement, now: float) -> list[Effect]:
+        """Bring what is missing: soon, where a quorum of our own record is left; else now."""
+        if placement.adopted or len(placement.holders) < self._parameters.write_quorum:
+            return self._place(placement, now)
+        if placement.missing() > 0 and MEND not in self._deadlines:
+            self._deadlines.set(MEND, now + self._parameters.mend_after_s)
+        return self._judge(placement, now)
 
     def _stored(self, placement: Placement, push: Pushing, now: float) -> list[Effect]:
         placement.holders[push.peer.id] = push.peer
@@ -256,16 +269,18 @@ class Placements:
             placement.holders = {identifier: peer for identifier, peer in placement.holders.items() if peer in there}
             placement.refused.clear()
             placement.failed.clear()
-            effects += self._place(placement, now)
+            effects += self._place_in_time(placement, now)
         return effects
 
     def try_again(self, now: float) -> list[Effect]:
         """Those that failed."""
-        effects: list[Effect] = []
-        for placement in list(self._placed.values()):
+        for placement in self._placed.values():
             placement.failed.clear()
-            effects += self._place(placement, now)
-        return effects
+        return self.mend(now)
+
+    def mend(self, now: float) -> list[Effect]:
+        """Bring all copies that are missing now."""
+        return [effect for placement in list(self._placed.values()) for effect in self._place(placement, now)]
 
     def died(self, peer: Peer, now: float) -> list[Effect]:
         """This life of the peer is over, and the copy that it had."""
@@ -278,7 +293,7 @@ class Placements:
                 del placement.holders[peer.id]
                 gone.append(0)
             if gone:
-                effects += self._mend(placement, now)
+                effects += self._mend(placement, now, self._place_in_time)
         return effects
 
     def check_invariants(self) -> None:

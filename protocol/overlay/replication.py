@@ -11,8 +11,9 @@ retrieval.py (the way back).
    its time, is passed over too, and counts where it is done all the same.
 3. A newer version supersedes one still under way; but not one that has superseded another so: that is brought to its quorum first, or a
    fast writer would never have anything durable. Of the versions that wait, only the newest is kept.
-4. Upkeep. When a holder dies or the leaf set moves, the owner brings the newest version to k members again. A holder that is no
-   longer in the leaf set does not count: a look-up would not ask it. When the owner is dead, the closest node stands in (takeover.py).
+4. Upkeep. When a holder dies or the leaf set moves, the owner brings the newest version to k members again: at once where less than the
+   quorum is left, else soon. A holder that is no longer in the leaf set does not count: a look-up would not ask it. When the owner is dead,
+   the closest node stands in (takeover.py).
 5. Look-up. Routed to the owner's id, it ends at the live node closest to it (the owner itself after a restart), which asks its leaf set
    who holds what, and answers as soon as nobody is left to wait for, newest first, and says how many were silent. It counts what it
    holds itself.
@@ -30,7 +31,7 @@ from protocol.overlay.effects import CancelTransfer, Effect
 from protocol.overlay.far_places import FAR, FarPlaces, in_order
 from protocol.overlay.leaf_set import LeafSet
 from protocol.overlay.look_ups import LookUps
-from protocol.overlay.placement import RETRY, Placements, RecordKey, one_an_address
+from protocol.overlay.placement import MEND, RETRY, Placements, RecordKey, one_an_address
 from protocol.overlay.retrieval import Retrievals
 from protocol.overlay.takeover import UPKEEP, Takeover
 from protocol.parameters import OverlayParameters
@@ -175,6 +176,8 @@ class Replication:
         kind, number = key
         if key == RETRY:
             return self._placements.try_again(now)
+        if key == MEND:
+            return self._placements.mend(now)
         if key == FAR:
             return self._far.ask(now)
         if key == UPKEEP:

@@ -29,9 +29,9 @@ Order = tuple[int, int]
 
 def repair_s(parameters: OverlayParameters, record_bytes: int) -> float:
     """The longest that it takes until a record with one copy left has more: deaths are judged, the holder tells, the closest node fetches,
-    and brings it to others; with one more turn where the first was in vain."""
+    and brings it to others in its time; with one more turn where the first was in vain."""
     transfer_s = parameters.transfer_timeout_s(record_bytes) + parameters.delay_max_s
-    return 2 * parameters.verdict_max_s + parameters.upkeep_interval_s + 2 * transfer_s
+    return 2 * parameters.verdict_max_s + parameters.upkeep_interval_s + 2 * (transfer_s + parameters.mend_after_s)
 
 
 class Durability:

@@ -129,8 +129,14 @@ class Agent(Host):
         await self.trainer.load(lambda: self.learner)
         self.dispatcher = Dispatcher(self.driver, self.store, TREE)
         self.retriever = Retriever(self.driver, self.store)
-        self.worker = Worker(self.trainer, self.dispatcher, self.driver, self.store, TREE, self.role, PARAMETERS)
+        self.worker = Worker(self.trainer, self.dispatcher, self.driver, self.store, TREE, self.role, PARAMETERS, self.restore)
         self.working: asyncio.Task[None] | None = None
+
+    async def restore(self) -> None:
+        """From the agent's own newest record, where it is newer than what it knows."""
+        found = await asyncio.wait_for(self.retriever.newest(self.identifier, TREE), 10)
+        if found is not None and found[0].version > self.dispatcher.version:
+            await self.worker.restore(*found)
 
     def work(self) -> None:
         self.working = asyncio.create_task(self.worker.run())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fmrec_agent.learning.options import METHODS
 from fmrec_agent.settings import FIRST_PORT, PORTS_END, AgentSettings
 from protocol.aio.settings import SettingsError, load, show
 
@@ -27,6 +28,13 @@ def test_the_example_holds_every_setting_with_its_default(tmp_path: Path) -> Non
     shown = tmp_path / "shown.toml"
     shown.write_text(show(AgentSettings()))
     assert load(AgentSettings, shown, [], {}) == AgentSettings()
+
+
+@pytest.mark.parametrize("learner", METHODS)
+def test_what_is_shown_of_a_method_can_be_read_back(learner: str, tmp_path: Path) -> None:
+    chosen = settings(f"learning.learner={learner}")
+    (tmp_path / "shown.toml").write_text(show(chosen))
+    assert load(AgentSettings, tmp_path / "shown.toml", [], {}) == chosen
 
 
 def test_one_agent_has_the_name_itself_and_several_are_numbered() -> None:
@@ -60,6 +68,11 @@ def test_ports_stay_below_those_of_outgoing_connections_unless_one_is_given() ->
         (
             ["learning.task.shots=4"],
             "--set: learning.task.shots belongs to another kind of learning.task than the one that learning.task.name says",
+        ),
+        (
+            ["learning.learner=fedavg", "learning.inner_rate=0.1"],
+            "learning: inner_rate is an option of maml, fomaml, reptile, per-fedavg, lin, admm, not of fedavg: "
+            "leave it out, or choose another learner",
         ),
         (["record_store_bytes_max=1"], "record_store_bytes_max (1) must hold one record, overlay.record_bytes_max (1073741824)"),
         (

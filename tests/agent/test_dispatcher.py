@@ -31,6 +31,7 @@ def held_by(agent: Agent, owner: Agent) -> int | None:
 
 async def test_a_version_is_durable_when_its_quorum_holds_it(ring: Ring) -> None:
     a, b, c = [await ring.agent(name) for name in "abc"]
+    began = asyncio.get_running_loop().time()
     record, data = await a.dispatcher.checkpoint(knowledge(3))
     assert (record.owner, record.tree, record.version, record.incarnation) == (a.identifier, TREE, 1, 1)
     assert await a.dispatcher.durable(1, 5.0)
@@ -39,6 +40,7 @@ async def test_a_version_is_durable_when_its_quorum_holds_it(ring: Ring) -> None
     assert held is not None
     assert bytes(held[1]) == data
     assert await a.dispatcher.durable(1, 0.0), "known already: nobody waits"
+    assert 0 < a.dispatcher.durable_s < asyncio.get_running_loop().time() - began
 
 
 async def test_a_newer_version_supersedes_and_makes_the_older_durable_too(ring: Ring) -> None:

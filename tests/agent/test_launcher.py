@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from fmrec_agent.launcher import Child, Launcher
+from fmrec_agent.launcher import Child, Launcher, _forks_iterate
 from fmrec_agent.settings import AgentSettings
 from protocol.aio.status_client import request_status
 from protocol.identifiers import Address, agent_id
@@ -173,7 +173,41 @@ def test_a_stop_during_the_start_is_obeyed(start: Callable[..., Started]) -> Non
 
 def test_an_agent_that_dies_again_and_again_is_left_dead() -> None:
     """As often within a minute as restarts_max says it is started again; a minute later it may die again."""
-    launcher, child = Launcher(AgentSettings(restarts_max=3)), Child(0)
+    launcher, child = Launcher(AgentSettings(restart="on-failure", restarts_max=3)), Child(0)
     assert [launcher._may_restart(child) for _ in range(4)] == [True, True, True, False]
     child.died = deque(died - 61 for died in child.died)
     assert launcher._may_restart(child)
+
+
+def test_who_is_left_dead_is_said_so_once_and_the_others_outlive_the_launcher(start: Callable[..., Started], two_ports: int) -> None:
+    """Killed more often than restarts_max, an agent stays dead. Then the launcher is killed: the other agent can leave all the same."""
+    command = start("--count", "2", "--restart", "on-failure", "--listen", f"127.0.0.1:{two_ports}", "--set", "restarts_max=1")
+    command.until(lambda: len(command.rows()) == 2)
+    first, other = (int(row[3]) for row in sorted(command.rows()))
+    os.kill(first, signal.SIGKILL)
+    command.until(lambda: len(command.rows()) == 3)
+    second = int(command.rows()[2][3])
+    os.kill(second, signal.SIGKILL)
+    command.until(lambda: f"agent-0 (pid {second}) was killed by SIGKILL" in "".join(command.err))
+    assert sum("left dead" in line for line in command.err) == 1
+    assert len(command.rows()) == 3
+    command.process.kill()
+    command.process.wait()
+    assert alive(other)
+    os.kill(other, signal.SIGTERM)
+    command.until(lambda: not alive(other))
+    assert "Traceback" not in "".join(command.err)
+
+
+@pytest.mark.parametrize(("breaks_at", "survives"), [(99, True), (1, False), (0, False)], ids=["always", "once", "never"])
+def test_an_iteration_before_the_fork_is_tried_in_forks_of_their_own(breaks_at: int, survives: bool) -> None:
+    """The first is the launcher's own, the second that of an agent; where either fails, each agent does its first iteration itself."""
+    done: list[int] = []
+
+    def iterate() -> None:
+        if len(done) == breaks_at:
+            raise RuntimeError("no threads left")
+        done.append(1)
+
+    assert _forks_iterate(iterate) is survives
+    assert not done, "not in this process"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +49,16 @@ async def test_everything_of_the_learner_runs_in_one_thread_that_is_not_the_loop
     assert threading.get_ident() not in learner.threads
 
 
+async def test_it_gives_way_to_others_from_the_second_iteration_on(made: Made) -> None:
+    """A life that takes another's place is waited for: building, restoring and its first iteration do not."""
+    seen: list[int] = []
+    trainer, _ = await made(3, Counting(before_step=lambda done: seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))))
+    await trainer.run(JOB, THETA, DIGEST, None)
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    assert seen == [usual, *[min(19, usual + 10)] * (len(seen) - 1)]
+    assert len(seen) > 1
+
+
 async def test_the_loop_turns_while_it_trains(made: Made) -> None:
     gate = threading.Event()
     trainer, _ = await made(3, Counting(before_step=lambda done: gate.wait(10) and None))
@@ -54,6 +66,33 @@ async def test_the_loop_turns_while_it_trains(made: Made) -> None:
     await asyncio.sleep(0)  # the loop is here while the thread waits: only it can open the gate
     gate.set()
     assert await asyncio.wait_for(running, 10) is not None
+
+
+async def test_a_file_that_was_being_read_when_an_error_came_is_closed_in_the_training_thread(tmp_path: Path) -> None:
+    """The thread may have descriptors of its own: closed by the loop's thread, the file's number would be another file's."""
+    (tmp_path / "lots.csv").write_text("one\ntwo\n")
+    closed_in: list[int] = []
+
+    def rows() -> Iterator[str]:
+        with (tmp_path / "lots.csv").open() as file:
+            try:
+                yield from file
+            finally:
+                closed_in.append(threading.get_ident())
+
+    def broken() -> Counting:
+        reading = rows()
+        for row in reading:
+            raise LearnerError(f"{row} is no lot")
+        return Counting()
+
+    trainer = Trainer(3)
+    with pytest.raises(LearnerError) as raised:
+        await trainer.load(broken)
+    assert raised.value.__traceback__ is not None, "and it is held while we look"
+    assert len(closed_in) == 1
+    assert closed_in != [threading.get_ident()]
+    trainer.close()
 
 
 async def test_what_the_factory_raises_is_raised_by_load() -> None:

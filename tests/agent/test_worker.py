@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ import pytest
 
 from fmrec_agent.learning.learner import Job, LearnerError, Tensors
 from protocol.identifiers import Peer
+from protocol.knowledge import open_record
 from protocol.overlay.effects import Notify
 from protocol.overlay.events import MessageReceived
 from protocol.wire.electing import TermRequest
@@ -318,6 +320,38 @@ async def test_a_later_life_goes_on_from_the_last_checkpoint_bit_for_bit(ring: R
     (_, whole), (record, again) = manager.brought
     assert again.tensors["contribution"]["w"].tobytes() == whole.tensors["contribution"]["w"].tobytes()
     assert (heir.learner.jobs, heir.learner.steps, record.iteration, record.incarnation) == ([], 6, 10, 2)
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["an order that comes late", "an order for a later round"])
+async def test_a_life_that_began_on_the_smaller_side_of_a_cut_finds_what_it_had_missed(ring: Ring, number: int) -> None:
+    """Rule 6. Of two rounds done, what it found at its start is the first; the holders of the second could not be seen.
+
+    Found by chaos: cut off with its host, killed, and started again beside an older replica."""
+    manager = await ring.manager()
+    undisturbed, a, _ = [await ring.agent(name) for name in "uab"]
+    older = []
+    for done in range(2):
+        for agent in (undisturbed, a):
+            agent.worker.ordered(manager.order("train", done), manager.me)
+        await until(lambda done=done: len(manager.brought) == 2 * done + 2)
+        older.append(a.store.get(a.identifier, TREE))
+    await ring.kill(a)
+    heir = await ring.agent("a", incarnation=2)
+    assert older[0] is not None
+    heir.store.put(*older[0])
+    await heir.worker.restore(older[0][0], open_record(*older[0]))
+    if number == 1:
+        heir.worker._began = -math.inf
+    for agent in (undisturbed, heir):
+        agent.worker.ordered(manager.order("train", number), manager.me)
+    await until(lambda: len(manager.brought) == 6)
+    whole, again = [
+        next(inside for record, inside in reversed(manager.brought) if record.owner == agent.identifier) for agent in (undisturbed, heir)
+    ]
+    assert (again.round, whole.round) == (number, number)
+    assert again.tensors["contribution"]["w"].tobytes() == whole.tensors["contribution"]["w"].tobytes()
+    assert [job.round for job in heir.learner.jobs] == [2][: number - 1], "round 1 was finished already"
+    assert again.version >= older[1][0].version
 
 
 async def restored(ring: Ring) -> Agent:

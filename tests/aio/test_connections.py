@@ -309,6 +309,23 @@ async def test_closing_does_not_wait_for_a_peer_that_hangs(start: Start) -> None
     assert not a.node.losses
 
 
+@pytest.mark.parametrize("turns", range(4))
+async def test_closing_while_somebody_connects(start: Start, turns: int) -> None:
+    """P8. So many turns of the loop after the connection came: it may be on its way from the listener to its link, and uvloop never tells
+    the link that it is gone. An agent that left while others dialled it was killed by its launcher ten seconds later."""
+    a = await start("a")
+    with socket.create_connection((a.peer.host, a.peer.port)):
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(2):
+                await a.connections.close()
+        finally:
+            untold = list(a.connections._links)
+            a.connections._links.clear()  # or the fixture would wait for them as well
+    assert not untold
+
+
 async def test_a_message_longer_than_a_frame_is_refused_before_it_is_sent(start: Start) -> None:
     """The other side would drop us for it."""
     a, b = await start("a", parameters=OverlayParameters(control_frame_bytes_max=1000)), await start("b")

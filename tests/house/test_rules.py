@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("protocol", "fmrec_agent", "fmrec_manager")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-EVERYTHING = sorted([*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])
+BESIDE = ("tests", "scripts", "examples")
+EVERYTHING = sorted([*SOURCES, *(path for folder in BESIDE for path in (ROOT / folder).rglob("*.py"))])
 PURE = [path for path in SOURCES if path.is_relative_to(ROOT / "protocol") and not path.is_relative_to(ROOT / "protocol" / "aio")]
 DECIDING = ("root", "round", "liveness", "retrieval", "selection", "orders", "ballot", "standby", "arrivals")
 MACHINES = [ROOT / "fmrec_manager" / f"{name}.py" for name in DECIDING]
@@ -55,7 +56,7 @@ def test_decisions_are_pure(path: Path) -> None:
 def test_who_imports_whom(path: Path) -> None:
     """DESIGN 3: protocol <- protocol.aio <- agent, manager, which never import each other."""
     modules, tops, package = imports(path), top(imports(path)), path.relative_to(ROOT).parts[0]
-    strangers = tops & (set(PACKAGES) - {package, "protocol"} | {"tests", "scripts", "configs"})
+    strangers = tops & (set(PACKAGES) - {package, "protocol"} | {"tests", "scripts", "examples", "configs"})
     if package == "protocol":
         strangers |= tops & {"fmrec_agent", "fmrec_manager"}
     assert not strangers, f"{relative(path)} imports {sorted(strangers)}: what both need belongs into protocol/"

@@ -10,8 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from fmrec_agent.learning.learner import Job, Learner, LearnerError, Role
-from fmrec_agent.learning.loading import load_learner
-from fmrec_agent.learning.options import LearningOptions, ParkingOptions, SinusoidOptions
+from fmrec_agent.learning.loading import LEARNERS, load_learner, load_method
+from fmrec_agent.learning.options import METHOD_KEYS, METHODS, LearningOptions, ParkingOptions, SinusoidOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,13 +31,25 @@ def test_fomaml_is_maml_with_first_order() -> None:
     assert gradient(load("fomaml")) == gradient(load("maml", first_order=True)) != gradient(load("maml"))
 
 
+def test_every_method_has_its_options_and_every_option_a_method() -> None:
+    assert LEARNERS.keys() == METHODS.keys()
+    keys = {key for own in METHODS.values() for key in own}
+    assert METHOD_KEYS <= keys <= LearningOptions.model_fields.keys()
+    for name, own in METHODS.items():
+        chosen = LearningOptions(learner=name)
+        assert own.items() <= dict(chosen).items()
+        assert dict(chosen).keys().isdisjoint(METHOD_KEYS - own.keys())
+        assert LearningOptions.model_validate_json(chosen.model_dump_json()) == chosen
+        assert load_method(name).method == name
+
+
 def test_a_role_makes_a_learner_of_that_role() -> None:
     assert (load("maml").role, load("maml", "target").role) == ("source", "target")
 
 
 OWN = """
 from fmrec_agent.learning.loading import load_task
-from fmrec_agent.learning.maml import MAML
+from fmrec_agent.learning.methods.maml import MAML
 
 def doubled(options, *, name, role, index):
     return MAML(options.model_copy(update={"iterations_per_round": 20}), load_task(options, role=role, index=index), name=name)
@@ -91,6 +103,11 @@ def test_the_tasks_options_follow_its_name() -> None:
         {"task": {"name": "sinusoid", "days": 3}},
         {"task": {"days": 2}},
         {"task": {"name": "omniglot"}},
+        {"learner": "fedavg", "inner_rate": 0.1},
+        {"rho": 1.0},
+        {"learner": "fomaml", "first_order": True},
+        {"learner": "meta-sgd", "rate_min": 0.2},
+        {"tasks_at_once": 0},
     ],
 )
 def test_what_cannot_be_is_refused(wrong: dict[str, object]) -> None:

@@ -5,48 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from fmrec_agent.learning.learner import Job, LearnerError
 from fmrec_agent.learning.loading import load_learner, load_task
-from fmrec_agent.learning.maml import MAML, meta_gradient
+from fmrec_agent.learning.meta_gradient import MetaGradient, meta_gradient
+from fmrec_agent.learning.methods.maml import MAML
 from fmrec_agent.learning.options import LearningOptions
-from fmrec_agent.learning.task import Batch, Parameters, SourceTask, TargetTask, Task
+from fmrec_agent.learning.task import Batch, Parameters, SourceTask
+from tests.learning.parabolas import QuadraticSource, QuadraticTarget
 
 
-class Quadratic(Task):
-    """L(theta, (curvature, centre)) = curvature (theta - centre)^2 / 2."""
-
-    samples = 7
-    label = "a parabola"
-
-    def initial_parameters(self, seed: int) -> dict[str, Tensor]:
-        return {"theta": torch.tensor([2.0 + seed], dtype=torch.float64)}
-
-    def loss(self, parameters: Parameters, batch: Batch) -> Tensor:
-        curvature, centre = batch
-        return (curvature * (parameters["theta"] - centre) ** 2 / 2).mean()
-
-
-class QuadraticSource(Quadratic, SourceTask):
-    """support: curvature 3, centre 1. query: curvature 5, centre -1."""
-
-    def draw(self, generator: np.random.Generator) -> tuple[Batch, Batch]:
-        return parabola(3.0, 1.0), parabola(5.0, -1.0)
-
-
-class QuadraticTarget(Quadratic, TargetTask):
-    milestones = (1,)
-
-    def draw_adaptation(self, generator: np.random.Generator) -> Batch:
-        return parabola(3.0, 1.0)
-
-    def evaluate(self, parameters: Parameters) -> tuple[float, dict[str, float]]:
-        return float(self.loss(parameters, parabola(3.0, 1.0))), {"distance": float(parameters["theta"]) - 1.0}
-
-
-def parabola(curvature: float, centre: float) -> Batch:
-    return torch.tensor([curvature], dtype=torch.float64), torch.tensor([centre], dtype=torch.float64)
+def found_by(options: LearningOptions, task: SourceTask, theta: Parameters, support: Batch, query: Batch) -> MetaGradient:
+    settings = {"rate": options.inner_rate, "steps": options.inner_steps, "first_order": options.first_order}
+    return meta_gradient(task, theta, support, query, **settings)
 
 
 @pytest.mark.parametrize(("inner_steps", "first_order"), [(1, False), (1, True), (3, False), (3, True)])
@@ -80,7 +51,7 @@ def test_the_meta_gradient_of_a_network_is_that_of_the_unrolled_step(name: str, 
         inner = torch.autograd.grad(task.loss(phi, support), list(phi.values()), create_graph=True)
         phi = {k: v - 0.05 * (g.detach() if first_order else g) for (k, v), g in zip(phi.items(), inner, strict=True)}
     task.loss(phi, query).backward()
-    found = meta_gradient(task, theta, support, query, options)
+    found = found_by(options, task, theta, support, query)
     for key, value in theta.items():
         torch.testing.assert_close(found.gradient[key], value.grad, rtol=1e-6, atol=1e-9)
 
@@ -95,10 +66,10 @@ def test_the_meta_gradient_is_the_slope_of_the_objective() -> None:
     direction = {key: torch.tensor(np.random.default_rng(2).standard_normal(value.shape)) for key, value in theta.items()}
 
     def objective(shift: float) -> float:
-        return meta_gradient(task, {k: v + shift * direction[k] for k, v in theta.items()}, support, query, options).loss
+        return found_by(options, task, {k: v + shift * direction[k] for k, v in theta.items()}, support, query).loss
 
     slope = (objective(1e-5) - objective(-1e-5)) / 2e-5
-    gradient = meta_gradient(task, theta, support, query, options).gradient
+    gradient = found_by(options, task, theta, support, query).gradient
     assert slope == pytest.approx(sum(float((gradient[k] * direction[k]).sum()) for k in theta), rel=1e-6)
 
 
@@ -110,8 +81,8 @@ def test_a_meta_batch_is_the_mean_of_its_tasks() -> None:
     assert isinstance(single, SourceTask)
     (sx, sy), (qx, qy) = task.draw(np.random.default_rng(0))
     theta = task.initial_parameters(0)
-    each = [meta_gradient(single, theta, (sx[i], sy[i]), (qx[i], qy[i]), one) for i in range(5)]
-    found = meta_gradient(task, theta, (sx, sy), (qx, qy), many)
+    each = [found_by(one, single, theta, (sx[i], sy[i]), (qx[i], qy[i])) for i in range(5)]
+    found = found_by(many, task, theta, (sx, sy), (qx, qy))
     assert found.loss == pytest.approx(np.mean([one.loss for one in each]))
     for key, value in found.gradient.items():
         torch.testing.assert_close(value, torch.stack([one.gradient[key] for one in each]).mean(0))

@@ -174,7 +174,7 @@ def test_a_state_of_something_else_is_refused_and_changes_nothing() -> None:
     cases: list[tuple[Learner, Tensors, bytes, str]] = [
         (target, tensors, position, "cannot restore a train state: the roles were exchanged"),
         (source, tensors, b"\x80\x04}.", "its JSON is unreadable"),
-        (source, tensors, position.replace(b'"maml"', b'"reptile"'), "method is unreadable"),
+        (source, tensors, position.replace(b'"maml"', b'"reptile"'), "runs maml and cannot restore a state of reptile"),
         (source, tensors, position.replace(b'"iteration":0', b'"iteration":-1'), "iteration is unreadable"),
         (source, {**tensors, "dual/x": np.zeros(1)}, position, "tensor 'dual/x'"),
         (source, {"theta/x": np.zeros(1)}, position, "theta/decoder.bias is missing"),

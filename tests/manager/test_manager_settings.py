@@ -44,8 +44,8 @@ def test_a_source_that_names_trees_replaces_the_default_one() -> None:
     ("overrides", "told"),
     [
         (["overlay.preset=wan"], "tree.main.round_deadline_s (30.0) must exceed the 47 s that noticing"),
-        (["tree.main.round_deadline_s=1"], "tree.main.round_deadline_s (1.0) must exceed the 2.85 s that noticing"),
-        (["tree.main.exact_wait_s=2"], "tree.main.exact_wait_s (2.0) must exceed the 2.85 s that noticing"),
+        (["tree.main.round_deadline_s=1"], "tree.main.round_deadline_s (1.0) must exceed the 2.65 s that noticing"),
+        (["tree.main.exact_wait_s=2"], "tree.main.exact_wait_s (2.0) must exceed the 2.65 s that noticing"),
         (["tree.main.recovery=hope"], '--set: tree.main.recovery is "hope", but should be "substitute", "exact" or "drop"'),
         (["tree.main.quorum=0"], "--set: tree.main.quorum is 0, but should be greater than 0"),
         (["tree={}"], "--set: tree is {}, but should have at least 1 item"),

@@ -98,7 +98,8 @@ def test_rule_3_who_is_not_named_any_more_is_replaced() -> None:
     for push in of(fx.Push, owner.replicate(record(ME, 1), 0.1)):
         owner.push_ended(push.transfer, "stored", "", 0.2)
     again = Peer(THERE[1].id, "10.0.0.9", 1, 2)
-    effects = owner.far_replied(FarReply(ME.id, (THERE[0], again, *THERE[2:])), 5.0)
+    assert not of(fx.Push, owner.far_replied(FarReply(ME.id, (THERE[0], again, *THERE[2:])), 5.0))
+    effects = owner.on_timer(5.0 + P.mend_after_s)
     assert targets(effects) == [again], "it has started again, perhaps without its disk"
     assert owner.far_replied(FarReply(ME.id, (THERE[0], again, *THERE[2:])), 9.0) == []
 

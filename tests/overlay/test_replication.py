@@ -141,8 +141,21 @@ def test_rule_4_a_dead_holder_is_replaced() -> None:
     for holder in FIVE[:3]:
         node.ends(holder, "stored")
     node.leaf_set.remove(FIVE[1].id)
-    assert targets(node.note(node.machine.died(FIVE[1], 1.0))) == [FIVE[3]]
+    assert targets(node.note(node.machine.died(FIVE[1], 1.0))) == [], "the quorum is left: the recovery of who died goes first"
     assert held_by(node) == {FIVE[0].id, FIVE[2].id}
+    assert targets(node.until(1.0 + P.mend_after_s)) == [FIVE[3]]
+
+
+def test_rule_4_a_dead_holder_is_replaced_at_once_where_the_quorum_is_lost() -> None:
+    node = Node(*FIVE)
+    node.replicate(1)
+    for holder in FIVE[:3]:
+        node.ends(holder, "stored")
+    for holder in FIVE[:2]:
+        node.leaf_set.remove(holder.id)
+    assert targets(node.note(node.machine.died(FIVE[0], 1.0))) == []
+    assert len(targets(node.note(node.machine.died(FIVE[1], 1.1)))) == 2
+    assert targets(node.until(1.1 + P.mend_after_s)) == [], "what waited is under way"
 
 
 def test_rule_4_who_dies_under_a_push_is_replaced() -> None:

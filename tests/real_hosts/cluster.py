@@ -13,8 +13,8 @@ from pathlib import Path
 from protocol.aio.process import UserError
 from protocol.aio.status_client import request_status
 from protocol.identifiers import Address
+from scripts.hosts import Network, inside
 from scripts.local_cluster import ASK_TIMEOUT_S, BIN, CLUSTER, LocalCluster, Status, plain_environment
-from tests.real_hosts.network import Network, inside
 
 AGENTS_PER_HOST = 2
 MANAGER_PORT, AGENT_PORT = 7700, 7710
@@ -35,7 +35,7 @@ class HostsCluster(LocalCluster):
     def spawn(self, log: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         """As LocalCluster's, on the host whose turn it is."""
         start = super().spawn
-        return inside(self.network.namespace(self._host), lambda: start(log, arguments))
+        return self.network.on(self._host, lambda: start(log, arguments))
 
     def start_agents(self) -> None:
         """`fmrec-agent start --count 2` on every host."""

@@ -6,10 +6,14 @@ import asyncio
 import time
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("pyroute2", reason="pyroute2 makes the hosts: `make setup` installs it")
+
 from protocol.aio.sockets import half_open_max_s
 from protocol.parameters import loopback
+from scripts.hosts import Network
 from tests.real_hosts.cluster import HostsCluster, names
-from tests.real_hosts.network import Network
 
 EVERYBODY = {f"host-{host}-{index}" for host in (1, 2, 3, 4) for index in (0, 1)}
 ROUNDS = 8

@@ -8,12 +8,16 @@ import socket
 import time
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("pyroute2", reason="pyroute2 makes the hosts: `make setup` installs it")
+
 from protocol.aio.connections import Connections
 from protocol.aio.sockets import half_open_max_s
 from protocol.identifiers import Peer, agent_id
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Message, Ping
-from tests.real_hosts.network import Network, enter, inside
+from scripts.hosts import Network, enter, inside
 
 PORT = 7700
 PARAMETERS = OverlayParameters()

@@ -1,4 +1,4 @@
-"""Hosts on one machine: network namespaces on a switch, whose links can be slow, lossy or cut. For tests; everything made is removed.
+"""Hosts on one machine: network namespaces on a switch, whose links can be slow, lossy or cut. All that is made is removed.
 
     host 1 .. N, each a namespace with 10.77.0.<n> on eth0 --veth--> a bridge in a namespace of its own, which has 10.77.0.254
 
@@ -19,16 +19,13 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
-import pytest
-
-pytest.importorskip("pyroute2", reason="pyroute2 makes the hosts: `make setup` installs it")
-
 from pyroute2 import IPRoute, NetlinkError, netns
 from pyroute2.nftables.expressions import genex, ipv4addr, verdict
 from pyroute2.nftables.main import NFTables
 
 NETWORK = "10.77.0"
 SWITCH = 254
+LOOPBACK = "127.0.0.1"
 TABLE = "faults"
 TBF_BURST_BYTES = 32 * 1024
 TBF_LATENCY = "100ms"
@@ -61,6 +58,23 @@ def inside(namespace: str, call: Callable[[], _T]) -> _T:
     return done.result()
 
 
+class OneMachine:
+    """What stands for a Network where none can be made: the same hosts, all of them this machine, and no faults of the links."""
+
+    def __init__(self, count: int) -> None:
+        self.hosts = range(1, count + 1)
+
+    def address(self, host: int) -> str:
+        return LOOPBACK
+
+    def on(self, host: int, call: Callable[[], _T]) -> _T:
+        """call(), here."""
+        return call()
+
+    def close(self) -> None:
+        """Nothing was made."""
+
+
 class Unable(Exception):
     """This process may not make hosts; the message says why."""
 
@@ -90,6 +104,10 @@ class Network:
 
     def address(self, host: int) -> str:
         return f"{NETWORK}.{host}"
+
+    def on(self, host: int, call: Callable[[], _T]) -> _T:
+        """call() on this host."""
+        return inside(self.namespace(host), call)
 
     def close(self) -> None:
         """Removes the namespaces, and with them every cable and rule. Nothing may run in them any more."""
@@ -156,7 +174,9 @@ class Network:
             net.link("add", ifname="switch", kind="bridge")
             (bridge,) = net.link_lookup(ifname="switch")
             net.addr("add", index=bridge, address=f"{NETWORK}.{SWITCH}", prefixlen=24)
-            net.link("set", index=bridge, state="up")
+            (loopback,) = net.link_lookup(ifname="lo")
+            for index in (bridge, loopback):
+                net.link("set", index=index, state="up")
             for host in self.hosts:
                 net.link("add", ifname=f"port{host}", kind="veth", peer={"ifname": "eth0", "net_ns_fd": self.namespace(host)})
                 (port,) = net.link_lookup(ifname=f"port{host}")

@@ -1,0 +1,231 @@
+"""What was seen of a run from outside, judged: pure functions over plain values (DESIGN 2).
+
+    P1  each committed round was aggregated from one contribution an agent, and committed once
+    P2  a later life of an agent goes on from a version that is no older than the last that an earlier life called durable
+    P4  after the last fault the tree covers everybody again, without a cycle, within a bound; the ring is whole
+    P5  theta of every round that was seen equals the undisturbed run's, bit for bit
+    P6  versions and rounds only grow, over all managers: no committed round is done again, none is missing
+    P8  rounds go on after the last fault; and nothing is left over: processes, descriptors, memory
+
+P3 is judged where every message can be seen, in the simulator; P7 by the tests that send malformed ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+AGGREGATES = re.compile(r"aggregates round=(\d+) contributions=(\d+)")
+COMMITTED = re.compile(r"(committed|goes_on) round=(\d+) version=(\d+)")
+TROUBLE = re.compile(r"Traceback|this is a mistake in FMRec|died \d+ times within a minute| ERROR ")
+AGE_MIN_S = 20.0
+"""A process that is younger has not grown to its size yet; from here on it is not to grow."""
+SPARE_DESCRIPTORS = 4
+"""What a process may hold beyond what any of its role did before the first fault, when the ring was young."""
+SPAN_MIN_S = 30.0
+"""Growth is told of processes that were seen for so long after that."""
+
+
+@dataclass(slots=True)
+class Life:
+    """One life of an agent as it was seen: what it began from, and what it has called durable. Versions are 0 for none."""
+
+    incarnation: int
+    began_from: int = 0
+    worked: bool = False
+    """Has it made a version of its own? Until then it may still be looking for what an earlier life knew."""
+    durable: int = 0
+    last_s: float = 0.0
+
+    def see(self, status: Mapping[str, Any], now_s: float) -> None:
+        """A status document of this life."""
+        self.last_s = now_s
+        self.durable = max(self.durable, status["durable_version"])
+        if status["resumed_from"] is not None:
+            self.began_from = status["resumed_from"]["version"]
+        self.worked = status["version"] > self.began_from
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One process at one time. connections: of its descriptors, the sockets whose connection is established; others: all the rest."""
+
+    name: str
+    pid: int
+    at_s: float
+    connections: int
+    others: int
+    pss_mb: float
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A line of a manager's log. again: a version written anew by a manager that took over or started again."""
+
+    manager: str
+    round: int
+    version: int
+    again: bool
+
+
+Thetas = Mapping[int, Collection[str]]
+"""The digests of the theta that each round was opened with, as any manager ever said."""
+
+
+# --- rounds -----------------------------------------------------------------------------------------------------------
+
+
+def commits(logs: Mapping[str, str]) -> list[Commit]:
+    """What the managers say they have committed, by version."""
+    found = [
+        Commit(manager, int(match[2]), int(match[3]), match[1] == "goes_on")
+        for manager, log in logs.items()
+        for match in COMMITTED.finditer(log)
+    ]
+    return sorted(found, key=lambda commit: commit.version)
+
+
+def rounds_again(told: Sequence[Commit]) -> list[str]:
+    """Rounds and versions that were committed twice (P1, P6)."""
+    versions = Counter(commit.version for commit in told)
+    rounds = Counter(commit.round for commit in told if not commit.again)
+    twice = [f"version {version} was committed {count} times" for version, count in versions.items() if count > 1]
+    return twice + [f"round {number} was committed {count} times" for number, count in rounds.items() if count > 1]
+
+
+def rounds_lost(told: Sequence[Commit]) -> list[str]:
+    """Where a later version is of an earlier round, or a round is passed over (P6)."""
+    steps = [(before, after) for before, after in pairwise(told) if not 0 <= after.round - before.round <= 1]
+    return [
+        f"version {after.version} is of round {after.round} ({after.manager}), and version {before.version} was of round {before.round}"
+        for before, after in steps
+    ]
+
+
+def contributions_again(logs: Iterable[str], agents: int) -> list[str]:
+    """Aggregates of another number of contributions than there are agents: all have one, in mode exact (P1)."""
+    found = [(int(match[1]), int(match[2])) for log in logs for match in AGGREGATES.finditer(log)]
+    return [f"round {number} was aggregated from {count} contributions of {agents} agents" for number, count in found if count != agents]
+
+
+def thetas_differ(seen: Thetas, undisturbed: Thetas) -> list[str]:
+    """Rounds that began from a theta that the undisturbed run did not have, or from two (P5)."""
+    wrong = [n for n, digests in sorted(seen.items()) if len(digests) > 1 or not set(digests) <= set(undisturbed.get(n, digests))]
+    return [f"theta of round {number}: {', '.join(sorted(d[:12] for d in seen[number]))}" for number in wrong]
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def durable_lost(lives: Mapping[str, Iterable[Life]]) -> list[str]:
+    """Agents whose later life began from an older version than an earlier one had called durable (P2)."""
+    lost = []
+    for name, told in sorted(lives.items()):
+        durable = 0
+        for life in sorted(told, key=lambda life: life.incarnation):
+            if life.worked and life.began_from < durable:
+                lost.append(f"{name} began from version {life.began_from} at {life.last_s:.1f} s, and version {durable} was durable")
+            durable = max(durable, life.durable)
+    return lost
+
+
+# --- the tree and the ring --------------------------------------------------------------------------------------------
+
+
+def unhealed(tree: Mapping[str, Any] | None, agents: Mapping[str, Mapping[str, Any] | None], neighbours: int) -> str | None:
+    """Why the tree or the ring is not whole, None where it is (P4). neighbours: that everybody must have."""
+    if tree is None:
+        return "no manager roots the tree"
+    alive = {member["name"] for member in tree["members"] if member["state"] == "alive"}
+    if missing := sorted(agents.keys() - alive):
+        return f"the manager misses {', '.join(missing)}"
+    answered = {name: agent for name, agent in agents.items() if agent is not None}
+    if missing := sorted(agents.keys() - answered.keys()):
+        return f"no answer from {', '.join(missing)}"
+    few = sorted(name for name, agent in answered.items() if not agent["in_ring"] or agent["neighbours"] < neighbours)
+    if few:
+        return f"fewer than {neighbours} neighbours: {', '.join(few)}"
+    parents = {agent["address"]: agent["parent"].partition("@")[2] if agent["parent"] else None for agent in answered.values()}
+    for name, agent in answered.items():
+        if (wrong := _no_way_up(agent["address"], parents)) is not None:
+            return f"{name} {wrong}"
+    return None
+
+
+def _no_way_up(address: str, parents: Mapping[str, str | None]) -> str | None:
+    """Why the way up from this agent does not end outside of the agents, at the manager."""
+    passed = {address}
+    while address in parents:
+        above = parents[address]
+        if above is None:
+            return "hangs in the tree without a parent"
+        if above in passed:
+            return "is below itself in the tree"
+        passed.add(above)
+        address = above
+    return None
+
+
+# --- what is left over ------------------------------------------------------------------------------------------------
+
+
+def role_of(name: str) -> str:
+    """manager, launcher or agent."""
+    word = name.partition("-")[0]
+    return word if word in ("manager", "launcher") else "agent"
+
+
+def descriptors_left(ends: Iterable[Sample], warm: Iterable[Sample], connections_max: int) -> list[str]:
+    """Processes that at the end hold more connections than there are peers to have them with, or more of anything else than any of
+    their role did before the first fault, and SPARE_DESCRIPTORS."""
+    most: dict[str, int] = {}
+    for sample in warm:
+        most[role_of(sample.name)] = max(most.get(role_of(sample.name), 0), sample.others + SPARE_DESCRIPTORS)
+    found = []
+    for sample in ends:
+        others_max = most[role_of(sample.name)]
+        for what, count, limit in (("connections", sample.connections, connections_max), ("other descriptors", sample.others, others_max)):
+            if count > limit:
+                found.append(f"{sample.name} (pid {sample.pid}) holds {count} {what}, where {limit} are the most")
+    return found
+
+
+def least_since(samples: Iterable[Sample], since_s: float) -> list[Sample]:
+    """Of each process that lived to the end, the least that it held in any look since then: what is under way comes and goes."""
+    last_pid: dict[str, int] = {}
+    looks: dict[tuple[str, int], list[Sample]] = {}
+    for sample in sorted(samples, key=lambda sample: sample.at_s):
+        last_pid[sample.name] = sample.pid
+        if sample.at_s >= since_s:
+            looks.setdefault((sample.name, sample.pid), []).append(sample)
+    return [
+        replace(seen[-1], connections=min(s.connections for s in seen), others=min(s.others for s in seen))
+        for (name, pid), seen in looks.items()
+        if last_pid[name] == pid
+    ]
+
+
+def growth_pct(samples: Iterable[Sample]) -> dict[str, float]:
+    """By role, how much the median process grew from AGE_MIN_S after it was first seen to its last sample, in % of its PSS.
+
+    Of those that were seen for SPAN_MIN_S after that; a role of which none was is left out.
+    """
+    lives: dict[tuple[str, int], list[Sample]] = {}
+    for sample in sorted(samples, key=lambda sample: sample.at_s):
+        lives.setdefault((sample.name, sample.pid), []).append(sample)
+    grown: dict[str, list[float]] = {}
+    for (name, _), seen in lives.items():
+        warm = next((sample for sample in seen if sample.at_s >= seen[0].at_s + AGE_MIN_S), None)
+        if warm is not None and seen[-1].at_s >= warm.at_s + SPAN_MIN_S and warm.pss_mb > 0:
+            grown.setdefault(role_of(name), []).append(100 * (seen[-1].pss_mb / warm.pss_mb - 1))
+    return {role: round(median(values), 2) for role, values in sorted(grown.items())}
+
+
+def troubles(logs: Mapping[str, str]) -> list[str]:
+    """Lines that no fault of the world excuses: a traceback, an error, an agent given up."""
+    return [f"{name}: {line}" for name, log in logs.items() for line in log.splitlines() if TROUBLE.search(line)]

@@ -1,0 +1,167 @@
+"""One run under chaos, from the first process to the last.
+
+    start -> WARM_S of calm -> faults -> healed: everybody is back (P4) -> ROUNDS_AFTER more rounds (P8) -> all leave in order
+
+Training has no end of its own, so that every fault strikes it. The undisturbed run of the same seed is then trained for as many rounds as
+the disturbed one was, and theta of each round that was seen in both is compared (verdict.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+
+from protocol.parameters import loopback
+from scripts.chaos_run.cluster import LOOK_S, MANAGERS, ChaosCluster
+from scripts.chaos_run.injection import Injection
+from scripts.chaos_run.plan import Fault
+from scripts.chaos_run.promises import Thetas, unhealed
+from scripts.chaos_run.verdict import Seen
+from scripts.chaos_run.watching import Watch
+from scripts.hosts import Network, OneMachine
+from scripts.local_cluster import ClusterError
+
+ROUNDS_WITHOUT_END = 1_000_000
+AGENT_SET = ("learning.iterations_per_round=20", "learning.batch=8", "checkpoint_every=5", "restarts_max=1000")
+START_S = 240.0
+WARM_S = 3.0
+HEALED_S = 120.0
+"""Far above what the overlay needs, as START_S is: the longest dial back-off, and the start of a manager that loads torch beside eighteen
+processes, on a machine that does other things as well. How long it took is in the report."""
+ROUNDS_AFTER, ROUNDS_AFTER_S = 3, 120.0
+LEAVE_S = 5.0
+"""For all agents at once, each of which waits until its peers have heard its goodbye; half of what a launcher allows before it kills."""
+UNDISTURBED_ROUND_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Of one run: the plan's faults strike a training run of this seed."""
+
+    seed: int
+    agents: int
+    plan: tuple[Fault, ...]
+
+
+class ChaosRun:
+    """One run in `folder`, on these hosts. say: told each thing that is worth a line."""
+
+    def __init__(self, options: Options, network: Network | OneMachine, folder: Path, say: Callable[[str], None]) -> None:
+        self._options = options
+        self._network = network
+        self._folder = folder
+        self._say = say
+        self.story: list[str] = []
+        """What was done, line by line."""
+
+    async def disturbed(self) -> Seen:
+        """The run under the plan's faults. ClusterError where it does not come to begin."""
+        cluster = self._cluster("chaos", ROUNDS_WITHOUT_END)
+        async with cluster:
+            watch, injection = Watch(cluster), Injection(cluster)
+            self.story = injection.story
+            watch.start()
+            supervising = asyncio.create_task(self._supervise(cluster, injection))
+            try:
+                await until(lambda: self._unhealed(watch), START_S, "the cluster does not begin")
+                await asyncio.sleep(WARM_S)
+                warm = list(watch.samples)
+                self._say(f"{len(self._options.plan)} faults")
+                await injection.run(list(self._options.plan))
+                injection.tell("the last fault is over")
+                over_s = watch.now_s
+                healed_s, stuck = await self._after(watch)
+                watch.sample()
+            finally:
+                supervising.cancel()
+                await asyncio.gather(supervising, return_exceptions=True)
+                await watch.close()
+            manager_logs = {name: cluster.log(f"{name}.log") for name in cluster.managers}
+            strays = sorted(set(cluster.processes()) - set(cluster.pids().values()))
+            late = await cluster.leave(LEAVE_S)
+            logs = {path.name: cluster.log(path.name) for path in sorted(cluster.folder.glob("*.log"))}
+        return Seen(
+            agents=self._options.agents,
+            faults=tuple(fault.kind for fault in injection.done),
+            healed_s=healed_s,
+            stuck=stuck,
+            manager_logs=manager_logs,
+            logs=logs,
+            lives={name: tuple(lives.values()) for name, lives in watch.lives.items()},
+            thetas=watch.thetas,
+            warm=tuple(warm),
+            samples=tuple(watch.samples),
+            calm_s=over_s + (inf if healed_s is None else healed_s),
+            strays=tuple(strays),
+            late=tuple(late),
+            odd_ends=tuple(cluster.odd_ends),
+        )
+
+    async def undisturbed(self, rounds: int) -> Thetas:
+        """The digests of theta by round, of so many rounds without a fault. ClusterError where they do not come to an end."""
+        self._say(f"the undisturbed run: {rounds} rounds")
+        async with self._cluster("undisturbed", rounds, with_standby=False) as cluster:
+            watch = Watch(cluster)
+            watch.start()
+
+            def unfinished() -> str | None:
+                root = watch.root()
+                return None if root is not None and root["stage"] == "done" else f"round {newest(watch)}"
+
+            try:
+                await until(unfinished, START_S + UNDISTURBED_ROUND_S * rounds, "the undisturbed run does not end")
+            finally:
+                await watch.close()
+        return watch.thetas
+
+    def _cluster(self, name: str, rounds: int, with_standby: bool = True) -> ChaosCluster:
+        agents = self._options.agents
+        sets = {"rounds": rounds, "seed": self._options.seed, "sources_min": agents, "recovery": "exact", "adapt": "false"}
+        return ChaosCluster(
+            self._folder / name,
+            self._network,
+            agents,
+            manager_set=[f"tree.main.{key}={value}" for key, value in sets.items()],
+            agent_set=AGENT_SET,
+            with_standby=with_standby,
+        )
+
+    async def _supervise(self, cluster: ChaosCluster, injection: Injection) -> None:
+        while True:
+            for name in cluster.restart_ended():
+                injection.tell(f"{name} is started again")
+            await asyncio.sleep(LOOK_S)
+
+    def _unhealed(self, watch: Watch) -> str | None:
+        neighbours = min(loopback().leaf_set_size, self._options.agents + len(MANAGERS) - 1)
+        return unhealed(watch.root(), watch.agents, neighbours)
+
+    async def _after(self, watch: Watch) -> tuple[float | None, str | None]:
+        """How long healing took, None where it did not come to that; and why the run does not go on, if so."""
+        began, healed_s = time.monotonic(), None
+        try:
+            await until(lambda: self._unhealed(watch), HEALED_S, "P4: not whole")
+            healed_s = round(time.monotonic() - began, 2)
+            wanted = newest(watch) + ROUNDS_AFTER
+            await until(lambda: None if newest(watch) >= wanted else f"round {newest(watch)}", ROUNDS_AFTER_S, "P8: no rounds any more")
+        except ClusterError as error:
+            return healed_s, str(error)
+        return healed_s, None
+
+
+def newest(watch: Watch) -> int:
+    """The last round that was opened."""
+    return max(watch.thetas, default=0)
+
+
+async def until(why_not: Callable[[], str | None], within_s: float, what: str) -> None:
+    """Until there is no reason any more why not; ClusterError with the last one where there is, after so many seconds."""
+    deadline = time.monotonic() + within_s
+    while (reason := why_not()) is not None:
+        if time.monotonic() > deadline:
+            raise ClusterError(f"{what} within {within_s:.0f} s: {reason}")
+        await asyncio.sleep(LOOK_S)

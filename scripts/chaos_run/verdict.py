@@ -1,0 +1,83 @@
+"""The verdict on a run: every promise that can be checked from outside, and the figures of the report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from protocol.aio.lane import LINKS_MAX
+from scripts.chaos_run import promises
+from scripts.chaos_run.promises import Life, Sample, Thetas
+
+NODES_MAX = 2
+"""Of a manager's process that took over: the standby that it was, and the tree's root."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """All that was seen of a run.
+
+    faults: their kinds. stuck: why it did not go on, if so. manager_logs: as they were before all left. warm: samples before the first
+    fault. calm_s: when everybody was back, in the time of the samples. strays: processes that nobody knows; late: those that did not leave
+    in order.
+    """
+
+    agents: int
+    faults: tuple[str, ...]
+    healed_s: float | None
+    stuck: str | None
+    manager_logs: Mapping[str, str]
+    logs: Mapping[str, str]
+    lives: Mapping[str, tuple[Life, ...]]
+    thetas: Thetas
+    warm: tuple[Sample, ...]
+    samples: tuple[Sample, ...]
+    calm_s: float
+    strays: tuple[int, ...]
+    late: tuple[str, ...]
+    odd_ends: tuple[str, ...]
+
+    @property
+    def rounds(self) -> int:
+        """The last that was opened."""
+        return max(self.thetas, default=0)
+
+
+def judge(seen: Seen, undisturbed: Thetas) -> dict[str, Any]:
+    """The figures, and under `broken` each promise that does not hold, in a sentence that begins with its number."""
+    told = promises.commits(seen.manager_logs)
+    twice = promises.rounds_again(told) + promises.contributions_again(seen.manager_logs.values(), seen.agents)
+    back = promises.rounds_lost(told)
+    lost = promises.durable_lost(seen.lives)
+    differ = promises.thetas_differ(seen.thetas, undisturbed)
+    if seen.rounds not in undisturbed:
+        differ.append(f"the undisturbed run has no theta of round {seen.rounds}, the last one")
+    connections_max = LINKS_MAX * NODES_MAX * (seen.agents + NODES_MAX)
+    kept = promises.descriptors_left(promises.least_since(seen.samples, seen.calm_s), seen.warm, connections_max)
+    troubles = promises.troubles(seen.logs) + list(seen.odd_ends)
+    strays = [f"process {pid} is nobody's" for pid in seen.strays] + [f"{name} did not leave in order" for name in seen.late]
+    growth = promises.growth_pct(seen.samples)
+    found = {"P1": twice, "P2": lost, "P5": differ, "P6": back, "P8": [*kept, *strays, *troubles]}
+    stuck = [seen.stuck] if seen.stuck is not None else []
+    return {
+        "agents": seen.agents,
+        "faults": len(seen.faults),
+        "faults_by_kind": dict(sorted(Counter(seen.faults).items())),
+        "lives": sum(len(lives) for lives in seen.lives.values()),
+        "takeovers": sum(log.count("this standby takes over") for log in seen.manager_logs.values()),
+        "healed_s": seen.healed_s,
+        "rounds": seen.rounds,
+        "rounds_lost": len(back),
+        "durable_lost": len(lost),
+        "double_contributions": len(twice),
+        "theta_equal": not differ,
+        "thetas_compared": len(seen.thetas.keys() & undisturbed.keys()),
+        "leaked_processes": len(strays),
+        "leaked_fds": len(kept),
+        "memory_growth_pct": max(growth.values(), default=None),
+        "memory_growth_by_role_pct": growth,
+        "troubles": len(troubles),
+        "broken": stuck + [f"{number}: {sentence}" for number, sentences in found.items() for sentence in sentences],
+    }

@@ -1,0 +1,181 @@
+"""One cluster of real processes whose agents keep records of a chosen size, and what is done to it and timed.
+
+    detect      from the signal to the manager's verdict
+    locate      until it is known who holds the newest record
+    transfer    until its bytes are at the manager, every digest checked
+    kill, stop  all of it: from SIGKILL or SIGSTOP to the verified record at the manager
+    restart     from SIGKILL to the first iteration of the agent's next life beyond its record
+
+The manager's clock tells detect, locate and transfer, the agent's status the rest, which is asked for every WATCH_S.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from itertools import cycle
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from scripts.local_cluster import ClusterError, LocalCluster, Status, send
+
+AGENTS = 12
+ROUND = 400
+"""Iterations of a job: the paper's."""
+BATCH = 8
+WITHIN_S = 60.0
+WATCH_S = 0.01
+
+Figures = dict[str, Any]
+
+
+def learner_of(size_mb: str) -> str:
+    """The plug-in whose state has this size."""
+    return f"scripts.recovery_bench.forecaster:mb_{size_mb.replace('.', '_')}"
+
+
+@contextlib.contextmanager
+def importable(root: Path) -> Iterator[None]:
+    """Meanwhile processes that are started can import this repository's scripts."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(root)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+class Fleet:
+    """A manager and AGENTS agents in mode exact, of which the first `training` train without end."""
+
+    def __init__(
+        self,
+        folder: Path,
+        size_mb: str,
+        *,
+        training: int,
+        checkpoint_every: int = 50,
+        batch: int = BATCH,
+        round_of: int = ROUND,
+        **options: Any,
+    ) -> None:
+        self.training = training
+        self.cluster = LocalCluster(
+            folder,
+            agents=AGENTS,
+            sources=training,
+            manager_set=[
+                "tree.main.rounds=1000000",
+                f"tree.main.sources_min={training}",
+                f"tree.main.targets_min={AGENTS - training}",
+                "tree.main.round_deadline_s=3600",
+                "tree.main.exact_wait_s=3600",
+            ],
+            agent_set=[
+                f"learning.learner={learner_of(size_mb)}",
+                f"learning.iterations_per_round={round_of}",
+                f"learning.batch={batch}",
+                f"checkpoint_every={checkpoint_every}",
+                "restarts_max=1000",
+            ],
+            abrupt=True,
+            **options,
+        )
+        self._victims = cycle(range(training))
+        self._rng = Random(size_mb)
+
+    async def __aenter__(self) -> Fleet:
+        await self.cluster.__aenter__()
+        await self.cluster.until(lambda status: status["stage"] == "train", WITHIN_S)
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        await self.cluster.__aexit__(kind, error, trace)
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    async def durable(self) -> None:
+        """Until the quorum holds a record of every agent that trains."""
+        deadline = time.monotonic() + WITHIN_S
+        while any(agent["durable_version"] == 0 for agent in await self.agents()):
+            if time.monotonic() > deadline:
+                raise ClusterError(f"not every agent had a durable record within {WITHIN_S:.0f} s: see the logs in {self.cluster.folder}")
+            await asyncio.sleep(10 * WATCH_S)
+
+    async def agents(self) -> list[Status]:
+        """What all agents that train say of themselves; waits for those that are starting."""
+        found = [await self.cluster.agent(index) for index in range(self.training)]
+        while None in found:
+            await asyncio.sleep(WATCH_S)
+            found = [agent or await self.cluster.agent(index) for index, agent in enumerate(found)]
+        return [agent for agent in found if agent is not None]
+
+    async def iterated(self, seconds: float) -> tuple[int, float]:
+        """Iterations of all agents in about so much time, and the time that it was; nobody is killed meanwhile."""
+        before, began = await self.agents(), time.monotonic()
+        await asyncio.sleep(seconds)
+        after, took_s = await self.agents(), time.monotonic() - began
+        return sum(agent["iteration"] for agent in after) - sum(agent["iteration"] for agent in before), took_s
+
+    # --- trials -------------------------------------------------------------------------------------------------------
+
+    async def trial(self, number: signal.Signals) -> Figures:
+        """One agent, killed or hung at any moment of a job of which it has a durable record, until it trains again."""
+        index = next(self._victims)
+        await asyncio.sleep(self._rng.uniform(0, 0.2))
+        before = await self._at_work(index)
+        when = time.time()
+        os.kill(before["pid"], number)
+        again = asyncio.create_task(self._again(index, before, when)) if number == signal.SIGKILL else None
+        recovery = await self._recovered(before)
+        if number == signal.SIGSTOP:
+            send(before["pid"], signal.SIGCONT)
+        detect_ms = 1000 * (recovery["noticed_unix_s"] - when)
+        figures = {
+            "agent": before["name"],
+            "outcome": recovery["outcome"],
+            "bytes": recovery["bytes"],
+            "detect_ms": detect_ms,
+            "locate_ms": recovery["locate_ms"],
+            "transfer_ms": recovery["transfer_ms"],
+            "total_ms": detect_ms + recovery["total_ms"],
+            "restart_ms": await again if again is not None else None,
+        }
+        await self.cluster.until(lambda status: status["counts"]["alive"] == AGENTS, WITHIN_S)
+        return figures
+
+    async def _at_work(self, index: int) -> Status:
+        deadline = time.monotonic() + WITHIN_S
+        while time.monotonic() < deadline:
+            agent = await self.cluster.agent(index)
+            if agent and agent["durable_version"] > 0 and 0 < agent["job"]["done"] < agent["job"]["total"]:
+                return agent
+            await asyncio.sleep(WATCH_S)
+        raise ClusterError(f"agent-{index} was not met in the middle of a job within {WITHIN_S:.0f} s")
+
+    async def _recovered(self, before: Status) -> Figures:
+        life = before["name"], before["incarnation"]
+
+        def ended(status: Status) -> Figures | None:
+            recoveries = (r for r in reversed(status["recoveries"]) if r["outcome"] != "running")
+            return next((r for r in recoveries if (r["agent"], r["incarnation"]) == life), None)
+
+        return ended(await self.cluster.until(lambda status: ended(status) is not None, WITHIN_S, WATCH_S)) or {}
+
+    async def _again(self, index: int, before: Status, when: float) -> float:
+        """Milliseconds until the next life has done an iteration that its record did not hold."""
+        while time.time() < when + WITHIN_S:
+            agent = await self.cluster.agent(index)
+            resumed = agent["resumed_from"] if agent and agent["incarnation"] > before["incarnation"] else None
+            if agent and resumed is not None and agent["iteration"] > resumed["iteration"]:
+                return 1000 * (time.time() - when)
+            await asyncio.sleep(WATCH_S)
+        raise ClusterError(f"{before['name']} did not train again within {WITHIN_S:.0f} s")

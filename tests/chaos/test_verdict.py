@@ -1,0 +1,164 @@
+"""The verdict on a chaos run: each promise can be broken, and is then said to be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from scripts.chaos_run.promises import AGE_MIN_S, SPAN_MIN_S, Life, Sample, growth_pct, unhealed
+from scripts.chaos_run.verdict import Seen, judge
+
+LOG_A = """
+2026-01-01 00:00:01,000 INFO    fmrec.tree.main committed round=0 version=1 by=7 of 12 electors agree
+2026-01-01 00:00:02,000 INFO    fmrec.tree.main aggregates round=0 contributions=4 upload=4
+2026-01-01 00:00:02,000 INFO    fmrec.tree.main committed round=1 version=2 by=7 of 12 electors agree
+"""
+LOG_B = """
+2026-01-01 00:00:03,000 WARNING fmrec.manager main: the root is gone: this standby takes over, with term 9
+2026-01-01 00:00:04,000 INFO    fmrec.tree.main goes_on round=1 version=3 by=7 of 12 electors agree
+2026-01-01 00:00:04,000 INFO    fmrec.tree.main aggregates round=1 contributions=4 replica=1 upload=3
+2026-01-01 00:00:05,000 INFO    fmrec.tree.main committed round=2 version=4 by=7 of 12 electors agree
+"""
+THETAS = {0: {"aa"}, 1: {"bb"}, 2: {"cc"}}
+FINE = Seen(
+    agents=4,
+    faults=("kill", "stop", "kill"),
+    healed_s=1.0,
+    stuck=None,
+    manager_logs={"manager-a": LOG_A, "manager-b": LOG_B},
+    logs={"manager-a.log": LOG_A, "manager-b.log": LOG_B, "agents-1.log": "host-1-0 was killed; started again"},
+    lives={"host-1-0": (Life(1, 0, True, 5), Life(2, 6, True, 8))},
+    thetas=THETAS,
+    warm=(Sample("host-1-0", 7, 1.0, 20, 14, 20.0),),
+    samples=(Sample("host-1-0", 7, 1.0, 20, 14, 20.0), Sample("host-1-0", 8, 60.0, 30, 15, 20.0)),
+    calm_s=50.0,
+    strays=(),
+    late=(),
+    odd_ends=(),
+)
+
+
+def broken(undisturbed: dict[int, set[str]] = THETAS, **changes: Any) -> list[str]:
+    return list(judge(replace(FINE, **changes), undisturbed)["broken"])
+
+
+def test_nothing_is_broken() -> None:
+    report = judge(FINE, THETAS)
+    assert report["broken"] == []
+    assert (report["rounds"], report["faults_by_kind"], report["takeovers"], report["lives"]) == (2, {"kill": 2, "stop": 1}, 1, 2)
+    assert (report["theta_equal"], report["thetas_compared"]) == (True, 3)
+
+
+def test_a_round_committed_by_both_managers() -> None:
+    twice = LOG_B.replace("goes_on round=1 version=3", "committed round=1 version=3")
+    assert broken(manager_logs={"manager-a": LOG_A, "manager-b": twice}) == ["P1: round 1 was committed 2 times"]
+    same_version = LOG_B.replace("version=4", "version=2")
+    assert "P1: version 2 was committed 2 times" in broken(manager_logs={"manager-a": LOG_A, "manager-b": same_version})
+
+
+@pytest.mark.parametrize("contributions", [3, 5])
+def test_an_aggregate_of_too_many_or_too_few(contributions: int) -> None:
+    wrong = LOG_B.replace("contributions=4", f"contributions={contributions}")
+    (sentence,) = broken(manager_logs={"manager-a": LOG_A, "manager-b": wrong})
+    assert sentence == f"P1: round 1 was aggregated from {contributions} contributions of 4 agents"
+
+
+@pytest.mark.parametrize("number", [0, 4])
+def test_a_round_lost_or_passed_over(number: int) -> None:
+    wrong = LOG_B.replace("committed round=2", f"goes_on round={number}")
+    (sentence,) = broken(manager_logs={"manager-a": LOG_A, "manager-b": wrong})
+    assert sentence == f"P6: version 4 is of round {number} (manager-b), and version 3 was of round 1"
+
+
+def life(began_from: int, durable: int, worked: bool = True) -> Life:
+    return Life(1, began_from, worked, durable, last_s=9.0)
+
+
+def test_a_later_life_that_knows_less() -> None:
+    lost = ["P2: a began from version 4 at 9.0 s, and version 5 was durable"]
+    assert broken(lives={"a": (life(0, 5), life(4, 4))}) == lost
+    assert broken(lives={"a": (life(0, 5), life(0, 0, worked=False), life(4, 6))}) == lost, "the life between has seen nothing"
+    assert broken(lives={"a": (life(0, 5), life(0, 0, worked=False), life(5, 6))}) == []
+
+
+def test_what_a_life_began_from_may_be_found_late() -> None:
+    status = {"durable_version": 0, "resumed_from": None, "version": 0}
+    seen = Life(2)
+    seen.see(status, 1.0)
+    assert not seen.worked, "it is looking"
+    for resumed, version, worked in ((9, 9, False), (10, 10, False), (10, 11, True)):
+        seen.see(status | {"resumed_from": {"version": resumed}, "version": version}, 2.0)
+        assert (seen.began_from, seen.worked) == (resumed, worked)
+    fresh = Life(2)
+    fresh.see(status | {"version": 1}, 1.0)
+    assert (fresh.began_from, fresh.worked) == (0, True)
+
+
+def test_another_theta() -> None:
+    assert broken({0: {"aa"}, 1: {"bb"}, 2: {"dd"}}) == ["P5: theta of round 2: cc"]
+    assert broken(thetas=THETAS | {1: {"bb", "ee"}}) == ["P5: theta of round 1: bb, ee"]
+    assert broken({}) == ["P5: the undisturbed run has no theta of round 2, the last one"]
+
+
+def test_what_is_left_over() -> None:
+    assert broken(strays=(77,), late=("host-1-0 (pid 7)",)) == [
+        "P8: process 77 is nobody's",
+        "P8: host-1-0 (pid 7) did not leave in order",
+    ]
+    many = (*FINE.samples[:1], Sample("host-1-0", 8, 60.0, 60, 19, 20.0), Sample("host-1-0", 8, 62.0, 30, 20, 20.0))
+    assert broken(samples=many) == ["P8: host-1-0 (pid 8) holds 19 other descriptors, where 18 are the most"]
+    assert broken(samples=(*many, Sample("host-1-0", 8, 64.0, 30, 18, 20.0))) == [], "what was more was under way"
+    assert broken(samples=many, calm_s=63.0) == []
+    crowd = (*FINE.samples[:1], Sample("host-1-0", 8, 61.0, 49, 14, 20.0))
+    assert broken(samples=crowd) == ["P8: host-1-0 (pid 8) holds 49 connections, where 48 are the most"]
+
+
+@pytest.mark.parametrize("line", ["Traceback (most recent call last):", "00:00 ERROR   fmrec.x: no", "a died 11 times within a minute"])
+def test_a_log_that_tells_of_trouble(line: str) -> None:
+    assert broken(logs={"agents-1.log": line}) == [f"P8: agents-1.log: {line}"]
+
+
+def test_what_did_not_heal_is_told_first() -> None:
+    assert broken(stuck="P4: not whole within 60 s: no manager roots the tree", odd_ends=("manager-a ended with exit code 1",)) == [
+        "P4: not whole within 60 s: no manager roots the tree",
+        "P8: manager-a ended with exit code 1",
+    ]
+
+
+def test_growth_is_that_of_the_median_process_after_its_youth() -> None:
+    def life(name: str, pid: int, *sizes: float) -> list[Sample]:
+        times = (0.0, AGE_MIN_S, AGE_MIN_S + SPAN_MIN_S)
+        return [Sample(name, pid, at_s, 1, 1, size) for at_s, size in zip(times, sizes, strict=False)]
+
+    agents = [*life("host-1-0", 1, 10, 20, 21), *life("host-1-1", 2, 10, 20, 22), *life("host-1-1", 3, 10, 20, 26)]
+    assert growth_pct([*agents, *life("manager-a", 4, 100, 200, 190), *life("launcher-1", 5, 50, 50)]) == {"agent": 10.0, "manager": -5.0}
+
+
+def status(name: str, parent: str | None, neighbours: int = 3) -> dict[str, Any]:
+    above = f"ab12@{parent}" if parent else None
+    return {"name": name, "address": name, "parent": above, "in_ring": True, "neighbours": neighbours}
+
+
+def tree(*alive: str) -> dict[str, Any]:
+    return {"members": [{"name": name, "state": "alive"} for name in alive]}
+
+
+@pytest.mark.parametrize(
+    ("members", "agents", "why_not"),
+    [
+        (("a", "b"), {"a": status("a", "manager"), "b": status("b", "a")}, None),
+        (("a",), {"a": status("a", "manager"), "b": status("b", "a")}, "the manager misses b"),
+        (("a", "b"), {"a": status("a", "manager"), "b": None}, "no answer from b"),
+        (("a", "b"), {"a": status("a", "manager"), "b": status("b", "a", 2)}, "fewer than 3 neighbours: b"),
+        (("a", "b"), {"a": status("a", "b"), "b": status("b", "a")}, "a is below itself in the tree"),
+        (("a", "b"), {"a": status("a", None), "b": status("b", "manager")}, "a hangs in the tree without a parent"),
+    ],
+)
+def test_whole(members: tuple[str, ...], agents: dict[str, Any], why_not: str | None) -> None:
+    assert unhealed(tree(*members), agents, 3) == why_not
+
+
+def test_without_a_root_nothing_is_whole() -> None:
+    assert unhealed(None, {}, 3) == "no manager roots the tree"
