@@ -39,7 +39,9 @@ class Dispatcher:
         self._compress = compress
         self.rounded = rounded
         self.version = 0
-        """Of the newest record sealed here, or restored from a replica: versions only grow, over all lives of the agent."""
+        """Of the newest record sealed here, or restored from a replica."""
+        self.incarnation = driver.node.self_peer.incarnation
+        """That records are sealed with: of this life, or of the one before, where the clock was set back between them."""
         self.durable_version = 0
         self.durable_s = 0.0
         """How long that took, from the snapshot handed over here to the word of the quorum, sealing included."""
@@ -48,8 +50,9 @@ class Dispatcher:
         self._waiting: dict[int, asyncio.Future[None]] = {}
 
     def restored(self, record: RecordSummary) -> None:
-        """Go on counting after this version."""
+        """Go on counting after this version: what is sealed next is newer."""
         self.version = max(self.version, record.version)
+        self.incarnation = max(self.incarnation, record.incarnation)
 
     async def checkpoint(self, knowledge: Knowledge, *, replicate: bool = True) -> tuple[RecordSummary, Data]:
         """Seal `knowledge` as the next version, hold it here and bring it to k neighbours in the background; the record, unrounded
@@ -59,7 +62,7 @@ class Dispatcher:
         """
         self.version += 1
         me = self._driver.node.self_peer
-        knowledge = replace(knowledge, owner=me.id, tree=self._tree, version=self.version, incarnation=me.incarnation)
+        knowledge = replace(knowledge, owner=me.id, tree=self._tree, version=self.version, incarnation=self.incarnation)
         if not replicate:
             return await self._sealed(knowledge, rounded=False)
         self._taken.append((self.version, asyncio.get_running_loop().time()))

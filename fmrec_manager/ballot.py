@@ -2,7 +2,9 @@
 
 1. The electors are the members on record, those nearest to the treeId, `most` of them: whoever reads the record knows them. Each
    version is put to those of the version before it, as a change of members must be agreed on by those that were; the first of all
-   to whoever has joined.
+   to whoever has joined. A root that starts from a version cannot know whether it was committed: it asks both those that it was put to,
+   who may be asked for another in its place, and those that it names, who may have agreed to the next; and so does the next root,
+   until a version is committed. Each of these groups must carry it (Raft's joint consensus).
 2. It is carried when more than half of those who have a say grant it. Any two such halves have one in common, and that one has
    promised the later term, or tells of the newer version: so of two roots only one commits (protocol/overlay/terms.py).
 3. Who is gone (its host refuses) has no say: it keeps no promise. Who is silent has one, and withholds it: it may be on the other side
@@ -18,13 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from protocol.identifiers import NodeId, Peer, TreeId, rank
 from protocol.overlay.effects import ElectorAnswered
 from protocol.wire.values import MemberInfo
 
-Verdict = Literal["wait", "carried", "lost"]
+Verdict = Literal["lost", "wait", "carried"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+"""The first that any group gives is that of all."""
+Groups = tuple[tuple[NodeId, ...], ...]
 
 
 def electors_of(members: Iterable[MemberInfo], tree: TreeId, most: int) -> tuple[Peer, ...]:
@@ -33,12 +38,19 @@ def electors_of(members: Iterable[MemberInfo], tree: TreeId, most: int) -> tuple
     return tuple(nearest[:most])
 
 
+def groups_of(*groups: Iterable[NodeId]) -> Groups:
+    """Each group once, none that is empty."""
+    return tuple(dict.fromkeys(found for group in groups if (found := tuple(group))))
+
+
 @dataclass(slots=True)
 class Ballot:
-    """One question, about this version: `electors` by id, with where they were last known to live."""
+    """One question, about this version: `electors` by id, with where they were last known to live; groups: see rule 1, one of all where
+    none are given. Who is in a group and not among the electors has left."""
 
     version: int
     electors: Mapping[NodeId, Peer]
+    groups: Groups = ()
     granted: set[NodeId] = field(default_factory=set)
     gone: set[NodeId] = field(default_factory=set)
     refused: dict[NodeId, str] = field(default_factory=dict)
@@ -69,15 +81,22 @@ class Ballot:
         return tuple(peer for elector, peer in self.electors.items() if elector not in self.granted)
 
     def judge(self) -> tuple[Verdict, str]:
-        """(verdict, reason); rules 2 to 5."""
-        voices = len(self.electors) - len(self.gone)
+        """(verdict, reason); rules 2 to 5 for each group."""
+        verdicts = [self._judge(group) for group in self.groups or (tuple(self.electors),)]
+        return min(verdicts, key=lambda given: VERDICTS.index(given[0]))
+
+    def _judge(self, group: tuple[NodeId, ...]) -> tuple[Verdict, str]:
+        """As judge(), for the electors of one group."""
+        electors = [elector for elector in group if elector in self.electors]
+        voices = [elector for elector in electors if elector not in self.gone]
         if not voices:
-            return "carried", "no elector lives" if self.electors else "there are no electors"
-        needed = voices // 2 + 1
-        if len(self.granted) >= needed:
-            return "carried", f"{len(self.granted)} of {voices} electors agree"
-        if voices - len(self.refused) < needed:
-            said = next(iter(self.refused.values()))
-            return "lost", f"{len(self.refused)} of {voices} electors refuse: {said}"
-        unheard = [elector.short for elector in self.electors if elector not in self.granted | self.gone]
-        return "wait", f"{len(self.granted)} of {voices} electors agree, {needed} must; not yet: {', '.join(unheard)}"
+            return "carried", "no elector lives" if electors else "there are no electors"
+        needed = len(voices) // 2 + 1
+        granted = sum(elector in self.granted for elector in voices)
+        if granted >= needed:
+            return "carried", f"{granted} of {len(voices)} electors agree"
+        refused = [said for elector in voices if (said := self.refused.get(elector)) is not None]
+        if len(voices) - len(refused) < needed:
+            return "lost", f"{len(refused)} of {len(voices)} electors refuse: {refused[0]}"
+        unheard = [elector.short for elector in voices if elector not in self.granted]
+        return "wait", f"{granted} of {len(voices)} electors agree, {needed} must; not yet: {', '.join(unheard)}"

@@ -31,7 +31,7 @@ class LedgerMember(BaseModel):
 
 class Ledger(BaseModel):
     """seed: the run's. losses: one a round. results: figures by target. seen: samples and norm of the gradient, by agentId of those on
-    record."""
+    record. put_to: the electors whose agreement this version needs, in groups."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
@@ -40,6 +40,7 @@ class Ledger(BaseModel):
     members: tuple[LedgerMember, ...]
     results: dict[str, dict[str, float]]
     seen: dict[str, tuple[int, float | None]] = {}
+    put_to: tuple[tuple[str, ...], ...] = ()
 
     @classmethod
     def read(cls, state: bytes) -> Ledger:
@@ -57,7 +58,8 @@ class Ledger(BaseModel):
     def resumed(self, version: int, term: int, round_number: int) -> Resumed:
         """What the root goes on from."""
         seen = {NodeId(int(agent, 16)): Seen(samples, norm) for agent, (samples, norm) in self.seen.items()}
-        return Resumed(version, term, round_number, self.losses, self.infos(), self.results, seen)
+        put_to = tuple(tuple(NodeId(int(elector, 16)) for elector in group) for group in self.put_to)
+        return Resumed(version, term, round_number, self.losses, self.infos(), self.results, seen, put_to)
 
 
 def ledger_of(seed: int, root: Root) -> Ledger:
@@ -70,4 +72,5 @@ def ledger_of(seed: int, root: Root) -> Ledger:
     )
     known = {m.peer.id: root.seen[m.peer.id] for m in root.on_record if m.peer.id in root.seen}
     seen = {str(agent): (said.samples, said.gradient_norm) for agent, said in known.items()}
-    return Ledger(seed=seed, losses=tuple(root.losses), members=rows, results=root.results, seen=seen)
+    put_to = tuple(tuple(map(str, group)) for group in root.put_to)
+    return Ledger(seed=seed, losses=tuple(root.losses), members=rows, results=root.results, seen=seen, put_to=put_to)

@@ -32,7 +32,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """What the tree's own record says: the next round, who was a member, what they brought last. term: it was written in."""
+    """What the tree's own record says: the next round, who was a member, what they brought last. term: it was written in. put_to: whose
+    agreement it needed (ballot.py, rule 1)."""
 
     version: int
     term: int
@@ -41,3 +42,4 @@ class Resumed:
     members: tuple[MemberInfo, ...]
     results: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seen: Mapping[NodeId, Seen] = field(default_factory=dict)
+    put_to: tuple[tuple[NodeId, ...], ...] = ()

@@ -30,14 +30,14 @@ from types import MappingProxyType
 from typing import Literal
 
 from fmrec_manager.arrivals import Arrivals
-from fmrec_manager.ballot import Ballot, electors_of
+from fmrec_manager.ballot import Ballot, Groups, electors_of, groups_of
 from fmrec_manager.liveness import Liveness, Loss
 from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, LocateOwn, Order, Recover, Say, StepDown
 from fmrec_manager.plan import Plan, Resumed
 from fmrec_manager.retrieval import Recovery
 from fmrec_manager.round import Round, Slot, judge, next_deadline
 from fmrec_manager.selection import Seen, choose, select
-from protocol.identifiers import NodeId, Peer, TreeId
+from protocol.identifiers import NodeId, TreeId
 from protocol.overlay.effects import ElectorAnswered, RetrievalEnded
 from protocol.wire.messages import Phase
 from protocol.wire.values import Departed, MemberInfo, RecordSummary
@@ -75,8 +75,8 @@ class Root:
         self.ballot: Ballot | None = None
         self.left_behind: dict[NodeId, Recovery] = {}
         """How the look for a dead member's record has ended (rule 6)."""
-        self._electors: tuple[Peer, ...] = ()
-        """Those of the committed version."""
+        self.put_to: Groups = ()
+        """Whom the next version is put to (ballot.py, rule 1)."""
         self._promised = False
         """Have the electors promised our term?"""
         self._base = (0, 0)
@@ -180,7 +180,7 @@ class Root:
             self.losses, self.results = list(found.losses), {name: dict(result) for name, result in found.results.items()}
             self.seen = dict(found.seen)
             self.liveness.expect(found.members, now)
-            self._electors = electors_of(found.members, self.tree, self.plan.electors_max)
+            self.put_to = groups_of(*found.put_to, self._electors_of(found.members))
             return [Say("resumed", {"round": found.round, "version": found.version}), *self._commit(now)]
         self.stage, self.reason, self._deadline = "waiting", "no earlier run was found", None
         here = self.liveness.of_role("source")
@@ -357,12 +357,15 @@ class Root:
     def _put(self, version: int, reason: str, now: float) -> list[Order]:
         """This version to those electors who have not left, where each was last heard; version 0: our term alone."""
         staying = self.liveness.staying()
-        self._electors = self._electors or electors_of(staying, self.tree, self.plan.electors_max)
+        self.put_to = self.put_to or groups_of(self._electors_of(staying))
         where = {info.peer.id: info.peer for info in staying}
-        self.ballot = Ballot(version, {peer.id: where[peer.id] for peer in self._electors if peer.id in where})
+        self.ballot = Ballot(version, {i: where[i] for group in self.put_to for i in group if i in where}, self.put_to)
         self.stage, self.reason = "electing", reason
         self._complain_at = now + AGAIN_S
         return [*self._ask_again(self.ballot, now), *self._count(self.ballot, now)]
+
+    def _electors_of(self, members: Iterable[MemberInfo]) -> tuple[NodeId, ...]:
+        return tuple(peer.id for peer in electors_of(members, self.tree, self.plan.electors_max))
 
     def _ask_again(self, ballot: Ballot, now: float) -> list[Order]:
         """All who have not agreed; and now and then it is said how it stands."""
@@ -391,7 +394,7 @@ class Root:
         if ballot.version == 0:
             return self._term_promised(ballot.newest, now)
         fact = "goes_on" if 0 < self._base[1] == self.version - 1 else "committed"
-        self._electors = electors_of(self.on_record, self.tree, self.plan.electors_max)
+        self.put_to = groups_of(self._electors_of(self.on_record))
         return [Say(fact, {"round": self.next_round, "version": self.version, "by": self.reason}), *self._open_next(now)]
 
     def _term_promised(self, newest: tuple[int, int], now: float) -> list[Order]:

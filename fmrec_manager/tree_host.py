@@ -256,6 +256,10 @@ class TreeHost:
         from fmrec_manager.aggregation import AggregationError
 
         record = held[0]
+        if record.incarnation >= self.me.incarnation:
+            why = f"has had a root of term {record.incarnation}, and this one's is {self.me.incarnation}: set the clock, or start again"
+            self._obey(self.root.superseded(why))
+            return None
         try:
             knowledge = open_record(*held)
             ledger = Ledger.read(knowledge.state)

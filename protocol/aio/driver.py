@@ -282,7 +282,9 @@ class Driver:
     async def _fetch(self, effect: Fetch) -> None:
         wanted, ended = effect.record, FetchEnded(effect.transfer, None)
         try:
+            self._check_room(wanted)
             summary, data = await self.fetch(effect.peer, wanted.owner, wanted.tree, wanted.version, others=effect.others)
+            self._check_room(summary)
             self.store.put(summary, data)
             held = self.store.get(*wanted.key)
             ended = FetchEnded(effect.transfer, held[0] if held is not None else None)
@@ -290,6 +292,12 @@ class Driver:
             ended = FetchEnded(effect.transfer, None, str(error))
         self._transfers.pop(effect.transfer, None)
         self.dispatch(ended)
+
+    def _check_room(self, record: RecordSummary) -> None:
+        """BulkError where there is no room for it. Our own record is never refused: it is what we go on from."""
+        reason = self.store.is_full(record) if record.owner != self.node.self_peer.id else None
+        if reason is not None:
+            raise BulkError(reason)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)

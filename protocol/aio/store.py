@@ -8,7 +8,7 @@
 4. Nothing that the disk does raises. A file that is no whole record is passed over and said; it stays, for people to look at. A write
    that fails leaves the record in memory, unsettled, and is said once, until the disk works again. The holder counts all the same, as
    one without a directory does: else a full disk, which processes of one machine share, would end the run that it was to protect.
-5. bytes_max bounds what others may bring, a file's own length what is read of it.
+5. bytes_max bounds what others may bring and what is fetched of others, a file's own length what is read of it.
 
 A file is what a push would send, with its own check before it, so that a flipped bit is noticed wherever it is:
 
@@ -46,7 +46,7 @@ Held = tuple[RecordSummary, Data]
 
 
 class RecordStore:
-    """`directory` None: memory only. bytes_max bounds what admit() lets in from others. said() is given each sentence."""
+    """`directory` None: memory only. bytes_max bounds what admit() and is_full() let in of others. said() is given each sentence."""
 
     def __init__(self, directory: Path | None, bytes_max: int, said: Callable[[str], None]) -> None:
         self._directory = directory
@@ -78,6 +78,11 @@ class RecordStore:
             return f"version {held[0].version} of {summary.owner.short} is held already, newer than {summary.version}"
         if held is not None and held[0].order == summary.order and held[0].digest != summary.digest:
             return f"another record that is version {summary.version} of {summary.owner.short} is held already"
+        return self.is_full(summary)
+
+    def is_full(self, summary: RecordSummary) -> str | None:
+        """None where there is room for this record in place of what is held of its key, else a sentence."""
+        held = self._records.get(summary.key)
         others = self._bytes - (held[0].record_bytes if held is not None else 0)
         if others + summary.record_bytes > self._bytes_max:
             return f"the store is full: {others} of {self._bytes_max} bytes are taken, the record has {summary.record_bytes}"

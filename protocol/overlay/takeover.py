@@ -185,7 +185,7 @@ class Takeover:
     def released(self, release: Release) -> list[Effect]:
         """Others have it: our copy may go, if it is as far from its owner as they think."""
         record = self.held.get((release.owner, release.tree))
-        if record is None or record.key not in self._strays or record.order > (release.version, release.incarnation):
+        if record is None or record.key not in self._strays or record.order > (release.incarnation, release.version):
             return []
         return [] if self._leaf_set.covers(record.owner) else self._discard(record)
 

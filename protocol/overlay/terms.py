@@ -6,7 +6,8 @@ commit. This is the part of those who are asked, the electors, and of whoever as
 1. A term is one life of a tree's root: the incarnation of the node whose id is the treeId. Later terms win.
 2. An elector promises the term of a root that asks, unless it has promised a later one; a promise is never taken back. It agrees to
    a version that this root has written, and tells the next root of it: with its term, for two roots may have written versions of one
-   number. The later root goes on from the version of the latest term, or from one after it (this is Paxos, with Raft's order of logs).
+   number. The later root goes on from the version of the latest term, or from one after it (this is Paxos, with Raft's order of logs;
+   records are kept in the same order). Of two roots that have chosen one term, as standbys do whose clocks are behind, the first has it.
 3. What comes from an earlier life than one that is promised, or was heard, is refused: orders for a tree, and records of its own that it
    brings to be kept.
 4. Sounding. A standby asks first what would be said to its term. Who hears the root says no: a root that lives is not to be
@@ -40,11 +41,12 @@ NUMBER_MAX = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """The latest term that was promised in one tree, and the version that was agreed to last, with the term that it was written in."""
+    """The latest term that was promised in one tree, and to whom; the newest version that was agreed to, with the term of its writer."""
 
     term: int = 0
     version: int = 0
     written: int = 0
+    root: Peer | None = None
 
 
 NONE = Promise()
@@ -90,16 +92,18 @@ class Terms:
         if not message.sounding and (sender.id, sender.incarnation) != (message.tree, message.term):
             raise RemoteProtocolError(f"{sender.id.short} asks for a term of tree {message.tree.short}, which it does not root")
         before = self._promises.get(message.tree, NONE)
-        reason = self._objection(message, before, now)
+        reason = self._objection(sender, message, before, now)
         after = before
         if not reason and not message.sounding:
-            agreed = (message.version, message.term) if message.version else (before.version, before.written)
-            after = self._promises[message.tree] = Promise(message.term, *agreed)
+            # A question that was asked again may be overtaken by the next one: what was agreed to is not taken back.
+            agreed = before.written, before.version
+            written, version = max(agreed, (message.term, message.version)) if message.version else agreed
+            after = self._promises[message.tree] = Promise(message.term, version, written, sender)
         return [Send(sender, TermReply(message.request, not reason, after.term, before.version, before.written, reason))]
 
-    def _objection(self, message: TermRequest, before: Promise, now: float) -> str:
+    def _objection(self, sender: Peer, message: TermRequest, before: Promise, now: float) -> str:
         """Why not; empty for yes."""
-        if before.term > message.term or (message.sounding and before.term == message.term):
+        if before.term > message.term or (before.term == message.term and before.root != sender):
             return f"term {before.term} is promised"
         if before is NONE and len(self._promises) >= self._parameters.trees_max:
             return f"{len(self._promises)} trees have promises of this node already"

@@ -12,7 +12,8 @@ _NOBODY = NodeId(0)  # the XOR over no members
 
 @dataclass(frozen=True, slots=True)
 class RecordSummary:
-    """What is said of a record without its bytes. `version` only grows for one (owner, tree); equal versions go by incarnation.
+    """What is said of a record without its bytes. `version` only grows in one life of its owner, `incarnation`, and goes on from what that
+    life has found; `order` says which of several records is the newest.
 
     round, iteration: the job that the record was taken in and how many of its iterations were done.
     complete: the record holds the finished contribution of that round.
@@ -34,8 +35,10 @@ class RecordSummary:
 
     @property
     def order(self) -> tuple[int, int]:
-        """The newest of several is the largest of these."""
-        return self.version, self.incarnation
+        """The newest of several is the largest of these: first the life, then its count. An earlier life may have counted further, on
+        the other side of a cut, or in a version that was never committed (overlay/terms.py, rule 2): it is over all the same.
+        """
+        return self.incarnation, self.version
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,9 +88,9 @@ class Manager:
         content = self._agents.contents.open(record)
         self.theta, self._theta_record = content.value, record
         self._tell(ev.Replicate(record))
-        members = content.round_state
-        assert isinstance(members, tuple), "a tree's own record has a round state"
-        return Resumed(record.version, record.incarnation, record.round, (0.0,) * record.round, members)
+        assert isinstance(content.round_state, tuple), "a tree's own record has a round state"
+        members, put_to = content.round_state
+        return Resumed(record.version, record.incarnation, record.round, (0.0,) * record.round, members, put_to=put_to)
 
     def uploaded(self, record: RecordSummary) -> str | None:
         content = self._agents.contents.open(record)
@@ -129,8 +129,7 @@ class Manager:
 
     def _commit(self, _: Any, order: Commit) -> None:
         agents, root = self._agents, self.root
-        members = tuple(m.info for _, m in sorted(root.liveness.members.items()) if m.state != "left")
-        content = Content("train", order.round, 0, False, self.theta, members)
+        content = Content("train", order.round, 0, False, self.theta, (root.on_record, root.put_to))
         record = agents.contents.seal(self.process.peer, agents.tree, order.version, content, agents.work.record_bytes)
         self._theta_record = record
         agents.cluster.transfers.put(self.process, record)

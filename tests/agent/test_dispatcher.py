@@ -14,7 +14,7 @@ from fmrec_agent.dispatcher import Dispatcher
 from fmrec_agent.learning.learner import LearnerError
 from protocol.chunks import CHUNK_BYTES_MIN
 from protocol.identifiers import NodeId
-from protocol.knowledge import Knowledge, open_record
+from protocol.knowledge import Knowledge, open_record, seal
 from protocol.overlay.effects import Durable
 from tests.agent.ring import PARAMETERS, TREE, Agent, Ring, until
 
@@ -53,6 +53,18 @@ async def test_a_newer_version_supersedes_and_makes_the_older_durable_too(ring: 
     assert await waiting, "who waits for an older one is served by a newer"
     await until(lambda: [held_by(agent, a) for agent in (b, c)] == [5, 5])
     assert held_by(a, a) == 5
+
+
+async def test_who_goes_on_from_a_record_seals_newer_ones_though_the_clock_was_set_back_since(ring: Ring) -> None:
+    """A life's number is the clock's where no disk knows the last one. Holders would refuse what looks older."""
+    a, b, c = [await ring.agent(name) for name in "abc"]
+    ahead, data = seal(replace(knowledge(3), owner=a.identifier, version=40, incarnation=a.driver.node.self_peer.incarnation + 9))
+    for holder in (b, c):
+        holder.store.put(ahead, data)
+    a.dispatcher.restored(ahead)
+    record, _ = await a.dispatcher.checkpoint(knowledge(4))
+    assert record.order > ahead.order
+    assert await a.dispatcher.durable(41, 5.0)
 
 
 async def test_alone_nothing_is_durable_and_that_is_said(ring: Ring, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +313,22 @@ async def test_where_one_holder_is_gone_another_that_was_named_delivers(host: An
     a = await host("a", lambda event: [fetch] if event == events.Started() else [])
     a.driver.dispatch(events.Started())
     assert await a.node.until(events.FetchEnded) == events.FetchEnded(3, summary)
+
+
+@pytest.mark.parametrize("ours", [False, True])
+async def test_a_full_store_fetches_nothing_but_its_own_nodes_record(host: Any, ours: bool) -> None:
+    a = await host("a")
+    a.driver.store = a.store = RecordStore(None, 1000, print)
+    owner = a.peer.id if ours else agent_id("c", "o")
+    summary, data = record(2)
+    summary = replace(summary, owner=owner)
+    b = await host("b")
+    b.store.put(summary, data)
+    a.node.script = lambda event: [effects.Fetch(3, b.peer, summary)] if event == events.Started() else []
+    a.driver.dispatch(events.Started())
+    ended = await a.node.until(events.FetchEnded)
+    assert (ended.record, len(a.store)) == ((summary, 1) if ours else (None, 0))
+    assert ours or "the store is full" in ended.reason
 
 
 async def test_a_holder_says_stored_when_a_power_cut_would_leave_the_record(host: Any, tmp_path: Path) -> None:

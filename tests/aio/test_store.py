@@ -49,11 +49,19 @@ def test_only_the_newest_is_held() -> None:
     assert held.put(*record(2))
     assert not held.put(*record(1))
     assert not held.put(*record(2))
-    assert held.put(*record(2, incarnation=2)), "equal versions go by incarnation"
     assert held.put(*record(3))
     assert held.held() == [record(3)[0]]
     assert held.bytes_held == 1000
     assert held.get(agent_id("c", "a"), TREE, version_min=4) is None
+
+
+def test_the_record_of_a_later_life_is_the_newer_one_whatever_the_earlier_life_had_counted_to() -> None:
+    """It began where no copy was in reach, counts from 1, and is the one that lives."""
+    held, _ = store()
+    assert held.put(*record(40, incarnation=1))
+    assert held.admit(record(1, incarnation=2)[0]) is None
+    assert held.put(*record(1, incarnation=2))
+    assert "is held already, newer than 41" in (held.admit(record(41, incarnation=1)[0]) or "")
 
 
 def test_a_full_store_says_so() -> None:
@@ -99,7 +107,7 @@ async def test_records_outlive_the_process(tmp_path: Path) -> None:
     await held.close()
     assert not said
     found, said = await reloaded(tmp_path / "new" / "records")
-    assert {summary.order for summary in found} == {(29, 1), (1, 1)}
+    assert {summary.order for summary in found} == {(1, 29), (1, 1)}
     assert len(found) == 2
     assert not said
     assert len(files_in(tmp_path / "new" / "records")) == 2

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from fmrec_manager.ballot import Ballot, electors_of
+from fmrec_manager.ballot import Ballot, electors_of, groups_of
 from protocol.identifiers import rank
 from protocol.overlay.effects import ElectorAnswered
 from tests.manager.stage import TREE, info, named
@@ -62,6 +62,26 @@ def test_two_ballots_of_the_same_electors_are_never_both_carried() -> None:
         second = told(5, *("granted" if a == "second" else a if a in ("silent", "gone") else "refused" for a in answers))
         if set(answers) != {"gone"}:
             assert {"carried"} != {first.judge()[0], second.judge()[0]}, answers
+
+
+@pytest.mark.parametrize(
+    ("answers", "verdict"),
+    [
+        (("granted", "granted"), "wait"),
+        (("granted", "granted", "silent", "granted"), "wait"),
+        (("granted", "granted", "silent", "granted", "granted"), "carried"),
+        (("granted", "granted", "granted", "silent", "silent"), "wait"),
+        (("granted", "granted", "granted", "gone", "gone"), "carried"),
+        (("granted", "granted", "silent", "refused", "refused"), "lost"),
+        (("refused", "refused", "silent", "silent", "silent"), "lost"),
+    ],
+)
+def test_each_of_several_groups_must_carry_it(answers: tuple[str, ...], verdict: str) -> None:
+    """a, b, c; and c, d, e."""
+    asked = told(5, *answers)
+    asked.groups = groups_of(map(named, "abc"), map(named, "cde"), (), map(named, "abc"))
+    assert len(asked.groups) == 2
+    assert asked.judge()[0] == verdict
 
 
 def test_the_last_word_of_an_elector_counts() -> None:

@@ -30,6 +30,7 @@ def root() -> Root:
     root.results = {"b": {"rmse_pp": 7.25}}
     root.seen = {agent_id("c", "a"): Seen(120, 0.1 + 0.2), agent_id("c", "b"): Seen(7), agent_id("c", "gone"): Seen(1, 1.0)}
     root.on_record = root.liveness.staying()
+    root.put_to = ((agent_id("c", "a"), agent_id("c", "gone")), (agent_id("c", "b"),))
     return root
 
 
@@ -42,6 +43,7 @@ def test_what_is_written_is_what_is_read() -> None:
     assert resumed.losses == (0.1 + 0.2, 1e-300), "bit for bit"
     assert resumed.results == {"b": {"rmse_pp": 7.25}}
     assert resumed.seen == {agent_id("c", "a"): Seen(120, 0.1 + 0.2), agent_id("c", "b"): Seen(7)}
+    assert resumed.put_to == root().put_to
     assert {member.name: member for member in resumed.members} == {"a": info("a"), "b": info("b", "target")}
 
 

@@ -18,6 +18,7 @@ from protocol.aio.process import UserError
 from protocol.identifiers import Address, Peer, agent_id
 from protocol.knowledge import Knowledge, open_record, seal
 from protocol.overlay.effects import Durable, MembersChanged, RetrievalEnded
+from protocol.overlay.events import RecordHeld
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Phase
 from protocol.wire.values import Departed, MemberInfo, RecordSummary
@@ -264,10 +265,22 @@ async def test_settings_that_do_not_fit_the_record_are_told_in_a_sentence(
 
 async def test_a_record_without_a_ledger_is_told_in_a_sentence(hosted: Hosted, tmp_path: Path) -> None:
     before = await stopped_after_round_0(hosted, tmp_path)
-    before.store.put(*seal(Knowledge(before.tree, before.tree, 9, 1, "train", 1, 0, False, tensors={"theta": ONES})))
+    before.store.put(*seal(Knowledge(before.tree, before.tree, 9, before.me.incarnation, "train", 1, 0, False, tensors={"theta": ONES})))
     await before.store.flush()
     sentence = await failure(await hosted(tmp_path))
     assert sentence.startswith("tree main cannot go on from its record, version 9: its round state cannot be read")
+
+
+async def test_a_root_whose_clock_is_behind_that_of_the_record_steps_down(hosted: Hosted) -> None:
+    """What it would write looks older than what is there, to every holder."""
+    host = await hosted()
+    await until(host, lambda: host.root.stage == "waiting")
+    ahead, data = seal(Knowledge(host.tree, host.tree, 9, host.me.incarnation + 5, "train", 1, 0, False, tensors={"theta": ONES}))
+    host.store.put(ahead, data)
+    host.driver.dispatch(RecordHeld(ahead))
+    members(host, "a", "b")
+    reason = await asyncio.wait_for(asyncio.shield(host.superseded), 10)
+    assert reason.startswith(f"tree main has had a root of term {ahead.incarnation}, and this one's is {host.me.incarnation}: set the")
 
 
 async def test_whom_nufm_chooses_comes_back_from_its_disk(hosted: Hosted, tmp_path: Path) -> None:

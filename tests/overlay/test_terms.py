@@ -60,6 +60,24 @@ def test_rule_2_a_later_root_hears_of_the_newest_version_that_was_agreed_to() ->
     assert elector.asked(2, 9) == TermReply(5, False, 3, 7, 3, "term 3 is promised"), "that of the later term, of the same number"
 
 
+def test_rule_2_of_two_roots_of_one_term_the_first_has_it() -> None:
+    """Two standbys that have found the same record, and whose clocks are behind its term."""
+    elector = Elector()
+    twin = replace(root(3), port=7999)
+    assert elector.asked(3).granted
+    assert elector.asked(3, by=twin) == TermReply(5, False, 3, 1, 3, "term 3 is promised")
+    assert elector.asked(3, 2).granted
+    assert elector.asked(4, by=replace(twin, incarnation=4)).granted
+
+
+def test_rule_2_what_was_agreed_to_is_not_taken_back_by_a_question_that_was_overtaken() -> None:
+    """It was asked again on a connection that then broke, and read after the next one."""
+    elector = Elector()
+    for version in (6, 7, 6):
+        assert elector.asked(1, version).granted
+    assert elector.asked(2, 0) == TermReply(5, True, 2, 7, 1)
+
+
 def test_rule_2_a_root_asks_for_its_own_term_alone() -> None:
     elector = Elector()
     for impostor in (A, root(2)):
