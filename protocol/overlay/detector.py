@@ -352,7 +352,7 @@ class Detector:
                 self.deadlines.drop(("redial", identifier))
             self.deadlines.set(("redial", peer.id), now + wait_s)
         fact = Notify("peer_left" if in_order else "peer_died", {"peer": peer, "reason": reason, "silent_s": round(silent_s, 3)})
-        effects: list[Effect] = [fact, PeerDied(peer, reason, in_order, silent_s), Disconnect(peer)]
+        effects: list[Effect] = [fact, PeerDied(peer, reason, in_order, silent_s, remember and not reached), Disconnect(peer)]
         for suspicion in [suspicion for suspicion in self._suspects.values() if peer.id in suspicion.asked]:
             suspicion.asked.discard(peer.id)
             effects += self._judge(suspicion, now)

@@ -193,12 +193,15 @@ class Notify:
 
 @dataclass(frozen=True, slots=True)
 class PeerDied:
-    """Verified: this life of the peer is over, or it left in order. silent_s: since it was last heard."""
+    """Verified: this life of the peer is over, or it left in order. silent_s: since it was last heard; in_silence: nobody said so, neither
+    its host nor its next life, so it may be we who are cut off.
+    """
 
     peer: Peer
     reason: str
     in_order: bool = False
     silent_s: float = 0.0
+    in_silence: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,7 +198,7 @@ class OverlayNode:
     def _died(self, effect: fx.PeerDied, now: float) -> Effects:
         self._ring_moved = True
         return [
-            *self.pastry.died(effect.peer, now),
+            *self.pastry.died(effect.peer, now, in_silence=effect.in_silence),
             *self.scribe.died(effect.peer, effect.reason, effect.in_order, effect.silent_s, now),
             *self.replication.died(effect.peer, now, in_order=effect.in_order),
         ]

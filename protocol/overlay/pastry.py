@@ -13,6 +13,8 @@ Here: the leaf set.
    left: so two nodes never deliver the same key, whatever each of them has missed. Whoever gets a new neighbour tells it; until it has
    answered in kind, it is asked again with each heartbeat. A neighbour may name one between us that we hold dead: the way from us to
    it may be all that is cut. What is closer to that one goes through the neighbour, what is closer to us is ours in either case.
+   Who had a full leaf set and has lost half of it in silence may be cut off, with others that it does not know: it delivers nothing until
+   it has found some, or has waited as long as these may take to notice it.
 4. Heartbeats go to the left neighbour only, when nothing else was sent to it (MSPastry 4.1); each watches its right neighbour.
 5. Repair (Pastry 2.4, MSPastry 3.1). A verified death next to us is told to the whole leaf set, which verifies it; one farther off is
    repaired by asking the farthest live node on its side. Who does not answer is suspected in turn: a rack that goes dark is found out in
@@ -91,7 +93,7 @@ class Pastry:
         self._candidates = Candidates(self.leaf_set)
         self._met: dict[NodeId, int] = {}
         """Who was met, in which incarnation, and is of no use to leaf set or table as they are."""
-        self._was_full = False
+        self._was_full = self._cut_off = False
         self._turn = 0
         self.deadlines: Deadlines[tuple[str, NodeId]] = Deadlines()
         self.clocks = (self.deadlines, self.joining.deadlines, self.forwarding.deadlines, self.upkeep.deadlines)
@@ -119,7 +121,7 @@ class Pastry:
     @property
     def settled(self) -> bool:
         """Active, and named by both neighbours: this node delivers whatever is closest to it."""
-        return self.active and self._named_by_right() and self._named_by_left()
+        return self.active and not self._cut_off and self._named_by_right() and self._named_by_left()
 
     def _named_by_right(self) -> bool:
         if not self.leaf_set.right:
@@ -138,7 +140,7 @@ class Pastry:
         mine, way = rank(key, self._me.id), clockwise(self._me.id, key)
         if way == 0:
             return True, None
-        if any(rank(key, identifier) < mine for identifier in self._candidates):
+        if self._cut_off or any(rank(key, identifier) < mine for identifier in self._candidates):
             return False, None
         if not len(self.leaf_set):
             return True, None
@@ -176,6 +178,7 @@ class Pastry:
         self._candidates.leaf_set_changed()
         self._met.clear()
         self._was_full = self._was_full or not self.leaf_set.overlaps
+        self._cut_off = self._cut_off and len(self.leaf_set) <= self._parameters.side
         effects: list[Effect] = [LeafSetChanged()]
         self._views = {peer: view for peer, view in self._views.items() if self.leaf_set.get(peer.id) == peer}
         if adjacent == self._adjacent:
@@ -334,8 +337,8 @@ class Pastry:
 
     # --- deaths -------------------------------------------------------------------------------------------------------
 
-    def died(self, peer: Peer, now: float) -> list[Effect]:
-        """A verified death, or a leave: out of leaf set and table, and the gap is closed."""
+    def died(self, peer: Peer, now: float, *, in_silence: bool = False) -> list[Effect]:
+        """A verified death, or a leave: out of leaf set and table, and the gap is closed. in_silence: as in PeerDied."""
         effects: list[Effect] = []
         self._met.clear()
         probed = self._candidates.get(peer.id)
@@ -347,6 +350,9 @@ class Pastry:
         member = self.leaf_set.get(peer.id)
         if member is not None and member.incarnation <= peer.incarnation:
             effects += self._close_gap(member, now)
+            if in_silence and self._was_full and len(self.leaf_set) <= self._parameters.side:
+                self._cut_off = True
+                self.deadlines.set(("cut off", self._me.id), now + 2 * self._parameters.verdict_max_s)
         effects += self.forwarding.died(peer, now)
         self._inactive.discard(peer.id)
         if self.active and not len(self.leaf_set) and self.joining.has_seeds:
@@ -414,6 +420,9 @@ class Pastry:
                     effects += self._probe_again(identifier, now)
                 case "reply":
                     effects += self._reply_due(identifier, now)
+                case "cut off":
+                    self._cut_off = False
+                    effects += self.forwarding.release(now)
         if self.joining.deadlines.first <= now:
             effects += self.joining.on_timer(now, self.active, len(self._candidates) > 0, self.upkeep.nodes())
         if self.forwarding.deadlines.first <= now:

@@ -192,6 +192,44 @@ def test_rule_2_a_peer_cannot_make_us_probe_without_bound() -> None:
     assert len(ring.pastry._candidates) <= CANDIDATES_PER_LEAF * P.leaf_set_size
 
 
+def half_lost(*, in_silence: bool) -> Ring:
+    """A full leaf set, and then all but the nearest three on either side are dead."""
+    ring = among(*MANY)
+    ring.settle()
+    assert ring.pastry.settled
+    gone = [peer(leading) for leading in (0x86, 0x85, 0x84, 0x7A, 0x7B, 0x7C)]
+    ring.dead |= set(gone)
+    for one in gone:
+        ring.pastry.died(one, 1.0, in_silence=in_silence)
+    ring.settle(1.0)
+    return ring
+
+
+def ours(ring: Ring, now: float) -> bool:
+    """Is a key next to us delivered here?"""
+    return bool(of(fx.DeliverBody, ring.pastry.originate(NodeId(ME.id + 1), Datagram(b"x"), now)))
+
+
+def test_rule_3_who_has_lost_half_of_a_full_leaf_set_in_silence_may_be_cut_off_and_delivers_nothing_for_a_while() -> None:
+    """Five of 250 nodes were cut off, and did not know each other: each was the closest of all that it knew (a seed of the simulator)."""
+    ring = half_lost(in_silence=True)
+    assert not ring.pastry.settled
+    assert not ours(ring, 1.1)
+    wait_s = 2 * P.verdict_max_s
+    assert not of(fx.DeliverBody, [effect for _, effect in ring.until(1.0 + wait_s - 0.01)]), "held"
+    assert ours(half_lost(in_silence=False), 1.1), "their hosts have said that they are gone"
+
+
+def test_rule_3_who_was_cut_off_delivers_again_when_it_has_waited_or_found_others() -> None:
+    ring = half_lost(in_silence=True)
+    ring.until(1.0 + 2 * P.verdict_max_s)
+    assert ours(ring, ring.now)
+    ring = half_lost(in_silence=True)
+    ring.join(peer(0x88), 1.1)
+    ring.settle(1.1)
+    assert ours(ring, 1.2)
+
+
 # --- rule 4 -----------------------------------------------------------------------------------------------------------
 
 
