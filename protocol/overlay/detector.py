@@ -410,7 +410,8 @@ class Detector:
         if len(suspicion.asked) > len(suspicion.agreeing) and not suspicion.deaf:
             if self.health or unheard:
                 self._ail(now)
-            again = self._suspects[suspicion.peer.id] = Suspicion(suspicion.peer, suspicion.reason, now, deaf=frozenset(suspicion.asked))
+            again = Suspicion(suspicion.peer, suspicion.reason, now, extensions=suspicion.extensions, deaf=frozenset(suspicion.asked))
+            self._suspects[again.peer.id] = again
             self._begin_trial(again.peer.id, now)
             return [self._dial(again.peer), *self._ask(again, now)]
         if suspicion.asked:

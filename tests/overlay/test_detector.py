@@ -316,6 +316,7 @@ def test_a_verdict_needs_a_failed_dial_a_goodbye_a_later_life_or_the_word_of_oth
     judge, now = watching(A, B, friends=FRIENDS), 0.0
     others = (A, B, FRIENDS[0], FRIENDS[1])
     seen: list[tuple[float, fx.Effect]] = []
+    slept_s = sum(1.5 * helper for what, _, helper, _ in steps if what == "sleep")
     for what, which, helper, wait_s in steps:
         now += wait_s
         seen += run_timers(judge, now)
@@ -344,7 +345,8 @@ def test_a_verdict_needs_a_failed_dial_a_goodbye_a_later_life_or_the_word_of_oth
                 found = judge.forgive(1.5 * helper, now)
         seen += [(now, effect) for effect in found]
         judge.check_invariants()
-    seen += run_timers(judge, now + P.trial_max_s * (2 + 3 * P.local_health_max))
+    # Two trials with the patience of a node that is not well, and its extensions; time slept does not count.
+    seen += run_timers(judge, now + slept_s + P.trial_max_s * (2 + 3 * P.local_health_max))
     assert not any(judge.is_suspect(other.id) for other in others if other not in (A, B)), "a trial has an end"
     reasons = ("refused", "silent", "no end of the dial", "left in order", "restarted as", "never us", "an earlier life")
     assert all(any(reason in gone.reason for reason in reasons) for _, gone in deaths(seen))
