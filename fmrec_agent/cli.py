@@ -40,6 +40,12 @@ Examples:
   fmrec-agent check-learner my_module:MyLearner
   fmrec-agent check-learner admm --role source --set learning.task.data=../data/parking
 """
+EXAMPLES_DATA = """
+\b
+Examples:
+  fmrec-agent data get parking --to data/parking
+  fmrec-agent start --count 12 --set sources=9 --set learning.task.data=data/parking
+"""
 at_option = click.option("--at", required=True, metavar="HOST:PORT", help="Where the agent listens.")
 cluster_option = click.option(
     "--cluster", default="fmrec", show_default=True, envvar="FMREC_CLUSTER", help="The cluster that the agent is in."
@@ -152,6 +158,24 @@ def check_learner(learner: str, config: Path | None, roles: tuple[Role, ...], ov
             click.echo(f"{role:7} {verdict}")
             broken |= finding.fault is not None
     return FAILED if broken else FINE
+
+
+@commands.group(short_help="Fetch public data sets.")
+def data() -> None:
+    """Public data sets for the tasks."""
+
+
+@data.command(epilog=EXAMPLES_DATA, short_help="Fetch one.")
+@click.argument("name", type=click.Choice(["parking"]))
+@click.option("--to", type=click.Path(path_type=Path), default=Path("data/parking"), show_default=True, help="The folder to put it in.")
+@click.option("--from", "source", metavar="URL", help="A mirror of the repository at its pinned commit.")
+def get(name: str, to: Path, source: str | None) -> int:
+    """Fetch the data set NAME from its public repository, check it, and convert it for learning.task.data."""
+    from fmrec_agent.learning.tasks.parking_download import SOURCE, get_parking
+
+    fetched = get_parking(to, source or SOURCE, click.echo)
+    click.echo(f"the {name} data is in {to}" if fetched else f"the {name} data was in {to} already")
+    return 0
 
 
 @commands.command(epilog="\b\nExample:\n  fmrec-agent leave --at 127.0.0.1:7710", short_help="Make an agent leave in order.")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fmrec_agent.learning.learner import Learner, LearnerError, Role
-from fmrec_agent.learning.options import LearningOptions, ParkingOptions
+from fmrec_agent.learning.options import LearningOptions, OmniglotOptions, ParkingOptions, SyntheticOptions
 
 if TYPE_CHECKING:
     from fmrec_agent.learning.gradient_learner import GradientLearner
@@ -46,6 +46,14 @@ def load_task(options: LearningOptions, *, role: Role, index: int) -> SourceTask
         from fmrec_agent.learning.tasks.parking import parking_task
 
         return parking_task(options, options.task, role=role, index=index)
+    if isinstance(options.task, SyntheticOptions):
+        from fmrec_agent.learning.tasks.synthetic import synthetic_task
+
+        return synthetic_task(options, options.task, role=role, index=index)
+    if isinstance(options.task, OmniglotOptions):
+        from fmrec_agent.learning.tasks.omniglot import omniglot_task
+
+        return omniglot_task(options, options.task, role=role, index=index)
     from fmrec_agent.learning.tasks.sinusoid import sinusoid_task
 
     return sinusoid_task(options, options.task, role=role, index=index)
@@ -60,6 +68,7 @@ LEARNERS: Mapping[str, str] = {
     "lin": "lin:Lin",
     "admm": "admm:ADMM",
     "fedavg": "fedavg:FedAvg",
+    "ridge": "ridge:Ridge",
 }
 """Module and class of each method, in methods/; its options are in options.METHODS."""
 

@@ -36,12 +36,19 @@ class ParkingOptions(_Frozen):
     name: Literal["parking"] = "parking"
     data: str = Field(default=SYNTHETIC, min_length=1, description='"synthetic", or the folder of lots.csv and counts.csv')
     lot: str | None = Field(default=None, description="this lot, instead of the agent's index-th lot of its role")
+    model: Literal["lstm", "linear"] = Field(default="lstm", description="the published one, or tasks/parking_linear.py")
     hidden: PositiveInt = Field(default=4, le=1024, description="size of the LSTM's hidden state")
     days: Literal[1, 3, 6, 24] = Field(default=3, description="how many days of data a target adapts on")
     loss: Literal["mse", "bce"] = Field(default="mse", description="squared error, or binary cross-entropy on the occupancy rate")
     data_seed: int = Field(default=0, ge=0, description="names the synthetic city pair")
     sources: PositiveInt = Field(default=30, le=10_000, description="number of synthetic source lots")
     targets: PositiveInt = Field(default=12, le=10_000, description="number of synthetic target lots")
+
+    @model_validator(mode="after")
+    def _loss_of_the_model(self) -> ParkingOptions:
+        if self.model == "linear" and self.loss == "bce":
+            raise ValueError('the linear model has no loss "bce": set task.loss to "mse", or task.model to "lstm"')
+        return self
 
 
 class SinusoidOptions(_Frozen):
@@ -55,12 +62,41 @@ class SinusoidOptions(_Frozen):
     data_seed: int = Field(default=0, ge=0, description="names the targets' sinusoids")
 
 
+class SyntheticOptions(_Frozen):
+    """Synthetic(alpha, beta), a logistic regression on each device (tasks/synthetic.py)."""
+
+    name: Literal["synthetic"] = "synthetic"
+    alpha: NonNegativeFloat = Field(default=1.0, le=1000, description="how far the devices' true models differ")
+    beta: NonNegativeFloat = Field(default=1.0, le=1000, description="how far the devices' inputs differ")
+    iid: bool = Field(default=False, description="one true model and one law of inputs for all devices")
+    shots: PositiveInt = Field(default=20, le=49, description="samples that a target adapts on; the rest is its test")
+    data_seed: int = Field(default=0, ge=0, description="names the devices")
+
+
+class OmniglotOptions(_Frozen):
+    """Few-shot recognition of handwritten characters (tasks/omniglot.py)."""
+
+    name: Literal["omniglot"] = "omniglot"
+    data: str = Field(min_length=1, description="a zip file of Omniglot, or a folder of such or of its pictures")
+    ways: int = Field(default=5, ge=2, le=100, description="characters of one episode")
+    shots: PositiveInt = Field(default=1, le=100, description="drawings of each that are adapted on")
+    queries: PositiveInt = Field(default=15, le=100, description="drawings of each that are measured on")
+    meta_batch: PositiveInt = Field(default=1, le=1024, description="episodes that a source draws in one iteration")
+    channels: PositiveInt = Field(default=32, le=1024, description="of each of the four convolutions")
+    sources: PositiveInt = Field(default=1, le=10_000, description="sources among which the characters are dealt out")
+    held_out: PositiveInt = Field(default=40, le=10_000, description="characters that targets alone have")
+    data_seed: int = Field(default=0, ge=0, description="names the split of the characters and the targets' episodes")
+
+
 def _task_name(value: Any) -> str | None:
     return value.get("name", "parking") if isinstance(value, dict) else getattr(value, "name", None)
 
 
 TaskOptions = Annotated[
-    Annotated[ParkingOptions, Tag("parking")] | Annotated[SinusoidOptions, Tag("sinusoid")],
+    Annotated[ParkingOptions, Tag("parking")]
+    | Annotated[SinusoidOptions, Tag("sinusoid")]
+    | Annotated[SyntheticOptions, Tag("synthetic")]
+    | Annotated[OmniglotOptions, Tag("omniglot")],
     Discriminator(_task_name),
 ]
 
@@ -82,6 +118,7 @@ METHODS: Mapping[str, Mapping[str, object]] = {
     "lin": {"inner_rate": 0.01, "local_rate": 0.01, "first_order": False},
     "admm": {"inner_rate": 0.01, "delta": 0.001, "rho": 10.0, "prior": 0.0},
     "fedavg": {"local_rate": 0.1},
+    "ridge": {"iterations_per_round": 1, "adapt_iterations": 1, "dtype": "float64"},
 }
 """Each method's own options with its defaults: those of its paper where docs/learning.md says so, for its paper's tasks."""
 METHOD_KEYS = frozenset(

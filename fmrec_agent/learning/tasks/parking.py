@@ -4,9 +4,11 @@
 2. A source lot's windows: support from the first 60 % of time, query from the next 20 %. A target lot is tested on the last 20
    % and adapts on the `days` days right before. A window lies within one part as a whole, target included, so nothing of the
    test is seen earlier.
-3. The model is an LSTM over the 6 steps (Hochreiter & Schmidhuber; torch's gates i, f, g, o) and a linear decoder from the last
+3. The published model is an LSTM over the 6 steps (Hochreiter & Schmidhuber; torch's gates i, f, g, o) and a linear decoder from the last
    hidden state. It is a plain function of its parameters, made of operations that can be differentiated twice.
-4. Metric: RMSE x 100, in percentage points of capacity. Persistence (in 35 minutes it will be as now) is a strong baseline:
+4. The other model is linear (parking_linear.py) and sees the time of day as well. It is cheap, so its draws are all of the data: a source's
+   are its last support days in blocks of `days` days, a task each, as long as a target's data, and each with the whole query part.
+5. Metric: RMSE x 100, in percentage points of capacity. Persistence (in 35 minutes it will be as now) is a strong baseline:
    always beside it.
 """
 
@@ -23,6 +25,7 @@ from fmrec_agent.learning.options import SYNTHETIC, LearningOptions, ParkingOpti
 from fmrec_agent.learning.streams import stream
 from fmrec_agent.learning.task import Batch, Parameters, SourceTask, TargetTask, Task, sample
 from fmrec_agent.learning.tasks.parking_data import STEPS_PER_DAY, Lot, read_lot
+from fmrec_agent.learning.tasks.parking_linear import FEATURES, linear_forecast
 from fmrec_agent.learning.tasks.synthetic_parking import synthetic_lot
 
 STEPS_IN = 6
@@ -30,10 +33,16 @@ STEPS_AHEAD = 7
 SUPPORT_END, TEST_START = 60, 80  # per cent of time
 
 
-def windows(occupancy: npt.NDArray[np.float64], start: int, end: int, dtype: torch.dtype) -> Batch:
-    """All windows within steps [start, end): inputs [end - start - 12, 6], targets [end - start - 12]."""
+def windows(occupancy: npt.NDArray[np.float64], start: int, end: int, dtype: torch.dtype, *, clock: bool = False) -> Batch:
+    """All windows within steps [start, end): inputs [end - start - 12, 6], targets [end - start - 12].
+
+    clock: a seventh input, the time of day at the window's last step, in [0, 1); step 0 is midnight.
+    """
     part = occupancy[start:end]
     inputs = np.lib.stride_tricks.sliding_window_view(part[:-STEPS_AHEAD], STEPS_IN)
+    if clock:
+        steps = start + STEPS_IN - 1 + np.arange(len(inputs))
+        inputs = np.column_stack([inputs, steps % STEPS_PER_DAY / STEPS_PER_DAY])
     return torch.tensor(inputs, dtype=dtype), torch.tensor(part[STEPS_IN + STEPS_AHEAD - 1 :], dtype=dtype)
 
 
@@ -64,7 +73,9 @@ class Parking(Task):
         self._dtype = dtype
 
     def initial_parameters(self, seed: int) -> dict[str, Tensor]:
-        """Uniform in +-1 / sqrt(hidden), like torch.nn.LSTM and a Linear that follows it."""
+        """Uniform in +-1 / sqrt(hidden), like torch.nn.LSTM and a Linear that follows it; zero for the linear model."""
+        if self._options.model == "linear":
+            return {"weight": torch.zeros(FEATURES, dtype=self._dtype)}
         hidden = self._options.hidden
         shapes = {
             "lstm.weight_ih": (4 * hidden, 1),
@@ -80,15 +91,29 @@ class Parking(Task):
     def loss(self, parameters: Parameters, batch: Batch) -> Tensor:
         """Squared error of the rate; or binary cross-entropy, where the decoder yields logits and rates above 1 count as 1."""
         inputs, targets = batch
-        output = lstm_forecast(parameters, inputs)
+        output = self._output(parameters, inputs)
         if self._options.loss == "bce":
             return functional.binary_cross_entropy_with_logits(output, targets.clamp(0, 1))
         return functional.mse_loss(output, targets)
 
     def forecast(self, parameters: Parameters, inputs: Tensor) -> Tensor:
-        """Occupancy rates [n] for occupancies [n, 6]."""
-        output = lstm_forecast(parameters, inputs)
+        """Occupancy rates [n] for occupancies [n, 6] (linear: and the time of day, [n, 7])."""
+        output = self._output(parameters, inputs)
         return torch.sigmoid(output) if self._options.loss == "bce" else output
+
+    def _output(self, parameters: Parameters, inputs: Tensor) -> Tensor:
+        if self._options.model == "linear":
+            return linear_forecast(parameters["weight"], inputs)
+        return lstm_forecast(parameters, inputs)
+
+    def _part(self, lot: Lot, start: int, end: int) -> Batch:
+        """All windows of the lot within steps [start, end), as the model wants them. LearnerError where there is none."""
+        if end - start < STEPS_IN + STEPS_AHEAD:
+            raise LearnerError(
+                f"{lot.label} has too few rows ({len(lot.occupancy)}): "
+                f"every part of it needs {STEPS_IN + STEPS_AHEAD} steps; give more"
+            )
+        return windows(lot.occupancy, start, end, self._dtype, clock=self._options.model == "linear")
 
 
 class ParkingSource(Parking, SourceTask):
@@ -97,14 +122,37 @@ class ParkingSource(Parking, SourceTask):
     def __init__(self, options: ParkingOptions, lot: Lot, *, batch: int, dtype: torch.dtype) -> None:
         super().__init__(options, dtype)
         steps = len(lot.occupancy)
-        self._support = _part(lot, 0, steps * SUPPORT_END // 100, dtype)
-        self._query = _part(lot, steps * SUPPORT_END // 100, steps * TEST_START // 100, dtype)
+        self._support = self._part(lot, 0, steps * SUPPORT_END // 100)
+        self._query = self._part(lot, steps * SUPPORT_END // 100, steps * TEST_START // 100)
         self._batch = batch
         self.label = lot.label
         self.samples = len(self._support[1]) + len(self._query[1])
 
     def draw(self, generator: np.random.Generator) -> tuple[Batch, Batch]:
         return sample(self._support, self._batch, generator), sample(self._query, self._batch, generator)
+
+
+class BlockwiseSource(Parking, SourceTask):
+    """A lot that trains the linear model: as many blocks of `days` days as end its support part (all of it where that is shorter)."""
+
+    def __init__(self, options: ParkingOptions, lot: Lot, *, dtype: torch.dtype) -> None:
+        super().__init__(options, dtype)
+        steps = len(lot.occupancy)
+        end = steps * SUPPORT_END // 100
+        block = min(options.days * STEPS_PER_DAY, end)
+        blocks = [self._part(lot, start, start + block) for start in range(end % block, end, block)]
+        inputs, targets = self._part(lot, end, steps * TEST_START // 100)
+        self.meta_batch = len(blocks)
+        self._support = torch.stack([block[0] for block in blocks]), torch.stack([block[1] for block in blocks])
+        self._query = inputs.expand(len(blocks), *inputs.shape), targets.expand(len(blocks), *targets.shape)
+        if self.meta_batch == 1:
+            self._support, self._query = blocks[0], (inputs, targets)
+        self.label = lot.label
+        self.samples = sum(len(block[1]) for block in blocks) + len(targets)
+
+    def draw(self, generator: np.random.Generator) -> tuple[Batch, Batch]:
+        """All blocks; nothing is left to chance."""
+        return self._support, self._query
 
 
 class ParkingTarget(Parking, TargetTask):
@@ -120,14 +168,15 @@ class ParkingTarget(Parking, TargetTask):
                 f"{lot.label} has {test / STEPS_PER_DAY:.1f} days before its test, task.days asks for {options.days}: "
                 "set it lower"
             )
-        self._adaptation = _part(lot, start, test, dtype)
-        self._test = _part(lot, test, steps, dtype)
+        self._adaptation = self._part(lot, start, test)
+        self._test = self._part(lot, test, steps)
         self._batch = batch
         self.label = lot.label
         self.samples = len(self._adaptation[1])
 
     def draw_adaptation(self, generator: np.random.Generator) -> Batch:
-        return sample(self._adaptation, self._batch, generator)
+        """A sample of the adaptation data; for the linear model, all of it."""
+        return self._adaptation if self._options.model == "linear" else sample(self._adaptation, self._batch, generator)
 
     def evaluate(self, parameters: Parameters) -> tuple[float, dict[str, float]]:
         """The task's loss; `rmse_pp` and, on the same windows, `persistence_rmse_pp`."""
@@ -135,7 +184,7 @@ class ParkingTarget(Parking, TargetTask):
         with torch.no_grad():
             loss = float(self.loss(parameters, self._test))
             forecast = self.forecast(parameters, inputs)
-        return loss, {"rmse_pp": _rmse_pp(forecast, targets), "persistence_rmse_pp": _rmse_pp(inputs[:, -1], targets)}
+        return loss, {"rmse_pp": _rmse_pp(forecast, targets), "persistence_rmse_pp": _rmse_pp(inputs[:, STEPS_IN - 1], targets)}
 
 
 def parking_task(options: LearningOptions, task: ParkingOptions, *, role: Role, index: int) -> SourceTask | TargetTask:
@@ -145,18 +194,11 @@ def parking_task(options: LearningOptions, task: ParkingOptions, *, role: Role, 
     else:
         lot = read_lot(task.data, role=role, index=index, lot=task.lot)
     dtype: torch.dtype = getattr(torch, options.dtype)
+    if role == "source" and task.model == "linear":
+        return BlockwiseSource(task, lot, dtype=dtype)
     if role == "source":
         return ParkingSource(task, lot, batch=options.batch, dtype=dtype)
     return ParkingTarget(task, lot, batch=options.adapt_batch, dtype=dtype)
-
-
-def _part(lot: Lot, start: int, end: int, dtype: torch.dtype) -> Batch:
-    if end - start < STEPS_IN + STEPS_AHEAD:
-        raise LearnerError(
-            f"{lot.label} has too few rows ({len(lot.occupancy)}): "
-            f"every part of it needs {STEPS_IN + STEPS_AHEAD} steps; give more"
-        )
-    return windows(lot.occupancy, start, end, dtype)
 
 
 def _rmse_pp(forecast: Tensor, targets: Tensor) -> float:

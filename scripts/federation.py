@@ -1,0 +1,93 @@
+"""A federated run in one process: the real learners, and the real server step of fmrec_manager/aggregation.py, without the network between.
+
+Exact recovery makes a run of real processes equal to the undisturbed one bit for bit; so theta here is theta there, and what is measured
+here is the method, the model and the data.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+import torch
+
+from fmrec_agent.learning.learner import Contribution, Job, Tensors
+from fmrec_agent.learning.loading import load_learner, load_task
+from fmrec_agent.learning.methods.ridge import solution
+from fmrec_agent.learning.options import LearningOptions
+from fmrec_agent.learning.task import TargetTask
+from fmrec_manager.aggregation import Aggregator, Optimizer
+from protocol.identifiers import agent_id
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """So many rounds with one rate of the server; the optimizer's moments go on from stage to stage."""
+
+    rounds: int
+    server_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """theta, and what it cost. loss: the mean loss of the last round's contributions."""
+
+    theta: Tensors
+    loss: float
+    rounds: int
+    wall_s: float
+    cpu_s: float
+
+
+def train(options: LearningOptions, *, sources: int, stages: tuple[Stage, ...], optimizer: Optimizer, seed: int) -> Trained:
+    """theta after the stages, by `sources` source agents, weighted by their samples."""
+    began, cpu_began = time.perf_counter(), time.process_time()
+    names = [f"agent-{index}" for index in range(sources)]
+    learners = [load_learner(options, name=name, role="source", index=index) for index, name in enumerate(names)]
+    theta: Tensors = learners[0].initial_parameters(seed)
+    state: Mapping[str, Any] | None = None
+    done, losses = 0, [float("nan")]
+    for stage in stages:
+        aggregator = Aggregator("cpu", optimizer, stage.server_rate, 0.9, "samples")
+        if state is not None:
+            aggregator.restore(state)
+        for round_ in range(done, done + stage.rounds):
+            results = [worked(learner, Job("train", round_, seed), theta) for learner in learners]
+            by_agent = {
+                agent_id("fmrec", name): (result.tensors, result.samples, 1.0) for name, result in zip(names, results, strict=True)
+            }
+            theta, _ = aggregator.aggregate(theta, by_agent)
+            losses = [result.loss for result in results]
+        state, done = aggregator.state(), done + stage.rounds
+    return Trained(theta, mean(losses), done, time.perf_counter() - began, time.process_time() - cpu_began)
+
+
+def adapted(options: LearningOptions, theta: Tensors, *, targets: int, seed: int) -> dict[str, float]:
+    """Each metric's mean over the first so many targets, each of which adapts theta."""
+    results = []
+    for index in range(targets):
+        learner = load_learner(options, name=f"target-{index}", role="target", index=index)
+        results.append(worked(learner, Job("adapt", 0, seed), theta).metrics)
+    return {metric: mean(result[metric] for result in results) for metric in results[0]}
+
+
+def evaluated(options: LearningOptions, theta: Tensors, *, targets: int) -> dict[str, float]:
+    """Each metric's mean over the first so many targets, of ridge's prior alone: none of their data is used."""
+    vector = solution(torch.tensor(theta["curvature"]), torch.tensor(theta["slope"]))
+    results = []
+    for index in range(targets):
+        task = load_task(options, role="target", index=index)
+        assert isinstance(task, TargetTask)
+        results.append(task.evaluate({"weight": vector})[1])
+    return {metric: mean(result[metric] for result in results) for metric in results[0]}
+
+
+def worked(learner: Any, job: Job, theta: Tensors) -> Contribution:
+    """What the whole job yields."""
+    for _ in range(learner.begin(job, theta)):
+        learner.step()
+    result: Contribution = learner.finish()
+    return result
