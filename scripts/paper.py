@@ -22,6 +22,7 @@ from fmrec_agent.learning.learner import LearnerError
 from scripts.demo_report import hardware
 from scripts.local_cluster import ClusterError
 from scripts.paper_run import fig1, fig4, page, parking, pictures, recovery
+from scripts.paper_run.finished import Finished
 
 PARTS = ("recovery", "fig4", "fig1", "parking")
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "paper"
@@ -30,13 +31,14 @@ DOCS = Path(__file__).resolve().parents[1] / "docs" / "paper"
 async def measured(part: str, data: str, given: argparse.Namespace) -> dict[str, Any]:
     """What the part's JSON holds."""
     runs = given.runs / part
+    finished = Finished(runs / "finished.json", resume=given.resume)
     if part == "recovery":
-        return await recovery.measure(data, given.seeds[0], runs, given.quick)
+        return await recovery.measure(data, given.seeds[0], runs, finished, given.quick)
     if part == "fig4":
-        return await fig4.measure(data, given.seeds[0], runs, given.quick, given.repeats)
+        return await fig4.measure(data, given.seeds[0], runs, finished, given.quick, given.repeats)
     if part == "fig1":
-        return await fig1.measure(data, given.seeds, runs, given.quick)
-    return parking.measure(data, given.seeds)
+        return await fig1.measure(data, given.seeds, runs, finished, given.quick)
+    return await parking.measure(data, given.seeds, finished)
 
 
 def exact(part: str, report: dict[str, Any]) -> bool:
@@ -73,6 +75,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="of Fig. 4's runs")
     parser.add_argument("--out", type=Path, default=DOCS, help="where the JSON, the pictures and the page go")
     parser.add_argument("--runs", type=Path, default=Path("runs/paper"), help="where the processes' logs go")
+    parser.add_argument("--resume", action="store_true", help="go on after an interruption: what has been run already is not run again")
     parser.add_argument("--quick", action="store_true", help="small: to see that it runs, not for figures")
     given = parser.parse_args()
     if given.data != "synthetic" and not Path(given.data).is_dir():

@@ -16,7 +16,8 @@ restart.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import mean
@@ -30,6 +31,7 @@ from fmrec_agent.learning.options import LearningOptions
 from fmrec_agent.learning.task import TargetTask
 from fmrec_manager.report import digest_of
 from scripts.federation import Stage, train, worked
+from scripts.paper_run.finished import Finished
 from scripts.paper_run.runs import Kill, Plan, run
 
 SOURCES = 9
@@ -97,13 +99,13 @@ def fate(options: LearningOptions, theta: Any, index: int, seed: int) -> Fate:
     )
 
 
-def federation(data: str, seed: int, targets: int, rounds: int) -> Federation:
-    """One seed, in this process."""
+async def federation(data: str, seed: int, targets: int, rounds: int) -> dict[str, Any]:
+    """One seed, in this process: a Federation as a dict."""
     torch.set_num_threads(1)
     options = LearningOptions.model_validate({"adapt_iterations": ITERATIONS, "task": {"name": "parking", "data": data}})
     trained = train(options, sources=SOURCES, stages=(Stage(rounds, SERVER_RATE),), optimizer="adam", seed=seed)
     fates = [fate(options, trained.theta, index, seed) for index in range(targets)]
-    return Federation(digest_of(dict(trained.theta)).hex(), fates, Random(seed).sample(range(targets), targets))
+    return asdict(Federation(digest_of(dict(trained.theta)).hex(), fates, Random(seed).sample(range(targets), targets)))
 
 
 def plan(data: str, seed: int, curve: str, lost: list[int], targets: int) -> Plan:
@@ -141,16 +143,20 @@ async def point(data: str, seed: int, here: Federation, curve: str, number: int,
     }
 
 
-async def measure(data: str, seeds: list[int], runs: Path, quick: bool) -> dict[str, Any]:
+async def measure(data: str, seeds: list[int], runs: Path, finished: Finished, quick: bool) -> dict[str, Any]:
     """The curves by name, with the least and the most of any seed; and the points of real processes."""
     targets, rounds = (2, 1) if quick else (12, ROUNDS)
-    by_seed = [federation(data, seed, targets, rounds) for seed in seeds]
+    by_seed = []
+    for seed in seeds:
+        one = partial(federation, data, seed, targets, rounds)
+        kept = await finished.once(f"{data}, seed {seed}, {targets} targets, {rounds} rounds", one)
+        by_seed.append(Federation(kept["theta_digest"], [Fate(**one) for one in kept["fates"]], kept["order"]))
     report: dict[str, Any] = {"nodes": list(range(targets + 1)), "seeds": seeds, "rmse_pp": {}, "on_processes": []}
     for name in ("undisturbed", "unprotected", "anew", "fmrec"):
         curves = list(zip(*(one.curve(name) for one in by_seed), strict=True))
         report["rmse_pp"][name] = {"mean": [mean(c) for c in curves], "min": [min(c) for c in curves], "max": [max(c) for c in curves]}
     report["fmrec_equals_undisturbed"] = all(one.fmrec == one.undisturbed for each in by_seed for one in each.fates)
     for curve, number in () if quick else ON_PROCESSES:
-        report["on_processes"].append(await point(data, seeds[0], by_seed[0], curve, number, runs))
-        print(f"  {report['on_processes'][-1]}", flush=True)
+        there = partial(point, data, seeds[0], by_seed[0], curve, number, runs)
+        report["on_processes"].append(await finished.once(f"{data}, seed {seeds[0]}, {curve} at {number} on processes", there))
     return report

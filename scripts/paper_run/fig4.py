@@ -15,11 +15,13 @@ taken.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from scripts.paper_run.runs import Kill, Plan, Seen, run
+from scripts.paper_run.finished import Finished
+from scripts.paper_run.runs import Kill, Plan, run
 
 AGENTS, SOURCES = 6, 5
 TARGET = "agent-5"
@@ -52,67 +54,70 @@ def plan(data: str, seed: int, variant: str, killed_at: int, last: int, hidden: 
         "baseline_failure": (Kill(TARGET, "adapt", done=killed_at),),
         "fmrec": (Kill(TARGET, "adapt", done=killed_at, durable=killed_at // EVERY),),
     }
-    return Plan(AGENTS, SOURCES, tuple(f"tree.main.{item}" for item in manager), agent, kills.get(variant, ()))
+    return Plan(AGENTS, SOURCES, tuple(f"tree.main.{item}" for item in manager), agent, kills.get(variant, ()), timed=TARGET)
 
 
-async def measure(data: str, seed: int, runs: Path, quick: bool, repeats: int) -> dict[str, Any]:
+async def timed(data: str, seed: int, runs: Path, variant: str, killed_at: int, last: int, hidden: int) -> dict[str, Any]:
+    """One run's figures."""
+    seen = await run(runs / f"{variant}-{killed_at}", plan(data, seed, variant, killed_at, last, hidden))
+    recoveries = seen.final["recoveries"]
+    return {
+        "wall_s": round(seen.adaptation_s, 3),
+        "cpu_s": round(seen.cpu_s, 2),
+        "record_bytes": recoveries[0]["bytes"] if recoveries else None,
+        "iterations_again": sum(seen.iterations_again()),
+        "theta": seen.final["theta_digest"],
+        "rmse_pp": seen.rmse_pp[TARGET],
+    }
+
+
+async def measure(data: str, seed: int, runs: Path, finished: Finished, quick: bool, repeats: int) -> dict[str, Any]:
     """The curves. quick: a small model, one point."""
     points, hidden = ((EVERY,), 8) if quick else (KILLED_AT, HIDDEN)
-    took: dict[str, list[list[float]]] = {name: [] for name in ("baseline", "checkpoints", "baseline_failure", "fmrec")}
-    found: dict[int, Seen] = {}
-    thetas = set()
-
-    async def timed(variant: str, killed_at: int) -> tuple[float, Seen]:
-        seen = await run(runs / f"{variant}-{killed_at}", plan(data, seed, variant, killed_at, points[-1], hidden))
-        if variant != "baseline_failure":
-            thetas.add((seen.final["theta_digest"], seen.rmse_pp[TARGET]))
-        print(f"  {variant:16} killed at {killed_at:4}: {seen.adaptation_s:7.2f} s, done again {seen.iterations_again()}", flush=True)
-        return seen.adaptation_s, seen
-
-    for _ in range(repeats):
-        for variant in ("baseline", "checkpoints"):
-            took[variant].append([(await timed(variant, 0))[0]])
-        took["baseline_failure"].append([])
-        took["fmrec"].append([])
-        for killed_at in points:
-            took["baseline_failure"][-1].append((await timed("baseline_failure", killed_at))[0])
-            seconds, found[killed_at] = await timed("fmrec", killed_at)
-            took["fmrec"][-1].append(seconds)
-        took["baseline"][-1].append((await timed("baseline", 0))[0])
-    return report(points, took, found, len(thetas) == 1, hidden)
+    took: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    order = [("baseline", 0), ("checkpoints", 0), *((variant, at) for at in points for variant in ("fmrec", "baseline_failure"))]
+    for repeat in range(repeats):
+        for variant, at in order:
+            one = partial(timed, data, seed, runs, variant, at, points[-1], hidden)
+            key = f"{data}, seed {seed}, hidden {hidden}, {variant} at {at}, {repeat}"
+            took.setdefault((variant, at), []).append(await finished.once(key, one))
+    return {**report(points, took), "hidden": hidden}
 
 
-def report(
-    points: tuple[int, ...], took: dict[str, list[list[float]]], found: dict[int, Seen], equal: bool, hidden: int
-) -> dict[str, Any]:
-    """The medians, each point's iterations and megabytes, and every time that was taken."""
-    baseline = median(seconds for repeat in took["baseline"] for seconds in repeat)
-    checkpoints = median(seconds for repeat in took["checkpoints"] for seconds in repeat)
-    rows = []
-    for place, killed_at in enumerate(points):
-        failure, fmrec = (median(repeat[place] for repeat in took[name]) for name in ("baseline_failure", "fmrec"))
-        (recovery,) = found[killed_at].final["recoveries"]
-        rows.append(
-            {
-                "iterations": killed_at,
-                "mb": round(recovery["bytes"] * (killed_at // EVERY) / MB, 3),
-                "baseline_s": round(baseline, 3),
-                "baseline_failure_s": round(failure, 3),
-                "fmrec_s": round(fmrec, 3),
-                "baseline_failure_over_baseline": round(failure / baseline, 3),
-                "fmrec_over_baseline": round(fmrec / baseline, 4),
-                "iterations_again": found[killed_at].iterations_again(),
-            }
-        )
+def report(points: tuple[int, ...], took: dict[tuple[str, int], list[dict[str, Any]]]) -> dict[str, Any]:
+    """The medians by point, and every run. *_over_baseline: wall time; *_cpu_over_baseline: the target's CPU time, which another
+    program on the machine lengthens less."""
+
+    def middle(variant: str, at: int, unit: str) -> float:
+        return median(one[unit] for one in took[variant, at])
+
+    def beside(variant: str, at: int) -> dict[str, float]:
+        return {
+            f"{variant}_s": round(middle(variant, at, "wall_s"), 3),
+            f"{variant}_cpu_s": round(middle(variant, at, "cpu_s"), 3),
+            f"{variant}_over_baseline": round(middle(variant, at, "wall_s") / middle("baseline", 0, "wall_s"), 4),
+            f"{variant}_cpu_over_baseline": round(middle(variant, at, "cpu_s") / middle("baseline", 0, "cpu_s"), 4),
+        }
+
+    rows = [
+        {
+            "iterations": at,
+            "mb": round(took["fmrec", at][0]["record_bytes"] * (at // EVERY) / MB, 3),
+            "baseline_s": round(middle("baseline", 0, "wall_s"), 3),
+            **beside("baseline_failure", at),
+            **beside("fmrec", at),
+            "fmrec_iterations_again": middle("fmrec", at, "iterations_again"),
+        }
+        for at in points
+    ]
+    results = {(one["theta"], one["rmse_pp"]) for (variant, _), ones in took.items() if variant != "baseline_failure" for one in ones}
     return {
         "points": rows,
-        "baseline_s": round(baseline, 3),
-        "checkpoints_s": round(checkpoints, 3),
-        "checkpoints_over_baseline": round(checkpoints / baseline, 4),
-        "result_equal": equal,
-        "hidden": hidden,
+        **beside("baseline", 0),
+        **beside("checkpoints", 0),
+        "result_equal": len(results) == 1,
         "checkpoint_every": EVERY,
         "iterations": points[-1] + AFTER,
-        "repeats": len(took["fmrec"]),
-        "all_s": took,
+        "repeats": len(took["baseline", 0]),
+        "runs": [{"variant": variant, "killed_at": at, **one} for (variant, at), ones in took.items() for one in ones],
     }

@@ -7,6 +7,7 @@ minutes it will be as now.
 
 from __future__ import annotations
 
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -17,6 +18,7 @@ from fmrec_agent.learning.loading import load_learner
 from fmrec_agent.learning.options import LearningOptions
 from fmrec_manager.aggregation import Optimizer
 from scripts.federation import Stage, train, worked
+from scripts.paper_run.finished import Finished
 
 DAYS = (1, 3, 6, 24)
 SOURCES, TARGETS = 30, 12
@@ -41,26 +43,28 @@ def by_target(given: LearningOptions, theta: Tensors, seed: int) -> list[dict[st
     return [dict(worked(learner, Job("adapt", 0, seed), theta).metrics) for learner in learners]
 
 
-def measure(data: str, seeds: list[int]) -> dict[str, dict[str, dict[str, Any]]]:
+async def adapted(data: str, method: str, seed: int) -> dict[str, list[dict[str, float]]]:
+    """By days: each target's metrics, of theta that this method has trained from this seed."""
+    _, stages, optimizer = METHODS[method]
+    trained = train(options(method, data, DAYS[0]), sources=SOURCES, stages=stages, optimizer=optimizer, seed=seed)
+    return {str(days): by_target(options(method, data, days), trained.theta, seed) for days in DAYS}
+
+
+async def measure(data: str, seeds: list[int], finished: Finished) -> dict[str, dict[str, dict[str, Any]]]:
     """By days and method. rmse_pp_by_target: the mean over the seeds."""
     torch.set_num_threads(1)
     table: dict[str, dict[str, dict[str, Any]]] = {str(days): {} for days in DAYS}
-    for method, (_, stages, optimizer) in METHODS.items():
-        own_seeds = seeds[:1] if method == "ridge" else seeds  # nothing of ridge is left to chance
-        thetas = {
-            seed: train(options(method, data, DAYS[0]), sources=SOURCES, stages=stages, optimizer=optimizer, seed=seed).theta
-            for seed in own_seeds
-        }
-        for days in DAYS:
-            found = [by_target(options(method, data, days), theta, seed) for seed, theta in thetas.items()]
-            row = {"seeds": own_seeds, "hidden": None if method == "ridge" else HIDDEN}
-            table[str(days)][method] = {**_figures([[metrics["rmse_pp"] for metrics in one] for one in found]), **row}
-            persistence = [[metrics["persistence_rmse_pp"] for metrics in found[0]]]
-            table[str(days)]["persistence"] = {**_figures(persistence), "seeds": [], "hidden": None}
-            print(f"  {method}, {days} days: {table[str(days)][method]['rmse_pp_mean']:.2f} pp", flush=True)
+    for method in METHODS:
+        chance = method != "ridge"  # which leaves nothing to it
+        own_seeds = seeds if chance else seeds[:1]
+        found = [await finished.once(f"{data}, {method}, seed {seed}", partial(adapted, data, method, seed)) for seed in own_seeds]
+        for days, row in table.items():
+            metrics = [one[days] for one in found]
+            row[method] = {**_figures("rmse_pp", metrics), "seeds": own_seeds, "hidden": HIDDEN if chance else None}
+            row["persistence"] = {**_figures("persistence_rmse_pp", metrics[:1]), "seeds": [], "hidden": None}
     return table
 
 
-def _figures(by_seed: list[list[float]]) -> dict[str, Any]:
-    targets = [round(mean(values), 4) for values in zip(*by_seed, strict=True)]
-    return {"rmse_pp_mean": round(mean(mean(values) for values in by_seed), 4), "rmse_pp_by_target": targets}
+def _figures(metric: str, by_seed: list[list[dict[str, float]]]) -> dict[str, Any]:
+    targets = [mean(one[metric] for one in ones) for ones in zip(*by_seed, strict=True)]
+    return {"rmse_pp_mean": round(mean(targets), 4), "rmse_pp_by_target": [round(value, 4) for value in targets]}

@@ -7,9 +7,11 @@ round that closed without one of its agents counts whole. seconds_lost: see Seen
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from scripts.paper_run.finished import Finished
 from scripts.paper_run.runs import Kill, Plan, Seen, run
 
 METHODS = ("maml", "fomaml", "meta-sgd", "reptile", "per-fedavg", "lin", "admm", "fedavg")
@@ -56,12 +58,15 @@ def row(undisturbed: Seen, killed: Seen) -> dict[str, Any]:
     }
 
 
-async def measure(data: str, seed: int, runs: Path, quick: bool) -> dict[str, dict[str, Any]]:
+async def recovered(method: str, data: str, seed: int, runs: Path) -> dict[str, Any]:
+    """The method's row."""
+    undisturbed = await run(runs / f"{method}-undisturbed", plan(method, data, seed, kills=False))
+    return row(undisturbed, await run(runs / f"{method}-killed", plan(method, data, seed, kills=True)))
+
+
+async def measure(data: str, seed: int, runs: Path, finished: Finished, quick: bool) -> dict[str, dict[str, Any]]:
     """A row for each method; quick: for ADMM alone, whose agents have most to lose."""
     rows = {}
     for method in ("admm",) if quick else METHODS:
-        undisturbed = await run(runs / f"{method}-undisturbed", plan(method, data, seed, kills=False))
-        killed = await run(runs / f"{method}-killed", plan(method, data, seed, kills=True))
-        rows[method] = row(undisturbed, killed)
-        print(f"  {method:12}", {key: rows[method][key] for key in ("theta_equal", "rounds_lost", "seconds_lost", "killed")}, flush=True)
+        rows[method] = await finished.once(f"{data}, seed {seed}, {method}", partial(recovered, method, data, seed, runs))
     return rows

@@ -7,6 +7,7 @@ manager's own clock, `elapsed_s`, read at the first sight of a change: late by o
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 from dataclasses import dataclass, field
@@ -42,7 +43,8 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What runs. manager, agent: the commands' --set arguments. restart False: a killed agent is not started again."""
+    """What runs. manager, agent: the commands' --set arguments. restart False: a killed agent is not started again. timed: the agent whose
+    CPU time is counted."""
 
     agents: int
     sources: int
@@ -50,6 +52,7 @@ class Plan:
     agent: tuple[str, ...]
     kills: tuple[Kill, ...] = ()
     restart: bool = True
+    timed: str | None = None
 
 
 @dataclass(slots=True)
@@ -62,6 +65,8 @@ class Seen:
     resumed: list[int | None] = field(default_factory=list)
     commits: list[float] = field(default_factory=list)
     adapting: float | None = None
+    cpu_s: float = 0.0
+    """Of the agent that is timed, through all its lives."""
 
     @property
     def adaptation_s(self) -> float:
@@ -96,7 +101,7 @@ async def run(folder: Path, plan: Plan) -> Seen:
     sets = {"manager_set": list(plan.manager), "agent_set": list(plan.agent)}
     lost = set() if plan.restart else {kill.agent for kill in plan.kills}
     async with LocalCluster(folder, agents=plan.agents, sources=plan.sources, restart=plan.restart, abrupt=True, **sets) as cluster:
-        killing = [asyncio.create_task(_kill(cluster, kill, seen)) for kill in plan.kills]
+        killing = [asyncio.create_task(_kill(cluster, kill, seen, plan.timed)) for kill in plan.kills]
 
         def ended(status: Status) -> bool:
             _look(seen, status)
@@ -112,6 +117,8 @@ async def run(folder: Path, plan: Plan) -> Seen:
         for life in seen.lives:
             again = await cluster.agent(index_of(life["name"])) if plan.restart else None
             seen.resumed.append(again["resumed_from"]["iteration"] if again and again["resumed_from"] else None)
+        if plan.timed is not None:
+            seen.cpu_s += cpu_s(await cluster.pid(plan.timed))
     return seen
 
 
@@ -123,11 +130,19 @@ def _look(seen: Seen, status: Status) -> None:
         seen.adapting = status["elapsed_s"]
 
 
-async def _kill(cluster: LocalCluster, kill: Kill, seen: Seen) -> None:
+async def _kill(cluster: LocalCluster, kill: Kill, seen: Seen, timed: str | None) -> None:
     while True:
         agent = await cluster.agent(index_of(kill.agent))
         if agent is not None and kill.due(agent):
+            seen.cpu_s += cpu_s(agent["pid"]) if kill.agent == timed else 0.0
             await cluster.signal_agent(kill.agent, signal.SIGKILL)
             seen.lives.append(agent)
             return
         await asyncio.sleep(LOOK_S)
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of this process so far, user and system, seconds."""
+    # After the command's name, which may hold anything but ends at the last bracket, these are the 12th and 13th.
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
