@@ -44,9 +44,10 @@ The paper's FMRec costs about a minute on top of its baseline, whose length it d
 10 MB, as ours does, for the same reason: what was done is done again.
 """
 RECOVERY_TEXT = """
-Real processes: 12 agents, 9 of them sources, 12 rounds; SIGKILL to three sources in the middle of a round, `--restart on-failure`,
-mode `exact`. *rounds lost*: the most work that one agent did again, in rounds, and any round that closed without one. *seconds
-lost*: the rounds in which agents were killed, beside the median of the others of that run.
+Real processes: 12 agents, 9 of them sources, 8 rounds; SIGKILL to three sources in the middle of a round, `--restart on-failure`,
+mode `exact`. Their theta is compared with that of the undisturbed run, made in one process by the same learners and the manager's
+Aggregator. *rounds lost*: the most work that one agent did again, in rounds, and any round that closed without one. *seconds lost*:
+the rounds in which agents were killed, beside the median of the others of that run.
 """
 PARKING_TEXT = """
 One process, by the Learner contract and the manager's Aggregator: a run of real processes ends with the same theta. Mean over 12
