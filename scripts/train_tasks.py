@@ -2,22 +2,29 @@
 
     sinusoid     K = 10: MSE after 1 and 10 steps; the floor is a net of the same size trained on all sinusoids without adaptation in mind
     synthetic    Synthetic(1, 1), 30 devices: accuracy on 30 new devices after adaptation
-    parking      RMSE over the 12 targets with 0, 1, 3, 6 and 24 days of their data, by three methods; the floor is persistence
+    parking      RMSE over the 12 targets with 0, 1, 3, 6 and 24 days of their data, by ridge; the floor is persistence
     omniglot     5-way 1-shot on characters that no source has, one source and twelve; the floor is chance
 
 Each is trained from every seed given. No test data enters training or the choice of anything; what was chosen was chosen on sources. One
-thread; CPU seconds are beside wall time, since these alone can be compared on a machine that is not idle. With --json, one object on stdout.
+thread; CPU seconds are beside wall time, since these alone can be compared on a machine that is not idle. --json: one object on stdout.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from rich.console import Console
+from rich.table import Table
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from fmrec_agent.learning.learner import LearnerError
 from fmrec_agent.learning.options import LearningOptions
 from fmrec_manager.aggregation import Optimizer
 from scripts.demo_report import hardware
@@ -56,7 +63,8 @@ def synthetic(seed: int, data: str, share: int) -> Iterator[Row]:
         ("FedAvg", {"learner": "fedavg", "local_rate": 0.1}),
     ):
         adapt = {"adapt_optimizer": "sgd", "adapt_rate": 0.1, "adapt_iterations": 50, "adapt_batch": 20}
-        options = LearningOptions.model_validate({**adapt, **own, "iterations_per_round": 5, "batch": 20, "task": {"name": "synthetic", "data_seed": seed}})
+        task = {"name": "synthetic", "data_seed": seed}
+        options = LearningOptions.model_validate({**adapt, **own, "iterations_per_round": 5, "batch": 20, "task": task})
         rate, optimizer = OUTER[case]
         trained = train(options, sources=30, stages=(Stage(200 // share, rate),), optimizer=optimizer, seed=seed)
         yield {**described(case, seed, trained), **adapted(options, trained.theta, targets=30, seed=seed)}

@@ -107,11 +107,13 @@ def flat(parameters: Parameters) -> Tensor:
 
 def solution(curvature: Tensor, slope: Tensor) -> Tensor:
     """The least of the quadratic."""
-    return torch.linalg.solve(curvature + JITTER * torch.eye(len(slope), dtype=slope.dtype, device=slope.device), slope)
+    least: Tensor = torch.linalg.solve(curvature + JITTER * torch.eye(len(slope), dtype=slope.dtype, device=slope.device), slope)
+    return least
 
 
 def posterior(prior: Expansion, own: Expansion, samples: int, strength: float) -> Tensor:
     """w of the formula above."""
     centre = solution(*prior)
     precision = samples * own.curvature + strength * torch.eye(len(centre), dtype=centre.dtype, device=centre.device)
-    return centre + torch.linalg.solve(precision, samples * (own.slope - own.curvature @ centre))
+    change: Tensor = torch.linalg.solve(precision, samples * (own.slope - own.curvature @ centre))
+    return centre + change

@@ -3,8 +3,8 @@
 1. `data` is a zip file, or a folder; of a folder, every zip file in it and below is read, and every unpacked picture. A picture is
    named <alphabet>/<character>/<file>.png, whatever stands before. The same character of two archives (Greek and Latin are in both small
    sets) counts once.
-2. A picture is 105 x 105, black on white. It becomes 28 x 28 (each pixel the mean of what it covers), ink 1 and paper 0, as in Vinyals et
-   al. (NeurIPS 2016), who have the ink so too.
+2. A picture is 105 x 105, black on white. It becomes 28 x 28 (each pixel the mean of those whose centres it covers), ink 1 and
+   paper 0, as in Vinyals et al. (NeurIPS 2016), who have the ink so too.
 3. Listing reads no picture; an agent decodes its own characters only, once in a process.
 
 Every fault is one sentence: which file, what is wrong, what to do.
@@ -104,4 +104,4 @@ def _decoded(where: str, reader: Reader) -> npt.NDArray[np.float32]:
             small = picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
     except (OSError, ValueError, zipfile.BadZipFile, SyntaxError) as error:
         raise LearnerError(f"{where} is not a PNG picture ({error}): fetch the data again, or take that file away") from error
-    return 1 - np.asarray(small, dtype=np.float32) / 255
+    return np.float32(1) - np.asarray(small, dtype=np.float32) / np.float32(255)

@@ -1,0 +1,143 @@
+"""Few-shot Omniglot: what is read, who gets which characters, what an episode holds, and one sentence for each fault."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fmrec_agent.learning.learner import LearnerError
+from fmrec_agent.learning.loading import load_learner, load_task
+from fmrec_agent.learning.options import LearningOptions
+from fmrec_agent.learning.task import SourceTask, TargetTask
+from fmrec_agent.learning.tasks.omniglot_data import Omniglot
+
+PUBLISHED = Path(__file__).resolve().parents[2] / "../shared/data/omniglot-small"
+CHARACTERS, DRAWINGS = 9, 6
+
+
+def picture(character: int, drawing: int) -> bytes:
+    """105 x 105, a black stroke whose column tells the character and whose row tells the drawing."""
+    pixels = np.full((105, 105), 255, dtype=np.uint8)
+    pixels[8 * drawing : 8 * drawing + 30, 8 * character : 8 * character + 20] = 0
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert("1").save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for character in range(CHARACTERS):
+            for drawing in range(DRAWINGS):
+                name = f"images/Alphabet/character{character:02}/{character:04}_{drawing:02}.png"
+                file.writestr(name, picture(character, drawing))
+    return path
+
+
+def options(data: Path, **task: object) -> LearningOptions:
+    small = {"ways": 3, "shots": 2, "queries": 3, "channels": 4, "held_out": 3, "sources": 2}
+    return LearningOptions.model_validate({"task": {"name": "omniglot", "data": str(data), **small, **task}})
+
+
+def test_ink_is_one_and_the_same_character_of_two_places_counts_once(archive: Path) -> None:
+    (archive.parent / "copy.zip").write_bytes(archive.read_bytes())
+    omniglot = Omniglot(str(archive.parent))
+    assert omniglot.names == tuple(f"Alphabet/character{character:02}" for character in range(CHARACTERS))
+    drawings = omniglot.drawings("Alphabet/character00")
+    assert drawings.shape == (DRAWINGS, 28, 28)
+    assert (drawings.min(), drawings.max()) == (0, 1)
+    # 105 is not a multiple of 28, so an edge is as much as half a pixel off, of 20.
+    assert drawings.mean() == pytest.approx(30 * 20 / 105**2, rel=0.025)
+    assert drawings[0, 2, 2] == 1
+    assert drawings[0, 20, 20] == 0
+
+
+def test_an_unpacked_folder_is_read_as_well(archive: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(tmp_path / "unpacked")
+    packed, unpacked = Omniglot(str(archive)), Omniglot(str(tmp_path / "unpacked"))
+    assert packed.names == unpacked.names
+    assert np.array_equal(packed.drawings(packed.names[3]), unpacked.drawings(packed.names[3]))
+
+
+def test_an_episode_has_its_ways_and_no_drawing_twice(archive: Path) -> None:
+    task = load_task(options(archive, meta_batch=4), role="source", index=0)
+    assert isinstance(task, SourceTask)
+    (inputs, classes), (others, of_others) = task.draw(np.random.default_rng(0))
+    assert (inputs.shape, others.shape) == ((4, 6, 1, 28, 28), (4, 9, 1, 28, 28))
+    assert classes[0].tolist() == [0, 0, 1, 1, 2, 2]
+    assert of_others[0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    seen = {tuple(row.flatten().tolist()) for row in torch.cat([inputs[0], others[0]])}
+    assert len(seen) == 15
+    assert not torch.equal(inputs[0], inputs[1])
+
+
+def test_nobody_shares_a_character(archive: Path) -> None:
+    """Sources have 3 of the 6 characters each, in 8 positions; a target's are upright, and of the 3 held out."""
+    tasks = [load_task(options(archive), role="source", index=index) for index in range(2)]
+    target = load_task(options(archive), role="target", index=0)
+    assert [task.label.split()[0] for task in tasks] == ["3", "3"]
+    assert isinstance(target, TargetTask)
+    generator = np.random.default_rng(0)
+    batches = [task.draw(generator)[0][0] for task in tasks if isinstance(task, SourceTask) for _ in range(40)]
+    own = [{tuple(row.flatten().tolist()) for batch in part for row in batch} for part in (batches[:40], batches[40:])]
+    test = {tuple(row.flatten().tolist()) for row in target.draw_adaptation(generator)[0]}
+    assert not own[0] & own[1]
+    assert not test & (own[0] | own[1])
+    assert len(test) == 6
+
+
+def test_the_model_judges_by_the_batch_and_ignores_what_it_does_not_know(archive: Path) -> None:
+    task = load_task(options(archive), role="target", index=0)
+    assert isinstance(task, TargetTask)
+    theta = task.initial_parameters(0)
+    loss, metrics = task.evaluate({**theta, "rate/head.bias": torch.ones(3)})
+    assert task.evaluate(theta) == (loss, metrics)
+    assert 0 <= metrics["accuracy_percent"] <= 100
+    assert theta["head.weight"].shape == (3, 16)
+    batch = task.draw_adaptation(np.random.default_rng())
+    assert float(task.loss(theta, batch)) == pytest.approx(float(task.loss(theta, (2 * batch[0], batch[1]))), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("task", "role", "index", "message"),
+    [
+        ({"held_out": 9}, "target", 0, r"has 9 characters, and task.held_out takes 9 for targets: set it lower"),
+        ({"ways": 4}, "target", 0, r"task.held_out is 3, but an episode has 4 characters \(task.ways\): raise it"),
+        ({}, "source", 2, r"there is no share number 2 of the characters: task.sources is 2"),
+        ({"sources": 6, "ways": 9}, "source", 0, r"source number 0 has 1 of 6 characters, too few for episodes of 9"),
+        ({"queries": 5}, "source", 0, r"has 6 drawings, and an episode needs 7 \(task.shots \+ task.queries\): set these lower"),
+    ],
+)
+def test_too_little_data_is_said(archive: Path, task: dict[str, int], role: str, index: int, message: str) -> None:
+    with pytest.raises(LearnerError, match=message):
+        load_learner(options(archive, **task), name="a", role=role, index=index)  # type: ignore[arg-type]
+
+
+def test_what_is_no_data_is_said(tmp_path: Path) -> None:
+    with pytest.raises(LearnerError, match=r"there is no file or folder .*nowhere .*: set task.data to Omniglot's folder or zip file"):
+        Omniglot(str(tmp_path / "nowhere"))
+    with pytest.raises(LearnerError, match=r"holds no picture <alphabet>/<character>/<file>.png"):
+        Omniglot(str(tmp_path))
+    (tmp_path / "torn.zip").write_bytes(b"PK\x03\x04")
+    with pytest.raises(LearnerError, match=r"torn.zip is not a zip file that can be read"):
+        Omniglot(str(tmp_path))
+    (tmp_path / "torn.zip").unlink()
+    (tmp_path / "A" / "c").mkdir(parents=True)
+    (tmp_path / "A" / "c" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(LearnerError, match=r"1.png is not a PNG picture \(.*\): fetch the data again, or take that file away"):
+        Omniglot(str(tmp_path)).drawings("A/c")
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"Omniglot's small sets are not at {PUBLISHED}")
+def test_the_small_sets_have_242_characters_of_20_drawings() -> None:
+    omniglot = Omniglot(str(PUBLISHED))
+    assert len(omniglot.names) == 242
+    assert omniglot.drawings("Greek/character01").shape == (20, 28, 28)
