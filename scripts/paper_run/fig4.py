@@ -103,7 +103,7 @@ def report(points: tuple[int, ...], took: dict[tuple[str, int], list[dict[str, A
         {
             "iterations": at,
             "mb": round(took["fmrec", at][0]["record_bytes"] * (at // EVERY) / MB, 3),
-            "baseline_s": round(middle("baseline", 0, "wall_s"), 3),
+            **beside("baseline", 0),
             **beside("baseline_failure", at),
             **beside("fmrec", at),
             "fmrec_iterations_again": middle("fmrec", at, "iterations_again"),
