@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -101,7 +102,8 @@ def main() -> int:
         except (ClusterError, LearnerError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        about = {"data": label, "command": target, "seconds": round(time.monotonic() - began, 1), "hardware": hardware()}
+        seconds, load = round(time.monotonic() - began, 1), round(os.getloadavg()[1], 1)
+        about = {"data": label, "command": target, "seconds": seconds, "hardware": hardware(), "load": load}
         keep(part, report, about, given.out)
         if not exact(part, report):
             print(f"error: {part}: FMRec's result is not the undisturbed one's; see {given.out / part}.json", file=sys.stderr)

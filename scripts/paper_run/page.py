@@ -74,7 +74,10 @@ def _table(head: list[str], rows: list[list[Any]]) -> str:
 
 
 def _source(about: dict[str, Any]) -> str:
-    return f"\nData: {about['data']}. `{about['command']}`, {about['seconds']:.0f} s on {about['hardware']}.\n"
+    return (
+        f"\nData: {about['data']}. `{about['command']}`, {about['seconds']:.0f} s on {about['hardware']}; "
+        f"load average {about['load']}, which every time here depends on.\n"
+    )
 
 
 def _fig1(report: dict[str, Any], about: dict[str, Any]) -> str:
