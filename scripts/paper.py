@@ -103,7 +103,7 @@ def main() -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
         seconds, load = round(time.monotonic() - began, 1), round(os.getloadavg()[1], 1)
-        about = {"data": label, "command": target, "seconds": seconds, "hardware": hardware(), "load": load}
+        about = {"data": label, "command": target, "seconds": seconds, "resumed": given.resume, "hardware": hardware(), "load": load}
         keep(part, report, about, given.out)
         if not exact(part, report):
             print(f"error: {part}: FMRec's result is not the undisturbed one's; see {given.out / part}.json", file=sys.stderr)

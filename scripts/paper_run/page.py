@@ -40,8 +40,8 @@ more, {half} iterations, in the mean. *Baseline* takes no checkpoints. *CPU time
 target's, through all its lives: other programs on the machine lengthen it less. Medians of {repeats} interleaved repeats.
 """
 FIG4_DIFFERS = """
-The paper's FMRec costs about a minute on top of its baseline, whose length it does not say. Its unprotected run nearly doubles at
-10 MB, as ours does, for the same reason: what was done is done again.
+The paper's FMRec costs about a minute on top of its baseline, whose length it does not say; its unprotected run nearly doubles at
+10 MB. What doubles is the work: all that was done is done again.
 """
 RECOVERY_TEXT = """
 Real processes: 12 agents, 9 of them sources, 8 rounds; SIGKILL to three sources in the middle of a round, `--restart on-failure`,
@@ -74,8 +74,9 @@ def _table(head: list[str], rows: list[list[Any]]) -> str:
 
 
 def _source(about: dict[str, Any]) -> str:
+    took = f"{about['seconds']:.0f} s{' since it was resumed' if about['resumed'] else ''}"
     return (
-        f"\nData: {about['data']}. `{about['command']}`, {about['seconds']:.0f} s on {about['hardware']}; "
+        f"\nData: {about['data']}. `{about['command']}`, {took} on {about['hardware']}; "
         f"load average {about['load']}, which every time here depends on.\n"
     )
 
