@@ -39,6 +39,11 @@ after so many iterations, FMRec's as soon as that checkpoint is durable; a kill 
 more, {half} iterations, in the mean. *Baseline* takes no checkpoints. *CPU time* is the
 target's, through all its lives: other programs on the machine lengthen it less. Medians of {repeats} interleaved repeats.
 """
+REPEATS_ENOUGH = 3
+FEW_REPEATS = """
+These repeats are too few to tell differences of a few per cent. Where the wall clock and the CPU time disagree, other programs had the
+machine, and the wall clock says nothing: run it again where nothing else runs.
+"""
 FIG4_DIFFERS = """
 The paper's FMRec costs about a minute on top of its baseline, whose length it does not say; its unprotected run nearly doubles at
 10 MB. What doubles is the work: all that was done is done again.
@@ -125,6 +130,7 @@ def _fig4(report: dict[str, Any], about: dict[str, Any]) -> str:
         "## Fig. 4: the time of adaptation\n\n![Fig. 4](fig4.png)\n"
         + FIG4_TEXT.format(**report, half=half)
         + _source(about)
+        + (FEW_REPEATS if report["repeats"] < REPEATS_ENOUGH else "")
         + _table(head, rows)
         + f"\nCheckpoints without a failure: {report['checkpoints_s']:.2f} s ({_more(report['checkpoints_over_baseline'])}), "
         f"CPU time {_more(report['checkpoints_cpu_over_baseline'])}. "
