@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from scripts.paper_run.recovery import METHODS
+
 PUBLISHED = {
     "ALL (CLL-LSTM)": (4.52, 3.78, 3.56, 3.55),
     "FML-LSTM": (5.53, 4.74, 4.41, 4.05),
@@ -66,7 +68,9 @@ def write(folder: Path) -> None:
     runs = _read(folder / "runs.json")
     parts = {"fig1": _fig1, "fig4": _fig4, "parking": _parking, "recovery": _recovery}
     made = [f"\n{make(_read(folder / f'{part}.json'), runs[part])}" for part, make in parts.items() if part in runs]
-    (folder / "README.md").write_text(ABOUT + "".join(made))
+    missing = [f"`--only {part}`" for part in parts if part not in runs]
+    rest = f"\nNot run here yet: {', '.join(missing)}.\n" if missing else ""
+    (folder / "README.md").write_text(ABOUT + rest + "".join(made))
 
 
 def _read(path: Path) -> Any:
@@ -160,8 +164,10 @@ def _recovery(report: dict[str, Any], about: dict[str, Any]) -> str:
         [method, _yes(row["theta_equal"]), f"{row['rounds_lost']:.2f}", f"{row['seconds_lost']:.2f}", "; ".join(row["killed"])]
         for method, row in report.items()
     ]
+    missing = [method for method in METHODS if method not in report]
+    rest = f"\nNot run here yet: {', '.join(missing)}.\n" if missing else ""
     head = ["method", "theta equal, bit for bit", "rounds lost", "seconds lost", "killed"]
-    return "## Every method, 3 of 12 agents killed\n" + RECOVERY_TEXT + _source(about) + _table(head, rows)
+    return "## Every method, 3 of 12 agents killed\n" + RECOVERY_TEXT + _source(about) + _table(head, rows) + rest
 
 
 def _more(ratio: float) -> str:
