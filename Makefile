@@ -12,7 +12,7 @@ FAULTS ?= drawn
 TIMED := agent aio benchmarks end_to_end manager real_hosts
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench bench-overlay bench-bulk bench-aggregation bench-methods simulate soak clean
+.PHONY: help setup demo test lint types bench bench-overlay bench-bulk bench-aggregation bench-methods paper simulate soak clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,9 @@ bench-aggregation: $(STAMP)  ## weighted mean, median, trimmed mean, Krum of up 
 
 bench-methods: $(STAMP)  ## CPU time of a draw by each learning method, its tasks together and one by one, beside a plain gradient
 	@$(BIN)/python scripts/bench_methods.py
+
+paper: $(STAMP)  ## the paper's figures and tables again, into docs/paper (DATA=folder for the real parking data)
+	@$(BIN)/python scripts/paper.py --data '$(DATA)'
 
 simulate: $(STAMP)  ## the overlay in virtual time, under faults drawn from a seed (SEED=1 NODES=1000 FAULTS=drawn)
 	@$(BIN)/python scripts/simulate.py --seed '$(SEED)' --nodes '$(NODES)' --faults '$(FAULTS)'
