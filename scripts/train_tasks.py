@@ -37,8 +37,12 @@ from scripts.federation import Stage, Trained, adapted, evaluated, falling, line
 Row = dict[str, Any]
 """case: what was trained how. seed. rounds, wall_s, cpu_s: of the training. One entry more for each figure."""
 
-SINUSOID = {"task": {"name": "sinusoid", "meta_batch": 25}, "iterations_per_round": 1, "adapt_iterations": 10, "adapt_optimizer": "sgd"}
-SINUSOID_RATE = 0.01
+SINUSOID_CASES: tuple[tuple[str, dict[str, Any], int], ...] = (
+    ("Meta-SGD, 1 step", {"learner": "meta-sgd", "inner_steps": 1, "rate_max": 0.02}, 20_000),
+    ("Meta-SGD, 5 steps", {"learner": "meta-sgd", "inner_steps": 5, "rate_min": 0.001, "rate_max": 0.003}, 20_000),
+    ("pre-trained", {"learner": "fedavg", "adapt_optimizer": "sgd", "adapt_rate": 0.001}, 20_000),
+)
+"""case, method, rounds. The first rates of several steps, and the pre-trained net's, are lower: by greater ones it diverges."""
 LOTS, DAYS = 30, (1, 3, 6, 24)
 LSTM = {"learner": "fedavg", "iterations_per_round": 1, "adapt_iterations": 400, "adapt_rate": 0.001}
 LSTM_HIDDEN, LSTM_ROUNDS = 16, 1000
@@ -49,14 +53,11 @@ SHORT = 20
 
 
 def sinusoid(seed: int, data: str, share: int) -> Iterator[Row]:
-    """MAML, beside a net trained on the same points to fit all sinusoids at once (Finn et al., section 5.1: pretrained)."""
-    stages = (Stage(20_000 // share, 0.001), Stage(10_000 // share, 0.0003), Stage(5_000 // share, 0.0001))
-    for case, learner, own in (
-        ("MAML", "maml", {"inner_rate": SINUSOID_RATE, "inner_steps": 1}),
-        ("pre-trained", "fedavg", {"local_rate": SINUSOID_RATE}),
-    ):
-        options = LearningOptions.model_validate({**SINUSOID, "learner": learner, "adapt_rate": SINUSOID_RATE, **own})
-        trained = train(options, sources=1, stages=stages, optimizer="adam", seed=seed)
+    """Meta-SGD, beside a net trained on the same points to fit all sinusoids at once (Finn et al., section 5.1: pretrained)."""
+    shared = {"task": {"name": "sinusoid", "meta_batch": 25, "queries": 20}, "iterations_per_round": 1, "adapt_iterations": 10}
+    for case, method, rounds in SINUSOID_CASES:
+        options = LearningOptions.model_validate({**shared, **method})
+        trained = train(options, sources=1, stages=falling(rounds // share, 0.003), optimizer="adam", seed=seed)
         yield {**described(case, seed, trained), **adapted(options, trained.theta, targets=600 // share, seed=seed)}
 
 
