@@ -53,7 +53,7 @@ SHORT = 20
 
 
 def sinusoid(seed: int, data: str, share: int) -> Iterator[Row]:
-    """Meta-SGD for one step, MAML for several, beside a net trained on the same points to fit all sinusoids at once (Finn et al., section 5.1: pretrained)."""
+    """Meta-SGD for one step, MAML for several, and a net trained to fit all sinusoids at once (Finn et al., section 5.1: pretrained)."""
     shared = {"task": {"name": "sinusoid", "meta_batch": 25, "queries": 20}, "iterations_per_round": 1, "adapt_iterations": 10}
     for case, method, rounds in SINUSOID_CASES:
         options = LearningOptions.model_validate({**shared, **method})
