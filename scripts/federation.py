@@ -1,11 +1,12 @@
 """A federated run in one process: the real learners, and the real server step of fmrec_manager/aggregation.py, without the network between.
 
 Exact recovery makes a run of real processes equal to the undisturbed one bit for bit; so theta here is theta there, and what is measured
-here is the method, the model and the data.
+here is the method, the model and the data. One thing differs: a tree has one server rate, and a falling one is several runs there.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from fmrec_agent.learning.learner import Contribution, Job, Tensors
 from fmrec_agent.learning.loading import load_learner, load_task
 from fmrec_agent.learning.methods.ridge import solution
 from fmrec_agent.learning.options import LearningOptions
-from fmrec_agent.learning.task import TargetTask
+from fmrec_agent.learning.task import Parameters, TargetTask
 from fmrec_manager.aggregation import Aggregator, Optimizer
 from protocol.identifiers import agent_id
 
@@ -29,6 +30,13 @@ class Stage:
 
     rounds: int
     server_rate: float
+
+
+def falling(rounds: int, rate: float, *, parts: int = 20) -> tuple[Stage, ...]:
+    """From `rate` down along half a cosine (Loshchilov & Hutter, ICLR 2017, equation 5), constant within each of so many parts."""
+    ends = [rounds * part // parts for part in range(parts + 1)]
+    heights = [(1 + math.cos(math.pi * part / parts)) / 2 for part in range(parts)]
+    return tuple(Stage(end - start, rate * height) for start, end, height in zip(ends, ends[1:], heights, strict=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +82,19 @@ def adapted(options: LearningOptions, theta: Tensors, *, targets: int, seed: int
     return {metric: mean(result[metric] for result in results) for metric in results[0]}
 
 
-def evaluated(options: LearningOptions, theta: Tensors, *, targets: int) -> dict[str, float]:
-    """Each metric's mean over the first so many targets, of ridge's prior alone: none of their data is used."""
-    vector = solution(torch.tensor(theta["curvature"]), torch.tensor(theta["slope"]))
+def evaluated(options: LearningOptions, model: Parameters, *, targets: int) -> dict[str, float]:
+    """Each metric's mean over the first so many targets, of the model as it is: none of their data is used."""
     results = []
     for index in range(targets):
         task = load_task(options, role="target", index=index)
         assert isinstance(task, TargetTask)
-        results.append(task.evaluate({"weight": vector})[1])
+        results.append(task.evaluate(model)[1])
     return {metric: mean(result[metric] for result in results) for metric in results[0]}
+
+
+def linear_prior(theta: Tensors) -> Parameters:
+    """The parking task's linear model in ridge's theta, before any target adapts it."""
+    return {"weight": solution(torch.tensor(theta["curvature"]), torch.tensor(theta["slope"]))}
 
 
 def worked(learner: Any, job: Job, theta: Tensors) -> Contribution:
