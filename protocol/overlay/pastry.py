@@ -50,6 +50,8 @@ from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Heartbeat, JoinReply, JoinRequest, LeafProbe, LeafProbeReply, Routable, Route
 
 PROBES_MAX = 4
+CUT_OFF = ("cut off", NodeId(0))
+"""The deadline up to which we may be cut off: as long as it is ahead, rule 3 lets us deliver nothing."""
 
 View = tuple[Peer, Peer]
 """Whom a neighbour has last named as its own right and left neighbour."""
@@ -93,7 +95,7 @@ class Pastry:
         self._candidates = Candidates(self.leaf_set)
         self._met: dict[NodeId, int] = {}
         """Who was met, in which incarnation, and is of no use to leaf set or table as they are."""
-        self._was_full = self._cut_off = False
+        self._was_full = False
         self._turn = 0
         self.deadlines: Deadlines[tuple[str, NodeId]] = Deadlines()
         self.clocks = (self.deadlines, self.joining.deadlines, self.forwarding.deadlines, self.upkeep.deadlines)
@@ -121,7 +123,7 @@ class Pastry:
     @property
     def settled(self) -> bool:
         """Active, and named by both neighbours: this node delivers whatever is closest to it."""
-        return self.active and not self._cut_off and self._named_by_right() and self._named_by_left()
+        return self.active and CUT_OFF not in self.deadlines and self._named_by_right() and self._named_by_left()
 
     def _named_by_right(self) -> bool:
         if not self.leaf_set.right:
@@ -140,7 +142,7 @@ class Pastry:
         mine, way = rank(key, self._me.id), clockwise(self._me.id, key)
         if way == 0:
             return True, None
-        if self._cut_off or any(rank(key, identifier) < mine for identifier in self._candidates):
+        if CUT_OFF in self.deadlines or any(rank(key, identifier) < mine for identifier in self._candidates):
             return False, None
         if not len(self.leaf_set):
             return True, None
@@ -178,7 +180,8 @@ class Pastry:
         self._candidates.leaf_set_changed()
         self._met.clear()
         self._was_full = self._was_full or not self.leaf_set.overlaps
-        self._cut_off = self._cut_off and len(self.leaf_set) <= self._parameters.side
+        if len(self.leaf_set) > self._parameters.side:
+            self.deadlines.drop(CUT_OFF)
         effects: list[Effect] = [LeafSetChanged()]
         self._views = {peer: view for peer, view in self._views.items() if self.leaf_set.get(peer.id) == peer}
         if adjacent == self._adjacent:
@@ -351,8 +354,7 @@ class Pastry:
         if member is not None and member.incarnation <= peer.incarnation:
             effects += self._close_gap(member, now)
             if in_silence and self._was_full and len(self.leaf_set) <= self._parameters.side:
-                self._cut_off = True
-                self.deadlines.set(("cut off", self._me.id), now + 2 * self._parameters.verdict_max_s)
+                self.deadlines.set(CUT_OFF, now + 2 * self._parameters.verdict_max_s)
         effects += self.forwarding.died(peer, now)
         self._inactive.discard(peer.id)
         if self.active and not len(self.leaf_set) and self.joining.has_seeds:
@@ -421,7 +423,6 @@ class Pastry:
                 case "reply":
                     effects += self._reply_due(identifier, now)
                 case "cut off":
-                    self._cut_off = False
                     effects += self.forwarding.release(now)
         if self.joining.deadlines.first <= now:
             effects += self.joining.on_timer(now, self.active, len(self._candidates) > 0, self.upkeep.nodes())
