@@ -31,6 +31,9 @@ SEEDS_MAX = 3
 WARM_PASSES = 2
 MULTICASTS = 20
 MULTICAST_EVERY_S = 0.05
+MULTICAST_MESSAGES_PER_S = 1000.0
+"""What the question whether the tree is complete may add to the load of a ring that repairs itself: so it is asked of many members less
+often."""
 MULTICAST_WITHIN_S = 5.0
 TREE_WITHIN_S = 60.0
 FLOW_PER_S = 200.0
@@ -225,9 +228,10 @@ class Ring:
     async def _multicast_until_complete(self, processes: set[str], within_s: float) -> float | None:
         """One after another, until one of them has reached every member there; when it had. None where none does in time."""
         first, deadline_s = self._multicasts + 1, time.monotonic() + within_s
+        every_s = max(MULTICAST_EVERY_S, len(self.nodes) / MULTICAST_MESSAGES_PER_S)
         while time.monotonic() < deadline_s:
             number, _ = await self._multicast()
-            await self.fleet.completions.until(number, processes, MULTICAST_EVERY_S)
+            await self.fleet.completions.until(number, processes, every_s)
             complete = [at for one, at in self.fleet.completions.completed(processes).items() if one >= first]
             if complete:
                 return min(complete)
