@@ -49,14 +49,31 @@ def text(result: Figures) -> str:
         f"facts: {rates('facts')}",
         f"trace digest {result['trace_digest']}",
     ]
-    if result["failures"]:
-        lines += ["", f"FAILED, seed {result['seed']}", *result["failures"], "", result["story"], "", f"to replay: {result['command']}"]
-    return "\n".join(lines)
+    return "\n".join([*lines, *ending(result)])
+
+
+def ending(result: Figures) -> list[str]:
+    """The last lines on a run that failed, none on another."""
+    if not result["failures"]:
+        return []
+    return ["", f"FAILED, seed {result['seed']}", *result["failures"], "", result["story"], "", f"to replay: {result['command']}"]
+
+
+def added(results: Sequence[Figures], seeds: str, counts: Sequence[str]) -> Figures:
+    """Several runs of any sort as one: these counts added, the failures of all."""
+    return {
+        "seed": seeds,
+        "runs": len(results),
+        **{name: sum(result[name] for result in results) for name in counts},
+        "trace_digest": [result["trace_digest"] for result in results],
+        "failures": [f"seed {result['seed']}: {failure}" for result in results for failure in result["failures"]],
+        "commands": [result["command"] for result in results if result["failures"]],
+    }
 
 
 def summed(results: Sequence[Figures], seeds: str) -> Figures:
     """Several runs as one: counts added, means weighted by what was delivered, the worst of times."""
-    total: Figures = {"seed": seeds, "runs": len(results), **{name: sum(result[name] for result in results) for name in SUMS}}
+    total = added(results, seeds, SUMS)
     for name in MEANS:
         known = [result for result in results if result[name] is not None and result["delivered"]]
         weight = sum(result["delivered"] for result in known)
@@ -64,7 +81,4 @@ def summed(results: Sequence[Figures], seeds: str) -> Figures:
     for name in WORST:
         known_values = [result[name] for result in results]
         total[name] = None if None in known_values else max(known_values)
-    total["trace_digest"] = [result["trace_digest"] for result in results]
-    total["failures"] = [f"seed {result['seed']}: {failure}" for result in results for failure in result["failures"]]
-    total["commands"] = [result["command"] for result in results if result["failures"]]
     return total

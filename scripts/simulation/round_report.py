@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-Figures = dict[str, Any]
+from scripts.simulation.report import Figures, added, ending
+
 SUMS = (
     "rounds", "double_contributions", "durable_lost", "committed_lost", "durables", "restores", "restored", "restored_behind", "lost",
     "manager_lives", "moved_mb", "events",
@@ -30,16 +30,9 @@ def text(result: Figures) -> str:
         f"facts: {counts('facts')}",
         f"{result['events']:,} events, {result['wall_s']:.1f} s of ours; trace digest {result['trace_digest']}",
     ]
-    if result["failures"]:
-        lines += ["", f"FAILED, seed {result['seed']}", *result["failures"], "", result["story"], "", f"to replay: {result['command']}"]
-    return "\n".join(lines)
+    return "\n".join([*lines, *ending(result)])
 
 
 def summed(results: Sequence[Figures], seeds: str) -> Figures:
     """Several runs as one."""
-    total: Figures = {"seed": seeds, "runs": len(results), **{name: sum(result[name] for result in results) for name in SUMS}}
-    total["theta_equal"] = all(result["theta_equal"] for result in results)
-    total["trace_digest"] = [result["trace_digest"] for result in results]
-    total["failures"] = [f"seed {result['seed']}: {failure}" for result in results for failure in result["failures"]]
-    total["commands"] = [result["command"] for result in results if result["failures"]]
-    return total
+    return added(results, seeds, SUMS) | {"theta_equal": all(result["theta_equal"] for result in results)}

@@ -7,28 +7,24 @@ The members are fixed: whoever dies comes back, and nobody new comes, or theta w
 from __future__ import annotations
 
 import time
-import traceback
 from dataclasses import asdict, dataclass, field, replace
 from random import Random
 from typing import Any
 
 from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
-from protocol.parameters import PRESETS
-from protocol.wire.codec import decode, encode
 from protocol.wire.values import RecordSummary
 from scripts.simulation import collector
 from scripts.simulation.agents import Agents, Work
 from scripts.simulation.checkers import Mistakes
-from scripts.simulation.cluster import Cluster, Process
+from scripts.simulation.cluster import Process
 from scripts.simulation.durability import Durability
 from scripts.simulation.faults import Faults, parse
 from scripts.simulation.injection import Injector
 from scripts.simulation.learning import Contents
 from scripts.simulation.manager import Manager, plan_for
 from scripts.simulation.population import ROOT, TREE, Population
-from scripts.simulation.run import CHECK_EVERY, CODEC_NODES_MAX, SLICE_S, STORY_NODES, convergence_max_s
-from scripts.simulation.terrain import TERRAINS
+from scripts.simulation.run import SLICE_S, STORY_NODES, cluster_of, convergence_max_s, story, told
 
 MANAGER_LIFE_S = 15.0
 """The manager is killed so often, on average, while faults strike that kill at all."""
@@ -98,16 +94,8 @@ class RoundRun:
     def __init__(self, options: RoundOptions, work: Work | None = None) -> None:
         self.options = options
         self.faults = options.drawn_faults()
-        self.parameters = PRESETS[options.preset]()
-        small = options.nodes <= CODEC_NODES_MAX
-        self.cluster = cluster = Cluster(
-            options.seed,
-            self.parameters,
-            TERRAINS[options.preset],
-            (encode, decode) if small else None,
-            check_every=1 if small else CHECK_EVERY,
-            keep=False,
-        )
+        self.cluster = cluster = cluster_of(options.seed, options.nodes, options.preset)
+        self.parameters = cluster.parameters
         self.work = work or Work(options.seed)
         self.durability = Durability(cluster, TREE, self.work.seed, self.work.iterations, self.work.record_bytes)
         rng = cluster.rng
@@ -161,15 +149,10 @@ class RoundRun:
 
     def go(self) -> RoundResult:
         began = time.perf_counter()
-        with collector.paused():
-            try:
-                if self._build():
-                    self._safety()
-                    self._liveness()
-            except Exception:  # a machine's mistake, whatever it is, ends the run with its story
-                steps = self.cluster.clock.trace.steps
-                self._names += [steps[-1][3].name] if steps else []
-                self.result.failures.append(f"at {self.cluster.clock.now:.4f}: {traceback.format_exc()}")
+        with told(self.cluster, self.result.failures, self._names):
+            if self._build():
+                self._safety()
+                self._liveness()
         self._sum_up(time.perf_counter() - began)
         return self.result
 
@@ -255,7 +238,7 @@ class RoundRun:
         for promise, mistakes in judge.mistakes.items():
             self._blame(promise, mistakes)
         if result.failures:
-            result.story = self.cluster.story(*list(dict.fromkeys(self._names))[: 2 * STORY_NODES])
+            result.story = story(self.cluster, self._names)
         result.wall_s = round(wall_s, 2)
 
     def _blame(self, promise: str, mistakes: Mistakes) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Any
@@ -109,22 +110,39 @@ def convergence_max_s(parameters: OverlayParameters) -> float:
     return 4 * (parameters.retry_max_s + parameters.silence_max_s + parameters.trial_max_s)
 
 
+def cluster_of(seed: int, nodes: int, preset: str) -> Cluster:
+    """Empty, for a run with so many nodes: with few, everything is checked at every step."""
+    small = nodes <= CODEC_NODES_MAX
+    codec = (encode, decode) if small else None
+    return Cluster(seed, PRESETS[preset](), TERRAINS[preset], codec, check_every=1 if small else CHECK_EVERY, keep=False)
+
+
+@contextmanager
+def told(cluster: Cluster, failures: list[str], names: list[str]) -> Iterator[None]:
+    """The course of a run: a mistake of a machine, whatever it is, ends it as a failure, and whoever made it is named."""
+    with collector.paused():
+        try:
+            yield
+        except Exception:
+            steps = cluster.clock.trace.steps
+            names += [steps[-1][3].name] if steps else []
+            failures.append(f"at {cluster.clock.now:.4f}: {traceback.format_exc()}")
+
+
+def story(cluster: Cluster, names: list[str]) -> str:
+    """Of the first few of those named; empty where nobody is."""
+    chosen = list(dict.fromkeys(names))[: 2 * STORY_NODES]
+    return cluster.story(*chosen) if chosen else ""
+
+
 class Run:
     """One run of `options`; go() gives its result, whatever happens in it."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
         self.faults = options.drawn_faults()
-        self.parameters = PRESETS[options.preset]()
-        small = options.nodes <= CODEC_NODES_MAX
-        self.cluster = Cluster(
-            options.seed,
-            self.parameters,
-            TERRAINS[options.preset],
-            (encode, decode) if small else None,
-            check_every=1 if small else CHECK_EVERY,
-            keep=False,
-        )
+        self.cluster = cluster_of(options.seed, options.nodes, options.preset)
+        self.parameters = self.cluster.parameters
         rng = self.cluster.rng
         self.routing = Routing(self.cluster)
         self.deaths = Deaths(self.cluster, self.routing)
@@ -137,16 +155,11 @@ class Run:
 
     def go(self) -> Result:
         began = time.perf_counter()
-        with collector.paused():
-            try:
-                if self._build(began):
-                    self._safety()
-                    self._liveness()
-                self._drain()
-            except Exception:  # a machine's mistake, whatever it is, ends the run with its story
-                steps = self.cluster.clock.trace.steps
-                self._names += [steps[-1][3].name] if steps else []
-                self.result.failures.append(f"at {self.cluster.clock.now:.4f}: {traceback.format_exc()}")
+        with told(self.cluster, self.result.failures, self._names):
+            if self._build(began):
+                self._safety()
+                self._liveness()
+            self._drain()
         self._sum_up(time.perf_counter() - began)
         return self.result
 
@@ -246,8 +259,7 @@ class Run:
         self._blame("wrong roots", routing.wrong)
         self._blame("messages lost in silence", lost)
         if result.failures:
-            names = list(dict.fromkeys(self._names))[: 2 * STORY_NODES]
-            result.story = self.cluster.story(*names) if names else ""
+            result.story = story(self.cluster, self._names)
         result.wall_s = round(wall_s, 2)
 
     def _blame(self, what: str, mistakes: Mistakes) -> None:
