@@ -46,7 +46,7 @@ class OverlayParameters:
     retry_min_s: float = 0.1
     """First wait before a seed or a remembered dead node is dialled again; doubles, with jitter."""
     retry_max_s: float = 2.0
-    """Longest such wait. Shorter heals a partition sooner and costs dials."""
+    """The longest such wait for a seed; of the dead one is dialled in this time. Shorter heals a partition sooner and costs dials."""
     transfer_floor_bytes_per_s: float = 4 * 1024 * 1024
     """A bulk transfer slower than this is given up for another holder."""
     control_frame_bytes_max: int = 1 << 20
@@ -221,11 +221,12 @@ def lan() -> OverlayParameters:
 
 
 def wan() -> OverlayParameters:
-    """Many sites over the public network: patience first."""
+    """Many sites over the public network: patience first, and few messages."""
     return replace(
         OverlayParameters(),
         heartbeat_interval_s=10.0,
         delay_max_s=3.0,
+        raw_loss_target=0.1,
         retry_min_s=1.0,
         retry_max_s=60.0,
         transfer_floor_bytes_per_s=256 * 1024,

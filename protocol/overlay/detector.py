@@ -22,9 +22,9 @@ verdict needs evidence: a host that refuses a fresh dial, or silence that severa
    heard lately, and recovers with time.
 8. The higher incarnation of an id wins at once: the lower one is dead ("restarted as ..."); a lower one that speaks is told so.
    A later life that others tell of, and that nobody finds, kills nobody: the life that was heard stands.
-9. The dead are remembered and dialled again, with doubling waits and jitter, at most one in `retry_max_s` in the long run: so a partition
-   of any length heals. Who refused is at first given that long: no cut keeps it from us, and where it starts again it will come itself.
-   Who left in order is not dialled.
+9. The dead are remembered and dialled again, with doubling waits and jitter: in the long run one in `retry_max_s` of those that fell
+   silent, and a few of those that refused. Who is forgotten for whom, so that a partition of any length heals: suspicion.py. Who refused
+   is at first given that long: no cut keeps it from us, and where it starts again it will come itself. Who left in order is not dialled.
 10. The time that a node slept does not count as silence of others, nor in its trials; after a long sleep it begins these anew, so often.
     What came in meanwhile is read before anybody is judged; a busy machine is not made busier by new dials.
 

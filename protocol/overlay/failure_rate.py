@@ -6,8 +6,10 @@ meets an unnoticed death with no more than a target probability L_r:
     P_f(T, mu) = 1 - (1 - exp(-T mu)) / (T mu)           a peer probed every T is dead and unnoticed
     L_r = 1 - (1 - P_f(T_ls + trial, mu)) (1 - P_f(T_rt + trial, mu)) ** (h - 1)
 
-over the last hop, found in the leaf set, and the h - 1 before it, found in tables; h = 15/16 log16 N. mu is the rate of death of one peer,
-taken from the last deaths seen, N from how dense the leaf set lies on the ring.
+over the last hop, found in the leaf set, and the h - 1 before it, found in tables; h = 15/16 log16 N. mu is the rate at which a peer dies
+in silence, taken from the last such deaths seen, N from how dense the leaf set lies on the ring. Who dies and whose host lives costs no
+timeout: its connections break, or a dial is refused, within a round trip. Those that die in one moment (a rack, the other
+side of a cut) are one event: that many died at once does not say that as many will soon again, and who else did is being found out already.
 """
 
 from __future__ import annotations
@@ -24,15 +26,18 @@ DEATHS_KEPT = 16
 class FailureRate:
     """The last deaths that a node saw among the peers it knows.
 
-    calm_s: a newcomer, which has seen nothing yet, counts as having seen nobody die for so long.
+    calm_s: a newcomer, which has seen nothing yet, counts as having seen nobody die for so long. moment_s: deaths in so short a time
+    are one event.
     """
 
-    def __init__(self, began: float, calm_s: float = 0.0) -> None:
+    def __init__(self, began: float, calm_s: float = 0.0, moment_s: float = 0.0) -> None:
         self._began = began - calm_s
+        self._moment_s = moment_s
         self._deaths: deque[float] = deque(maxlen=DEATHS_KEPT)
 
     def died(self, now: float) -> None:
-        self._deaths.append(now)
+        if not (self._deaths and now < self._deaths[-1] + self._moment_s):
+            self._deaths.append(now)
 
     def per_peer(self, known: int, now: float) -> float:
         """Deaths of one peer in a second. Before there were DEATHS_KEPT, as if one came right now (MSPastry 4.1)."""

@@ -98,7 +98,7 @@ class OverlayNode:
             m.Ping: lambda p, x, now: [fx.Send(p, m.Pong())],
             m.Pong: lambda p, x, now: self.pastry.upkeep.pong_received(p, now),
             m.Measured: lambda p, x, now: self.pastry.upkeep.measured(p, x.rtt_us),
-            m.RowRequest: lambda p, x, now: self.pastry.upkeep.row_request(p, x),
+            m.RowRequest: self._row_request,
             m.RowReply: lambda p, x, now: self.pastry.upkeep.row_reply(x, now),
             m.RouteAck: lambda p, x, now: self.pastry.forwarding.acknowledged(p, x.sequence, now),
             m.IndirectProbe: lambda p, x, now: self.detector.indirect_probe(p, x.suspect, now),
@@ -278,6 +278,8 @@ class OverlayNode:
         body = message.body
         if not isinstance(body, m.Routable) or message.hops < 0:
             raise RemoteProtocolError(f"{type(body).__name__} after {message.hops} hops is not routed")
+        if message.hops > 0:
+            self.pastry.in_ring(sender)  # who is not forwards nothing
         effects: Effects = []
         if isinstance(body, m.JoinRequest):
             joiner = body.joiner
@@ -289,6 +291,10 @@ class OverlayNode:
             if not self.pastry.active:
                 effects.append(fx.Send(joiner, self.pastry.probe(now)))  # it is not alone in waiting
         return effects + self.pastry.forwarding.received(sender, message, now)
+
+    def _row_request(self, sender: Peer, message: m.RowRequest, now: float) -> Effects:
+        self.pastry.in_ring(sender)
+        return self.pastry.upkeep.row_request(sender, message)
 
     def _known_life(self, identifier: NodeId) -> Peer | None:
         return self.pastry.leaf_set.get(identifier) or self.pastry.table.get(identifier)

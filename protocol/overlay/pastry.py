@@ -179,6 +179,7 @@ class Pastry:
         adjacent = (right[0] if right else None, left[0] if left else None)
         self._candidates.leaf_set_changed()
         self._met.clear()
+        self._inactive -= {identifier for identifier in self._inactive if not self._holds(identifier)}
         self._was_full = self._was_full or not self.leaf_set.overlaps
         if len(self.leaf_set) > self._parameters.side:
             self.deadlines.drop(CUT_OFF)
@@ -283,9 +284,9 @@ class Pastry:
     def probe_received(self, sender: Peer, probe: LeafProbe | LeafProbeReply, now: float) -> list[Effect]:
         """MSPastry's LS-PROBE and its reply: insert the sender, verify what it says, answer."""
         effects: list[Effect] = []
-        (self._inactive.discard if probe.active else self._inactive.add)(sender.id)
         changed = self.leaf_set.insert(sender)
         self.table.insert(sender)
+        (self._inactive.discard if probe.active or not self._holds(sender.id) else self._inactive.add)(sender.id)
         if changed:
             effects += self._moved(now)
         for identifier in probe.failed:
@@ -304,6 +305,14 @@ class Pastry:
             if self._candidates.remove(sender.id):
                 self.deadlines.drop(("probe", sender.id))
         return effects + self._settle(now)
+
+    def _holds(self, identifier: NodeId) -> bool:
+        """Is it in leaf set or table?"""
+        return identifier in self.leaf_set or self.table.get(identifier) is not None
+
+    def in_ring(self, peer: Peer) -> None:
+        """It has done what only a node in the ring does."""
+        self._inactive.discard(peer.id)
 
     def _nearest_to(self, identifier: NodeId) -> tuple[Peer, ...]:
         """Of all that we know, those nearest to this node on either side (rule 5)."""
@@ -349,7 +358,7 @@ class Pastry:
             self._candidates.remove(peer.id)
             self.deadlines.drop(("probe", peer.id))
             effects += self._ask_for_others(now)
-        effects += self.upkeep.died(peer, now)
+        effects += self.upkeep.died(peer, now, in_silence=in_silence)
         member = self.leaf_set.get(peer.id)
         if member is not None and member.incarnation <= peer.incarnation:
             effects += self._close_gap(member, now)
@@ -357,10 +366,10 @@ class Pastry:
                 self.deadlines.set(CUT_OFF, now + 2 * self._parameters.verdict_max_s)
         effects += self.forwarding.died(peer, now)
         self._inactive.discard(peer.id)
-        if self.active and not len(self.leaf_set) and self.joining.has_seeds:
+        if self.active and not len(self.leaf_set) and (self.joining.has_seeds or len(self.table)):
             self.active = False
             self._inactive.clear()  # what was heard in the ring says nothing of who is cut off with us
-            effects.append(Notify("ring_lost", {"reason": "no neighbour is left; back to the seeds"}))
+            effects.append(Notify("ring_lost", {"reason": "no neighbour is left; back to the seeds and to the peers that we know"}))
             effects += self.joining.begin(now, [entry.address for entry in self.table])
         elif not self.active:
             effects += self._settle(now)

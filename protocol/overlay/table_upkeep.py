@@ -84,7 +84,7 @@ class TableUpkeep:
 
     def begin(self, now: float) -> None:
         """We are in the ring."""
-        self._rate = FailureRate(now, self._parameters.table_probe_max_s)
+        self._rate = FailureRate(now, self._parameters.row_interval_s, self._parameters.verdict_max_s)
         self._tune(now)
         self.deadlines.set(("sweep", self._me.id), now + self._parameters.silence_max_s)
         self.deadlines.set(("row", self._me.id), now + self._parameters.row_interval_s * self._rng.uniform(0.25, 1.0))
@@ -165,18 +165,20 @@ class TableUpkeep:
         self._repairs[slot] = others[1:]
         return [Send(others[0], RowRequest(slot[0]))]
 
-    def died(self, peer: Peer, now: float) -> list[Effect]:
-        """Rule 4, and what the rate of deaths says."""
+    def died(self, peer: Peer, now: float, *, in_silence: bool) -> list[Effect]:
+        """Rule 4, and what the rate of deaths says. in_silence: as in PeerDied. The leaf set still has it."""
         pinged = self.pinged.get(peer.id)
         if pinged is not None and pinged[0].incarnation <= peer.incarnation:
             del self.pinged[peer.id]
             self.deadlines.drop(("ping", peer.id))
-        entry = self._table.get(peer.id)
+        entry, member = self._table.get(peer.id), self._leaf_set.get(peer.id)
+        if in_silence and any(known is not None and known.incarnation <= peer.incarnation for known in (entry, member)):
+            self._rate.died(now)
+            self._tune(now)
         if entry is None or entry.incarnation > peer.incarnation:
             return []
         self._proximity.forget(peer.id)
         self._table.remove(peer.id)
-        self._rate.died(now)
         slot = self._table.slot(peer.id)
         self._repairs.pop(slot, None)  # of the entry before this one, whose place was filled in another way
         if len(self._repairs) < REPAIRS_MAX:
@@ -187,7 +189,8 @@ class TableUpkeep:
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def _tune(self, now: float) -> None:
-        rate = self._rate.per_peer(len(self._table) + len(self._leaf_set), now)
+        known = len(self._table) + sum(self._table.get(peer.id) is None for peer in self._leaf_set)
+        rate = self._rate.per_peer(known, now)
         self._period_s = probe_period_s(rate, self.nodes(), self._parameters)
 
     def on_timer(self, now: float) -> list[Effect]:

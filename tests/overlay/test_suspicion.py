@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from protocol.identifiers import NodeId, Peer
 from protocol.overlay import effects as fx
 from protocol.overlay.detector import Detector
-from protocol.overlay.suspicion import RECENT_MAX, DeadOnes, Errands
+from protocol.overlay.suspicion import BURST_KEPT, RECENT_MAX, REFUSED_SELDOMER, DeadOnes, Errands
 from protocol.wire.messages import Heartbeat, IndirectAnswer, IndirectProbe, Superseded, Suspected
 from tests.overlay.scene import FRIENDS, ME, P, deaths, detector, facts, of, on_trial, peer, run_timers, sent, watching
 
@@ -346,12 +346,13 @@ def test_rule_9_who_refused_is_given_retry_max_s_at_first() -> None:
 @pytest.mark.parametrize("dead", [1, 10, 50])
 def test_rule_9_all_the_dead_together_cost_one_dial_in_retry_max_s_in_the_long_run(dead: int) -> None:
     """A partition of half the ring: its healing is looked for at a price that does not grow with it."""
-    judge = detector(replace(P, remembered_dead_max=64))
+    judge = detector(replace(P, remembered_dead_max=128))
     for leading in range(1, dead + 1):
         bury(judge, peer(leading), 0.0)
-    warm = 4 * P.retry_max_s * dead
+    share_s = P.retry_max_s * REFUSED_SELDOMER  # bury() has them refuse
+    warm = 4 * share_s * dead
     run_timers(judge, warm)
-    dials = of(fx.Dial, [effect for _, effect in run_timers(judge, warm + 100 * P.retry_max_s)])
+    dials = of(fx.Dial, [effect for _, effect in run_timers(judge, warm + 100 * share_s)])
     assert 70 <= len(dials) <= 140
     if dead > 1:
         assert len({dial.peer for dial in dials}) == dead, "and every one of them gets its turn"
@@ -371,12 +372,27 @@ def test_rule_9_one_that_is_found_again_is_met_again(incarnation: int) -> None:
 
 
 def test_rule_9_no_more_dead_are_remembered_than_the_limit() -> None:
-    judge = detector(replace(P, remembered_dead_max=3))
+    judge = detector(replace(P, remembered_dead_max=6))
     for leading in (1, 2, 3, 4, 5):
         bury(judge, peer(leading), 0.0)
     assert judge.recently_dead(0.0) == tuple(peer(leading).id for leading in (5, 4, 3)), "latest first"
     dialled = {effect.peer for _, effect in run_timers(judge, 30.0) if isinstance(effect, fx.Dial)}
     assert dialled == {peer(leading) for leading in (3, 4, 5)}
+
+
+def test_rule_9_the_other_side_of_a_cut_is_not_forgotten_for_those_that_die_one_by_one() -> None:
+    """Churn during a long cut: neither who refuses nor who falls silent alone may take the room of the way back."""
+    dead, now = DeadOnes(P, Random(1)), 0.0
+    cut = [peer(leading) for leading in range(1, 21)]
+    for other in cut:
+        dead.add(other, now, reached=False)
+    for number in range(200):
+        now += 2 * P.verdict_max_s
+        dead.add(peer(21 + number), now, reached=number % 2 == 0)
+        assert len(dead.ids()) <= P.remembered_dead_max
+    assert [other.id for other in cut if other.id in dead.ids()] == [other.id for other in cut[-BURST_KEPT:]]
+    waits = [dead.next_wait_s(other.id) for other in cut[-BURST_KEPT:] for _ in range(12)]
+    assert max(waits) <= 1.25 * P.retry_max_s * P.remembered_dead_max // 2, "those that refuse do not make them wait"
 
 
 def test_rule_9_one_that_left_in_order_is_not_remembered() -> None:
@@ -394,7 +410,7 @@ LEADS = st.integers(1, 20)
 @given(st.lists(st.tuples(st.sampled_from(["add", "add", "forget", "wait"]), LEADS, st.floats(0, 3)), max_size=60), st.integers(1, 8))
 @settings(deadline=None, max_examples=150)
 def test_the_dead_agree_with_a_plain_list(steps: list[tuple[str, int, float]], most: int) -> None:
-    parameters = replace(P, remembered_dead_max=most)
+    parameters = replace(P, remembered_dead_max=2 * most)
     dead, model, now = DeadOnes(parameters, Random(1)), dict[NodeId, tuple[Peer, float]](), 0.0
     for what, leading, later_s in steps:
         now += later_s
@@ -402,9 +418,9 @@ def test_the_dead_agree_with_a_plain_list(steps: list[tuple[str, int, float]], m
         if what == "add":
             model.pop(other.id, None)
             model[other.id] = other, now
-            forgotten, wait_s = dead.add(other, now, reached=False)
+            forgotten, wait_s = dead.add(other, now, reached=True)
             expected = list(model)[: max(0, len(model) - most)]
-            assert forgotten == expected, "the longest dead go"
+            assert forgotten == expected, "of those that refused the longest dead go"
             for identifier in expected:
                 del model[identifier]
             assert 0 < wait_s <= 1.25 * P.retry_max_s
@@ -412,7 +428,7 @@ def test_the_dead_agree_with_a_plain_list(steps: list[tuple[str, int, float]], m
             dead.forget(other.id)
             model.pop(other.id, None)
         elif other.id in model:
-            assert dead.next_wait_s(other.id) <= 1.25 * P.retry_max_s * most
+            assert dead.next_wait_s(other.id) <= 1.25 * P.retry_max_s * REFUSED_SELDOMER * most
         assert set(dead.ids()) == set(model)
         assert dead.get(other.id) == model.get(other.id, (None, 0))[0]
         lately = [identifier for identifier, (_, died_at) in reversed(model.items()) if died_at >= now - 2]

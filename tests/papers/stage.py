@@ -76,6 +76,12 @@ class Fed:
         effects = self.do(ev.PeerLost(peer(digits), "reset"))
         return effects + self.do(ev.DialEnded(peer(digits), None, refused=True))
 
+    def lose(self, digits: str) -> None:
+        """It falls silent; our dial, and those of all who are asked, come to nothing."""
+        self.do(ev.PeerLost(peer(digits), "timed out"))
+        for helper in told(self.do(ev.DialEnded(peer(digits), None, reason="no answer")), m.IndirectProbe):
+            self.hear(helper, m.IndirectAnswer(peer(digits), "silent"))
+
     def until(self, end: float, hearing: Iterable[str] = ()) -> Seen:
         """Let time pass; `hearing`: who sends a heartbeat in each interval."""
         seen: Seen = []

@@ -260,18 +260,42 @@ def test_t_rt_has_limits() -> None:
 
 
 def test_t_rt_is_longer_in_a_quiet_ring_and_shorter_where_nodes_die() -> None:
-    """The failure rate is estimated from the last failures seen, and T_rt follows it (4.1)."""
+    """The failure rate is estimated from the last failures seen, and T_rt follows it (4.1): at once, and to the formula's value."""
+    node = node_among()
+    entries = [f"{digit}0" for digit in "123456abcdef"]
+    for entry in entries:
+        node.learn(entry, 0.01)
+    node.until(20.0, hearing=[*AROUND, *entries])
+    upkeep = node.pastry.upkeep
+    assert upkeep.period_s == P.table_probe_max_s
+    began = node.now
+    for lost in range(1, 9):
+        node.lose(entries[lost - 1])
+        assert entries[lost - 1] not in {member.id.short[:2] for member in node.pastry.table}
+        node.until(began + 2 * P.verdict_max_s * lost, hearing=[*AROUND, *entries[lost:]])
+    # Nine deaths, the one that may come now among them, in all the time: before there were sixteen, MSPastry counts from the join.
+    known = len({*(member.id for member in node.pastry.table), *(member.id for member in node.pastry.leaf_set)})
+    rate = 9 / (known * (node.now + P.row_interval_s))
+    assert upkeep.period_s == pytest.approx(probe_period_s(rate, upkeep.nodes(), P), rel=0.15)
+    assert upkeep.period_s < 0.8 * P.table_probe_max_s
+
+
+def test_who_refused_costs_no_timeout_and_a_burst_is_one_event() -> None:
+    """Ours: mu is of deaths in silence, and those of one moment say nothing of how soon the next will come (failure_rate.py)."""
     node = node_among()
     entries = [f"{digit}0" for digit in "123456abcdef"]
     for entry in entries:
         node.learn(entry, 0.01)
     node.until(60.0, hearing=[*AROUND, *entries])
-    quiet_s = node.pastry.upkeep.period_s
-    assert quiet_s > 2 * P.silence_max_s
-    for entry in entries[:8]:
+    before_s = node.pastry.upkeep.period_s
+    for entry in entries[:4]:
         node.kill(entry)
-    node.until(2 * 60.0, hearing=[*AROUND, *entries[8:]])
-    assert node.pastry.upkeep.period_s < 0.9 * quiet_s
+    assert node.pastry.upkeep.period_s == before_s
+    for entry in entries[4:8]:
+        node.lose(entry)
+    assert {member.id.short[:2] for member in node.pastry.table} >= set(entries[8:])
+    assert not {member.id.short[:2] for member in node.pastry.table} & set(entries[:8])
+    assert node.pastry.upkeep._rate.per_peer(1, node.now) < 3 / (node.now + P.row_interval_s)
 
 
 def test_the_number_of_nodes_is_estimated_from_the_density_of_the_leaf_set() -> None:
