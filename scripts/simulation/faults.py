@@ -59,6 +59,15 @@ class Faults:
     partition_min_s: float = 1.0
     partition_max_s: float = 15.0
 
+    @property
+    def harmless(self) -> bool:
+        """Nobody dies, stops, lags behind or is cut off: whoever is declared dead all the same is so by mistake."""
+        harm = (
+            self.crash_per_node_s, self.session_mean_s, self.burst_share, self.pause_per_node_s, self.slow_share, self.reset_per_node_s,
+            self.half_open_per_node_s, self.partition_per_s,
+        )  # fmt: skip
+        return not any(harm)
+
     def __str__(self) -> str:
         """What differs from no faults at all, as a specification."""
         quiet = asdict(Faults())

@@ -7,11 +7,11 @@ from typing import Any
 
 Figures = dict[str, Any]
 SUMS = (
-    "nodes", "routed", "delivered", "wrong_roots", "wrong_roots_excused", "lost", "lost_with_holder", "lost_and_said", "duplicates",
+    "routed", "delivered", "wrong_roots", "wrong_roots_excused", "lost", "lost_with_holder", "lost_and_said", "duplicates",
     "false_deaths", "false_deaths_excused", "events",
 )  # fmt: skip
 MEANS = ("hops_mean", "stretch", "control_msgs_per_s_per_node", "tree_msgs_per_s_per_node", "routing_msgs_per_s_per_node")
-WORST = ("lookups_right_after_s", "trees_complete_after_s", "ring_right_after_s", "hops_max", "built_s")
+WORST = ("lookups_right_after_s", "trees_complete_after_s", "ring_right_after_s", "hops_max", "built_s", "nodes")
 
 
 def header(options: Figures, faults: str) -> str:

@@ -258,6 +258,8 @@ class Run:
         result.remarks = deaths.false.words
         self._blame("wrong roots", routing.wrong)
         self._blame("messages lost in silence", lost)
+        if self.faults.harmless:
+            self._blame("declared dead by mistake", deaths.false)
         if result.failures:
             result.story = story(self.cluster, self._names)
         result.wall_s = round(wall_s, 2)

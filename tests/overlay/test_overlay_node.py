@@ -56,6 +56,19 @@ def test_a_killed_neighbour_is_out_of_ring_tree_and_replicas_after_one_refused_d
     assert of(fx.CancelTransfer, effects) == [fx.CancelTransfer(push.transfer) for push in pushes if push.peer == B]
 
 
+def test_who_is_joining_is_remembered_while_it_matters_and_until_it_acts_as_one_who_has_joined() -> None:
+    """It is no hop of another's JOIN; strangers who say so, and who will never be one, take no room."""
+    near = peer(0x84)
+    node = node_with(*(peer(0x80 + step) for step in (1, 2, 3, 5, 6, 7)), *(peer(0x80 - step) for step in (1, 2, 3, 5, 6, 7)))
+    for stranger in range(500):
+        said(node, replace(peer(0x20), id=NodeId((0x20 << 120) + stranger)), m.LeafProbe((), (), False, False))
+    said(node, near, m.LeafProbe((), (), False, False))
+    assert len(node.pastry._inactive) <= 2, "the one that has the place of them all in the table, and the neighbour"
+    assert near.id in node.pastry._inactive
+    said(node, near, m.RowRequest(0))
+    assert near.id not in node.pastry._inactive
+
+
 def test_a_lost_connection_with_someone_who_does_not_matter_is_no_suspicion() -> None:
     assert node_with(A).handle(ev.PeerLost(peer(0x33), "reset"), 1.0) == []
 

@@ -10,7 +10,9 @@ LOOK_UPS_WITHIN_S = 10.0
 TREES_WITHIN_S = 15.0
 
 
-@pytest.mark.parametrize("who", ["", ",silent_share=1"], ids=["processes", "hosts"])
+@pytest.mark.parametrize(
+    "who", ["", ",silent_share=1", ",silent_share=1,root_too=1"], ids=["processes", "hosts", "hosts, the root among them"]
+)
 @pytest.mark.parametrize("share", [10, 50])
 def test_after_a_burst_of_deaths_look_ups_and_trees_are_right_in_time(share: int, who: str) -> None:
     result = Run(Options(seed=1, nodes=200, faults=f"burst-{share}{who}", seconds=1, routed=200)).go()

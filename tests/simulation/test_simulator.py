@@ -205,6 +205,13 @@ def test_a_false_death_is_found_and_a_true_one_is_none() -> None:
     assert (deaths.false.count, deaths.false_excused) == (1, 1)
 
 
+def test_who_is_declared_dead_by_mistake_fails_a_run_in_which_nothing_can_be_the_cause() -> None:
+    for faults, fails in (("stalls", True), ("crashes", False)):
+        run = Run(Options(nodes=8, faults=faults, seconds=0.5, routed=8))
+        run.deaths.false.add("agent-1 declared agent-2 dead")
+        assert ("1 declared dead by mistake" in run.go().failures) == fails
+
+
 def test_a_member_that_the_root_does_not_list_is_found() -> None:
     cluster, population = ring()
     members = population.root.node.scribe.trees[TREE].members
