@@ -3,9 +3,8 @@
 Equal contributions in an equal order give equal bits, on the CPU with any number of threads and on CUDA, and memory is bounded: P
 coordinates are worked on in pieces of a few thousand, each as n rows by its columns.
 
-1. Mean: sum_i s_i x_i / sum_i s_i in float64, in the order of the rows. A share s_i has the 24 bits of a float32 (an integer below 2^24
-   is not rounded), so for float32 rows s_i x_i is exact in float64, and whether a device fuses multiply and add does not show. For float64
-   rows they are two kernels, which cannot be fused.
+1. Mean: sum_i s_i x_i / sum_i s_i in float64, in the order of the rows (weighted_sum.py). A share s_i has the 24 bits of a float32 (an
+   integer below 2^24 is not rounded), so for float32 rows s_i x_i is exact in float64.
 2. Median, trimmed mean: each column sorted, which has one result whatever the algorithm (but for the sign of zeros: + 0.0 makes them
    equal). The middle ones are added in float64 as a binary tree, each of whose levels is one elementwise addition.
 3. Krum: |x_i - x_j|^2 = G_ii + G_jj - 2 G_ij. A matrix product adds in an order of its own, so its terms are made such that no order
@@ -24,10 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from fmrec_manager.weighted_sum import add_weighted
+
 Array = np.ndarray[Any, Any]
 BITS, BLOCK = 22, 1 << 9
-MEAN_COLUMNS = {"cpu": 1 << 15, "cuda": 1 << 20}
-"""Of a piece; for the mean on the CPU, 256 KiB each of sum and row in float64 stay in a core's cache."""
+MEAN_COLUMNS = {"cpu": 1 << 17, "cuda": 1 << 20}
+"""Of a piece."""
+ROWS_AT_ONCE = 128
+"""Of the mean: as many are brought to another device together."""
 SORT_COLUMNS = {"cpu": 1 << 11, "cuda": 1 << 17}
 GRAM_COLUMNS = {"cpu": 1 << 13, "cuda": 1 << 17}
 
@@ -66,18 +69,15 @@ class Stack:
 def weighted_mean(stack: Stack, shares: Sequence[float]) -> torch.Tensor:
     """Rule 1, float64 of P. shares: one a row, at least 0 and not all 0; rounded to float32."""
     shares = [float(np.float32(share)) for share in shares]
+    # A tensor, for torch divides by a plain number exactly on the CPU but by its reciprocal on CUDA.
+    whole = torch.tensor([math.fsum(shares)], dtype=torch.float64, device=stack.device)
 
-    def mean(rows: Rows) -> torch.Tensor:
-        total = torch.zeros(rows[0].shape, dtype=torch.float64, device=stack.device)
-        wide = torch.empty_like(total)
-        exact = rows[0].dtype == torch.float32
-        for row, share in zip(rows, shares, strict=True):
-            wide.copy_(row)
-            if exact:
-                total.add_(wide, alpha=share)
-            else:
-                total.add_(wide.mul_(share))
-        return total.div_(torch.full_like(total, math.fsum(shares)))
+    def mean(rows: Rows, result: torch.Tensor) -> None:
+        result.zero_()
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            some = slice(start, start + ROWS_AT_ONCE)
+            add_weighted(result, [row.to(stack.device) for row in rows[some]], shares[some])
+        result.div_(whole)
 
     return _piecewise(stack, MEAN_COLUMNS, mean)
 
@@ -86,9 +86,9 @@ def median(stack: Stack) -> torch.Tensor:
     """Rule 2, float64 of P: of an even n, the mean of the middle two."""
     low, high = (stack.rows - 1) // 2, stack.rows // 2
 
-    def middle(rows: Rows) -> torch.Tensor:
+    def middle(rows: Rows, result: torch.Tensor) -> None:
         ordered = _ascending(rows, stack.device)
-        return (ordered[low].double() + ordered[high].double()) * 0.5 + 0.0
+        torch.add(ordered[low].double(), ordered[high].double(), out=result).mul_(0.5).add_(0.0)
 
     return _piecewise(stack, SORT_COLUMNS, middle)
 
@@ -97,25 +97,26 @@ def trimmed_mean(stack: Stack, trim: float) -> torch.Tensor:
     """Rule 2, float64 of P. trim: in [0, 0.5), the share of n left out at either end."""
     cut = math.floor(trim * stack.rows)
     kept = stack.rows - 2 * cut
+    divisor = torch.tensor([float(kept)], dtype=torch.float64, device=stack.device)
 
-    def inner_mean(rows: Rows) -> torch.Tensor:
-        terms = _ascending(rows, stack.device)[cut : cut + kept].double()
+    def inner_mean(rows: Rows, result: torch.Tensor) -> None:
+        terms = _ascending(rows, stack.device)[cut : cut + kept].to(torch.float64, memory_format=torch.contiguous_format)
         while len(terms) > 1:
             half = len(terms) // 2
             terms = torch.cat([terms[:half] + terms[half : 2 * half], terms[2 * half :]])
-        return terms[0] / torch.full_like(terms[0], kept) + 0.0
+        torch.div(terms[0], divisor, out=result).add_(0.0)
 
     return _piecewise(stack, SORT_COLUMNS, inner_mean)
 
 
-def _piecewise(stack: Stack, columns: Mapping[str, int], aggregate: Callable[[Rows], torch.Tensor]) -> torch.Tensor:
-    """float64 of P: the aggregate of each piece by itself. On the CPU a thread works on a whole piece: threads that share each operation
-    meet after each, and wait there for the slowest on a machine that does other things too."""
+def _piecewise(stack: Stack, columns: Mapping[str, int], aggregate: Callable[[Rows, torch.Tensor], None]) -> torch.Tensor:
+    """float64 of P: the aggregate of each piece by itself, written to its part of the result. On the CPU a thread works on a whole piece:
+    threads that share each operation meet after each, and wait there for the slowest on a machine that does other things too."""
     result = torch.empty(stack.size, dtype=torch.float64, device=stack.device)
 
     def work(piece: tuple[slice, Rows]) -> None:
         where, rows = piece
-        result[where] = aggregate(rows)
+        aggregate(rows, result[where])
 
     threads = torch.get_num_threads() if stack.device.type == "cpu" else 1
     with ThreadPoolExecutor(threads) as pool:
@@ -125,12 +126,13 @@ def _piecewise(stack: Stack, columns: Mapping[str, int], aggregate: Callable[[Ro
 
 
 def _ascending(rows: Rows, device: torch.device) -> torch.Tensor:
+    """Each column sorted, n by columns. On the CPU a column's values lie side by side: numpy sorts such several times as fast as torch."""
+    stacked = torch.stack([row.to(device) for row in rows])
     if device.type == "cuda":
-        return torch.stack([row.to(device) for row in rows]).sort(dim=0).values
-    columns = torch.stack(rows, dim=1)
-    # numpy sorts short rows several times as fast as torch does on the CPU.
+        return stacked.sort(dim=0).values
+    columns = stacked.T.contiguous()
     columns.numpy().sort(axis=1)
-    return columns.T.contiguous()
+    return columns.T
 
 
 def squared_distances(stack: Stack) -> torch.Tensor:
