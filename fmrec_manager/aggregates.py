@@ -23,14 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmrec_manager.weighted_sum import add_weighted
+from fmrec_manager.weighted_sum import COLUMNS_MAX, add_weighted
 
 Array = np.ndarray[Any, Any]
 BITS, BLOCK = 22, 1 << 9
-MEAN_COLUMNS = {"cpu": 1 << 17, "cuda": 1 << 20}
-"""Of a piece."""
-ROWS_AT_ONCE = 128
-"""Of the mean: as many are brought to another device together."""
+MOVED_ROWS, MOVED_COLUMNS = 64, 1 << 20
+"""Of the mean: as much is brought to another device together."""
 SORT_COLUMNS = {"cpu": 1 << 11, "cuda": 1 << 17}
 GRAM_COLUMNS = {"cpu": 1 << 13, "cuda": 1 << 17}
 
@@ -47,11 +45,13 @@ class Stack:
         self.rows = len(contributions)
         self.size = sum(rows[0].numel() for rows in self._tensors)
         """P, the number of coordinates."""
+        self.is_there = all(row.device.type == device.type for rows in self._tensors for row in rows)
+        """Are all rows on the device already?"""
 
     def only(self, chosen: Sequence[int]) -> Stack:
         """These rows of it."""
         part = object.__new__(Stack)
-        part.device, part.rows, part.size = self.device, len(chosen), self.size
+        part.device, part.rows, part.size, part.is_there = self.device, len(chosen), self.size, self.is_there
         part._tensors = [[rows[index] for index in chosen] for rows in self._tensors]
         return part
 
@@ -62,7 +62,7 @@ class Stack:
             size = rows[0].numel()
             for start in range(0, size, columns):
                 end = min(size, start + columns)
-                yield slice(offset + start, offset + end), [row[start:end] for row in rows]
+                yield slice(offset + start, offset + end), rows if size <= columns else [row[start:end] for row in rows]
             offset += size
 
 
@@ -72,14 +72,16 @@ def weighted_mean(stack: Stack, shares: Sequence[float]) -> torch.Tensor:
     # A tensor, for torch divides by a plain number exactly on the CPU but by its reciprocal on CUDA.
     whole = torch.tensor([math.fsum(shares)], dtype=torch.float64, device=stack.device)
 
-    def mean(rows: Rows, result: torch.Tensor) -> None:
-        result.zero_()
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            some = slice(start, start + ROWS_AT_ONCE)
-            add_weighted(result, [row.to(stack.device) for row in rows[some]], shares[some])
-        result.div_(whole)
-
-    return _piecewise(stack, MEAN_COLUMNS, mean)
+    result = torch.zeros(stack.size, dtype=torch.float64, device=stack.device)
+    if stack.is_there:
+        for where, rows in stack.pieces(COLUMNS_MAX):
+            add_weighted(result[where], rows, shares)
+    else:
+        for where, rows in stack.pieces(MOVED_COLUMNS):
+            for start in range(0, len(rows), MOVED_ROWS):
+                some = slice(start, start + MOVED_ROWS)
+                add_weighted(result[where], [row.to(stack.device) for row in rows[some]], shares[some])
+    return result.div_(whole)
 
 
 def median(stack: Stack) -> torch.Tensor:
@@ -110,8 +112,7 @@ def trimmed_mean(stack: Stack, trim: float) -> torch.Tensor:
 
 
 def _piecewise(stack: Stack, columns: Mapping[str, int], aggregate: Callable[[Rows, torch.Tensor], None]) -> torch.Tensor:
-    """float64 of P: the aggregate of each piece by itself, written to its part of the result. On the CPU a thread works on a whole piece:
-    threads that share each operation meet after each, and wait there for the slowest on a machine that does other things too."""
+    """float64 of P: the aggregate of each piece by itself, written to its part of the result; on the CPU by a thread, as by_part says."""
     result = torch.empty(stack.size, dtype=torch.float64, device=stack.device)
 
     def work(piece: tuple[slice, Rows]) -> None:

@@ -28,11 +28,11 @@
  * added, line by line. */
 #define DEFINE_ADD(NAME, REAL)                                                                                           \
     FOR_EACH_PROCESSOR static void NAME(double *restrict sums, const Py_buffer *rows, const double *shares,              \
-                                        Py_ssize_t count, Py_ssize_t size)                                               \
+                                        Py_ssize_t count, Py_ssize_t from, Py_ssize_t to)                                \
     {                                                                                                                    \
         const Py_ssize_t step = LINE / sizeof(REAL);                                                                     \
-        for (Py_ssize_t start = 0; start < size; start += TILE) {                                                        \
-            const Py_ssize_t end = size - start < TILE ? size : start + TILE;                                            \
+        for (Py_ssize_t start = from; start < to; start += TILE) {                                                       \
+            const Py_ssize_t end = to - start < TILE ? to : start + TILE;                                                \
             for (Py_ssize_t i = 0; i < count; i++) {                                                                     \
                 const REAL *row = rows[i].buf, *next = rows[i + 1 < count ? i + 1 : i].buf;                              \
                 const double share = shares[i];                                                                          \
@@ -62,7 +62,8 @@ static int is_vector(const Py_buffer *view, char format, Py_ssize_t size)
 static PyObject *add(PyObject *module, PyObject *arguments)
 {
     PyObject *total_object, *rows_object, *shares_object, *result = NULL;
-    if (!PyArg_ParseTuple(arguments, "OO!O!", &total_object, &PyList_Type, &rows_object, &PyList_Type, &shares_object))
+    Py_ssize_t from, to;
+    if (!PyArg_ParseTuple(arguments, "OO!O!nn", &total_object, &PyList_Type, &rows_object, &PyList_Type, &shares_object, &from, &to))
         return NULL;
     const Py_ssize_t count = PyList_GET_SIZE(rows_object);
     if (count == 0 || count != PyList_GET_SIZE(shares_object)) {
@@ -82,6 +83,10 @@ static PyObject *add(PyObject *module, PyObject *arguments)
     }
     if (!is_vector(&total, 'd', size))
         goto done;
+    if (from < 0 || to > size) {
+        PyErr_Format(PyExc_ValueError, "columns %zd to %zd are not those of %zd values", from, to, size);
+        goto done;
+    }
     for (; held < count; held++) {
         shares[held] = PyFloat_AsDouble(PyList_GET_ITEM(shares_object, held));
         if (PyErr_Occurred() || PyObject_GetBuffer(PyList_GET_ITEM(rows_object, held), &rows[held], PyBUF_FORMAT) < 0)
@@ -94,9 +99,9 @@ static PyObject *add(PyObject *module, PyObject *arguments)
     }
     Py_BEGIN_ALLOW_THREADS
     if (rows[0].format[0] == 'f')
-        add_float32(total.buf, rows, shares, count, size);
+        add_float32(total.buf, rows, shares, count, from, to);
     else
-        add_float64(total.buf, rows, shares, count, size);
+        add_float64(total.buf, rows, shares, count, from, to);
     Py_END_ALLOW_THREADS
     result = Py_NewRef(Py_None);
 done:
@@ -109,7 +114,7 @@ done:
 }
 
 static PyMethodDef methods[] = {
-    {"add", add, METH_VARARGS, "add(total, rows, shares): in place; total a vector of float64, rows a list of float32 or float64 ones."},
+    {"add", add, METH_VARARGS, "add(total, rows, shares, start, end): in place, these columns; total a vector of float64, rows a list of float32 or float64 ones."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -11,7 +11,9 @@ Product and sum are rounded one by one in all of them, so the bits are the same.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -21,7 +23,12 @@ try:
 except ImportError:
     compiled = None  # type: ignore[assignment]
 
-THREADS = 256
+TILE = 1 << 13
+"""Columns; a multiple of weighted_sum.c's, whose tiles stay in a core's cache."""
+TILES_BY_TORCH = 16
+SHARES_A_THREAD = 4
+"""Parts of the columns for each thread of the CPU, so that none waits long for the slowest."""
+BLOCK = 256
 SOURCE = """
 extern "C" __global__ void add(double *total, const REAL *const *rows, const double *shares, int count, int size)
 {
@@ -36,6 +43,8 @@ extern "C" __global__ void add(double *total, const REAL *const *rows, const dou
 }
 """
 REALS = {torch.float32: "float", torch.float64: "double"}
+COLUMNS_MAX = 1 << 30
+"""Of one call, on CUDA."""
 
 Kernel = Callable[..., None]
 
@@ -43,13 +52,15 @@ Kernel = Callable[..., None]
 def add_weighted(total: torch.Tensor, rows: Sequence[torch.Tensor], shares: Sequence[float]) -> None:
     """The sum above, in place. total: float64 of size columns. rows: one at least, float32 or float64 of as many columns, on total's
     device. shares: one a row."""
-    if total.device.type == "cpu" and compiled is not None:
-        compiled.add(total.numpy(), [row.numpy() for row in rows], list(shares))
-    elif total.device.type == "cuda" and (kernel := cuda_kernel(rows[0].dtype, total.device)) is not None:
+    kernel = cuda_kernel(rows[0].dtype, total.device) if total.device.type == "cuda" else None
+    if kernel is not None:
         addresses = torch.tensor([row.data_ptr() for row in rows], dtype=torch.int64, device=total.device)
         weights = torch.tensor(shares, dtype=torch.float64, device=total.device)
-        blocks = -(-total.numel() // THREADS)
-        kernel(grid=(blocks, 1, 1), block=(THREADS, 1, 1), args=[total, addresses, weights, len(rows), total.numel()])
+        blocks = -(-total.numel() // BLOCK)
+        kernel(grid=(blocks, 1, 1), block=(BLOCK, 1, 1), args=[total, addresses, weights, len(rows), total.numel()])
+    elif total.device.type == "cpu" and compiled is not None:
+        arrays, listed = [row.numpy() for row in rows], list(shares)
+        by_part(total, 1, lambda start, end: compiled.add(total.numpy(), arrays, listed, start, end))
     else:
         add_by_torch(total, rows, shares)
 
@@ -57,13 +68,34 @@ def add_weighted(total: torch.Tensor, rows: Sequence[torch.Tensor], shares: Sequ
 def add_by_torch(total: torch.Tensor, rows: Sequence[torch.Tensor], shares: Sequence[float]) -> None:
     """The same by torch's operations. Of float32 rows and shares of 24 bits the products are exact, so that it does not show whether a
     device fuses the two; of float64 rows they are two operations, which cannot be fused."""
-    wide = torch.empty_like(total)
-    for row, share in zip(rows, shares, strict=True):
-        wide.copy_(row)
-        if row.dtype == torch.float32:
-            total.add_(wide, alpha=share)
-        else:
-            total.add_(wide.mul_(share))
+
+    def add(start: int, end: int) -> None:
+        part = total[start:end]
+        wide = torch.empty_like(part)
+        for row, share in zip(rows, shares, strict=True):
+            wide.copy_(row[start:end])
+            if row.dtype == torch.float32:
+                part.add_(wide, alpha=share)
+            else:
+                part.add_(wide.mul_(share))
+
+    by_part(total, TILES_BY_TORCH, add)
+
+
+def by_part(total: torch.Tensor, tiles: int, work: Callable[[int, int], None]) -> None:
+    """All columns, by parts of so many tiles or more. On the CPU a thread works on a whole part: threads that share each operation meet
+    after each, and wait there for the slowest on a machine that does other things too."""
+    threads = torch.get_num_threads() if total.device.type == "cpu" else 1
+    size = total.numel()
+    part = max(tiles, math.ceil(size / (SHARES_A_THREAD * threads * TILE))) * TILE
+    parts = [(start, min(size, start + part)) for start in range(0, size, part)]
+    if threads == 1 or len(parts) == 1:
+        for start, end in parts:
+            work(start, end)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(work, *zip(*parts, strict=True)):
+            pass
 
 
 @functools.cache

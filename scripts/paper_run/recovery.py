@@ -21,12 +21,12 @@ from scripts.federation import Stage, train
 from scripts.paper_run.finished import Finished
 from scripts.paper_run.runs import Kill, Plan, Seen, run
 
-METHODS = ("maml", "fomaml", "meta-sgd", "reptile", "per-fedavg", "lin", "admm", "fedavg")
+METHODS = ("maml", "fomaml", "meta-sgd", "reptile", "per-fedavg", "lin", "admm", "fedavg", "ridge")
 AGENTS, SOURCES = 12, 9
 VICTIMS = ("agent-1", "agent-4", "agent-7")
 ROUNDS, KILL_ROUND = 8, 3
 ITERATIONS, EVERY = 12, 3
-SGD = ("reptile", "per-fedavg", "lin", "admm", "fedavg")
+SGD = ("reptile", "per-fedavg", "lin", "admm", "fedavg", "ridge")
 """The methods whose server moves theta by what is sent, at rate 1 (docs/learning.md); the others' is Adam, at 0.02."""
 
 
@@ -36,8 +36,10 @@ def server(method: str) -> tuple[Optimizer, float]:
 
 
 def options(method: str, data: str) -> dict[str, Any]:
-    """The learner's options; of the task, that of the data."""
-    return {"learner": method, "iterations_per_round": ITERATIONS, "batch": 16, "adapt_iterations": 50, "task": {"data": data}}
+    """The learner's options, and its task's."""
+    linear = method == "ridge"  # whose adaptation is one step, on a model whose loss is quadratic
+    task = {"data": data, "model": "linear" if linear else "lstm"}
+    return {"learner": method, "iterations_per_round": ITERATIONS, "batch": 16, "adapt_iterations": 1 if linear else 50, "task": task}
 
 
 def undisturbed(method: str, data: str, seed: int) -> str:
@@ -56,7 +58,7 @@ def plan(method: str, data: str, seed: int) -> Plan:
     manager = [f"tree.main.{key}={value}" for key, value in {**tree, "server_optimizer": optimizer, "server_rate": rate}.items()]
     own = options(method, data)
     agent = [f"learning.{key}={value}" for key, value in own.items() if key != "task"]
-    agent += [f'learning.task.data="{data}"', f"checkpoint_every={EVERY}"]
+    agent += [*(f'learning.task.{key}="{value}"' for key, value in own["task"].items()), f"checkpoint_every={EVERY}"]
     return Plan(AGENTS, SOURCES, tuple(manager), tuple(agent), tuple(Kill(name, "train", KILL_ROUND) for name in VICTIMS))
 
 

@@ -14,7 +14,7 @@ from fmrec_manager.weighted_sum import add_by_torch, add_weighted, compiled, cud
 needs_compiler = pytest.mark.skipif(compiled is None, reason="FMRec was installed without a C compiler: torch's operations serve alone")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: its kernel stays unchecked")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-SIZES = (1, 15, 16, 8192, 8193, 20_001)
+SIZES = (1, 15, 16, 8192, 8193, 100_001)
 """Around a line and a tile of weighted_sum.c."""
 
 
@@ -52,25 +52,28 @@ def test_a_share_and_a_row_of_odd_places_in_memory_are_read_as_they_are() -> Non
     whole = rows(1, 100, torch.float32)[0].numpy()
     whole.flags.writeable = False
     total = np.zeros(97)
-    compiled.add(total, [whole[3:]], [2.0])
+    compiled.add(total, [whole[3:]], [2.0], 0, 97)
     assert (total == 2.0 * whole[3:].astype(np.float64)).all()
 
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("total", "given", "weights", "words"),
+    ("total", "given", "weights", "columns", "words"),
     [
-        (np.zeros(3), [np.zeros(4)], [1.0], "expected 3 values of d"),
-        (np.zeros(3), [np.zeros(3, np.float32), np.zeros(3)], [1.0, 1.0], "expected 3 values of f"),
-        (np.zeros(3), [np.zeros(3, np.int64)], [1.0], "expected 3 values of d"),
-        (np.zeros(3, np.float32), [np.zeros(3, np.float32)], [1.0], "expected 3 values of d"),
-        (np.zeros(3), [np.zeros(3)], [1.0, 2.0], "a share for each row"),
-        (np.zeros(3), [], [], "one row at least"),
+        (np.zeros(3), [np.zeros(4)], [1.0], (0, 3), "expected 3 values of d"),
+        (np.zeros(3), [np.zeros(3, np.float32), np.zeros(3)], [1.0, 1.0], (0, 3), "expected 3 values of f"),
+        (np.zeros(3), [np.zeros(3, np.int64)], [1.0], (0, 3), "expected 3 values of d"),
+        (np.zeros(3, np.float32), [np.zeros(3, np.float32)], [1.0], (0, 3), "expected 3 values of d"),
+        (np.zeros(3), [np.zeros(3)], [1.0, 2.0], (0, 3), "a share for each row"),
+        (np.zeros(3), [], [], (0, 3), "one row at least"),
+        (np.zeros(3), [np.zeros(3)], [1.0], (0, 4), "columns 0 to 4 are not those of 3 values"),
     ],
 )
-def test_vectors_that_do_not_fit_are_refused(total: np.ndarray, given: list[np.ndarray], weights: list[float], words: str) -> None:
+def test_vectors_that_do_not_fit_are_refused(
+    total: np.ndarray, given: list[np.ndarray], weights: list[float], columns: tuple[int, int], words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
-        compiled.add(total, given, weights)
+        compiled.add(total, given, weights, *columns)
     assert not total.any()
 
 
