@@ -68,9 +68,7 @@ class Stack:
 
 def weighted_mean(stack: Stack, shares: Sequence[float]) -> torch.Tensor:
     """Rule 1, float64 of P. shares: one a row, at least 0 and not all 0; rounded to float32."""
-    shares = [float(np.float32(share)) for share in shares]
-    # A tensor, for torch divides by a plain number exactly on the CPU but by its reciprocal on CUDA.
-    whole = torch.tensor([math.fsum(shares)], dtype=torch.float64, device=stack.device)
+    shares = np.asarray(shares, np.float32).astype(np.float64).tolist()
 
     result = torch.zeros(stack.size, dtype=torch.float64, device=stack.device)
     if stack.is_there:
@@ -81,7 +79,8 @@ def weighted_mean(stack: Stack, shares: Sequence[float]) -> torch.Tensor:
             for start in range(0, len(rows), MOVED_ROWS):
                 some = slice(start, start + MOVED_ROWS)
                 add_weighted(result[where], [row.to(stack.device) for row in rows[some]], shares[some])
-    return result.div_(whole)
+    # By a tensor, for torch divides by a plain number exactly on the CPU but by its reciprocal on CUDA.
+    return result.div_(torch.full((1,), math.fsum(shares), dtype=torch.float64, device=stack.device))
 
 
 def median(stack: Stack) -> torch.Tensor:
@@ -99,7 +98,7 @@ def trimmed_mean(stack: Stack, trim: float) -> torch.Tensor:
     """Rule 2, float64 of P. trim: in [0, 0.5), the share of n left out at either end."""
     cut = math.floor(trim * stack.rows)
     kept = stack.rows - 2 * cut
-    divisor = torch.tensor([float(kept)], dtype=torch.float64, device=stack.device)
+    divisor = torch.full((1,), kept, dtype=torch.float64, device=stack.device)
 
     def inner_mean(rows: Rows, result: torch.Tensor) -> None:
         terms = _ascending(rows, stack.device)[cut : cut + kept].to(torch.float64, memory_format=torch.contiguous_format)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 
 try:
@@ -30,8 +31,10 @@ SHARES_A_THREAD = 4
 """Parts of the columns for each thread of the CPU, so that none waits long for the slowest."""
 BLOCK = 256
 SOURCE = """
-extern "C" __global__ void add(double *total, const REAL *const *rows, const double *shares, int count, int size)
+extern "C" __global__ void add(double *total, const void *table, int count, int size)
 {
+    const REAL *const *rows = (const REAL *const *)table;
+    const double *shares = (const double *)table + count;
     const int column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= size)
         return;
@@ -54,10 +57,10 @@ def add_weighted(total: torch.Tensor, rows: Sequence[torch.Tensor], shares: Sequ
     device. shares: one a row."""
     kernel = cuda_kernel(rows[0].dtype, total.device) if total.device.type == "cuda" else None
     if kernel is not None:
-        addresses = torch.tensor([row.data_ptr() for row in rows], dtype=torch.int64, device=total.device)
-        weights = torch.tensor(shares, dtype=torch.float64, device=total.device)
-        blocks = -(-total.numel() // BLOCK)
-        kernel(grid=(blocks, 1, 1), block=(BLOCK, 1, 1), args=[total, addresses, weights, len(rows), total.numel()])
+        addresses = np.fromiter((row.data_ptr() for row in rows), np.int64, len(rows))
+        table = np.concatenate([addresses, np.asarray(shares, np.float64).view(np.int64)])  # together, for one way to the device
+        arguments = [total, torch.from_numpy(table).to(total.device), len(rows), total.numel()]
+        kernel(grid=(-(-total.numel() // BLOCK), 1, 1), block=(BLOCK, 1, 1), args=arguments)
     elif total.device.type == "cpu" and compiled is not None:
         arrays, listed = [row.numpy() for row in rows], list(shares)
         by_part(total, 1, lambda start, end: compiled.add(total.numpy(), arrays, listed, start, end))
