@@ -27,8 +27,8 @@ from fmrec_manager.weighted_sum import COLUMNS_MAX, add_weighted
 
 Array = np.ndarray[Any, Any]
 BITS, BLOCK = 22, 1 << 9
-MOVED_ROWS, MOVED_COLUMNS = 64, 1 << 20
-"""Of the mean: as much is brought to another device together."""
+ROWS_AT_ONCE, MOVED_COLUMNS = 64, 1 << 20
+"""Of the mean on CUDA: while these rows are added the next are got ready; as much is brought there together."""
 SORT_COLUMNS = {"cpu": 1 << 11, "cuda": 1 << 17}
 GRAM_COLUMNS = {"cpu": 1 << 13, "cuda": 1 << 17}
 
@@ -71,14 +71,11 @@ def weighted_mean(stack: Stack, shares: Sequence[float]) -> torch.Tensor:
     shares = np.asarray(shares, np.float32).astype(np.float64).tolist()
 
     result = torch.zeros(stack.size, dtype=torch.float64, device=stack.device)
-    if stack.is_there:
-        for where, rows in stack.pieces(COLUMNS_MAX):
-            add_weighted(result[where], rows, shares)
-    else:
-        for where, rows in stack.pieces(MOVED_COLUMNS):
-            for start in range(0, len(rows), MOVED_ROWS):
-                some = slice(start, start + MOVED_ROWS)
-                add_weighted(result[where], [row.to(stack.device) for row in rows[some]], shares[some])
+    at_once = stack.rows if stack.device.type == "cpu" else ROWS_AT_ONCE
+    for where, rows in stack.pieces(COLUMNS_MAX if stack.is_there else MOVED_COLUMNS):
+        for start in range(0, stack.rows, at_once):
+            some = slice(start, start + at_once)
+            add_weighted(result[where], [row.to(stack.device) for row in rows[some]], shares[some])
     # By a tensor, for torch divides by a plain number exactly on the CPU but by its reciprocal on CUDA.
     return result.div_(torch.full((1,), math.fsum(shares), dtype=torch.float64, device=stack.device))
 

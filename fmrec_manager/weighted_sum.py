@@ -59,7 +59,7 @@ def add_weighted(total: torch.Tensor, rows: Sequence[torch.Tensor], shares: Sequ
     if kernel is not None:
         addresses = np.fromiter((row.data_ptr() for row in rows), np.int64, len(rows))
         table = np.concatenate([addresses, np.asarray(shares, np.float64).view(np.int64)])  # together, for one way to the device
-        arguments = [total, torch.from_numpy(table).to(total.device), len(rows), total.numel()]
+        arguments = [total, torch.from_numpy(table).to(total.device, non_blocking=True), len(rows), total.numel()]
         kernel(grid=(-(-total.numel() // BLOCK), 1, 1), block=(BLOCK, 1, 1), args=arguments)
     elif total.device.type == "cpu" and compiled is not None:
         arrays, listed = [row.numpy() for row in rows], list(shares)
