@@ -69,14 +69,14 @@ class Federation:
         return [mean(hit[index] if index in those else whole[index] for index in range(len(whole))) for those in lost]
 
 
-def fate(options: LearningOptions, theta: Any, index: int, seed: int) -> Fate:
-    """Of the index-th target."""
+def fate(options: LearningOptions, theta: Any, index: int, seed: int, rounds: int) -> Fate:
+    """Of the index-th target, which adapts after so many rounds: what it draws depends on their number, too."""
     name = f"agent-{SOURCES + index}"
 
     def learner(options: LearningOptions) -> Any:
         return load_learner(options, name=name, role="target", index=index)
 
-    job = Job("adapt", 0, seed)
+    job = Job("adapt", rounds, seed)
     first = learner(options)
     first.begin(job, theta)
     checkpoint = None
@@ -106,15 +106,15 @@ async def federation(data: str, seed: int, targets: int, rounds: int) -> dict[st
     torch.set_num_threads(1)
     options = LearningOptions.model_validate({"adapt_iterations": ITERATIONS, "task": {"name": "parking", "data": data}})
     trained = train(options, sources=SOURCES, stages=(Stage(rounds, SERVER_RATE),), optimizer="adam", seed=seed)
-    fates = [fate(options, trained.theta, index, seed) for index in range(targets)]
+    fates = [fate(options, trained.theta, index, seed, rounds) for index in range(targets)]
     return asdict(Federation(digest_of(dict(trained.theta)).hex(), fates, Random(seed).sample(range(targets), targets)))
 
 
-def plan(data: str, seed: int, curve: str, lost: list[int], targets: int) -> Plan:
+def plan(data: str, seed: int, curve: str, lost: list[int], targets: int, rounds: int) -> Plan:
     """The same on real processes, where these targets are killed."""
     manager = (
         f"seed={seed}",
-        f"rounds={ROUNDS}",
+        f"rounds={rounds}",
         f"server_rate={SERVER_RATE}",
         f"sources_min={SOURCES}",
         f"targets_min={targets}",
@@ -127,10 +127,10 @@ def plan(data: str, seed: int, curve: str, lost: list[int], targets: int) -> Pla
     return Plan(SOURCES + targets, SOURCES, tuple(f"tree.main.{item}" for item in manager), agent, kills, restart=curve == "fmrec")
 
 
-async def point(data: str, seed: int, here: Federation, curve: str, number: int, runs: Path) -> dict[str, Any]:
+async def point(data: str, seed: int, rounds: int, here: Federation, curve: str, number: int, runs: Path) -> dict[str, Any]:
     """A point of real processes, beside the same point computed here."""
     lost = here.order[:number]
-    seen = await run(runs / f"{curve}-{number}", plan(data, seed, curve, lost, len(here.fates)))
+    seen = await run(runs / f"{curve}-{number}", plan(data, seed, curve, lost, len(here.fates), rounds))
     there = [seen.rmse_pp.get(f"agent-{SOURCES + index}", one.unprotected) for index, one in enumerate(here.fates)]
     expected = [getattr(one, curve) if index in lost else one.undisturbed for index, one in enumerate(here.fates)]
     return {
@@ -156,7 +156,8 @@ async def measure(data: str, seeds: list[int], runs: Path, finished: Finished, q
         curves = list(zip(*(one.curve(name) for one in by_seed), strict=True))
         report["rmse_pp"][name] = {"mean": [mean(c) for c in curves], "min": [min(c) for c in curves], "max": [max(c) for c in curves]}
     report["fmrec_equals_undisturbed"] = all(one.fmrec == one.undisturbed for each in by_seed for one in each.fates)
-    for curve, number in () if quick else ON_PROCESSES:
-        there = partial(point, data, seeds[0], by_seed[0], curve, number, runs)
-        report["on_processes"].append(await finished.once(f"{data}, seed {seeds[0]}, {curve} at {number} on processes", there))
+    for curve, number in (("fmrec", 1),) if quick else ON_PROCESSES:
+        there = partial(point, data, seeds[0], rounds, by_seed[0], curve, number, runs)
+        key = f"{data}, seed {seeds[0]}, {targets} targets, {rounds} rounds, {curve} at {number} on processes"
+        report["on_processes"].append(await finished.once(key, there))
     return report

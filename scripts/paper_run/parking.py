@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from fmrec_agent.learning.learner import Job, Tensors
+from fmrec_agent.learning.learner import Job
 from fmrec_agent.learning.loading import load_learner
 from fmrec_agent.learning.options import LearningOptions
 from fmrec_manager.aggregation import Optimizer
-from scripts.federation import Stage, train, worked
+from scripts.federation import Stage, Trained, train, worked
 from scripts.paper_run.finished import Finished
 
 DAYS = (1, 3, 6, 24)
@@ -38,21 +38,21 @@ def options(method: str, data: str, days: int) -> LearningOptions:
     return LearningOptions.model_validate({**own, "task": {"name": "parking", "data": data, "days": days, **own["task"]}})
 
 
-def by_target(given: LearningOptions, theta: Tensors, seed: int) -> list[dict[str, float]]:
+def by_target(given: LearningOptions, trained: Trained, seed: int) -> list[dict[str, float]]:
     """Each target's metrics after its adaptation."""
-    learners = [load_learner(given, name=f"target-{index}", role="target", index=index) for index in range(TARGETS)]
-    return [dict(worked(learner, Job("adapt", 0, seed), theta).metrics) for learner in learners]
+    learners = [load_learner(given, name=f"agent-{SOURCES + index}", role="target", index=index) for index in range(TARGETS)]
+    return [dict(worked(learner, Job("adapt", trained.rounds, seed), trained.theta).metrics) for learner in learners]
 
 
 async def adapted(data: str, method: str, seed: int) -> dict[str, list[dict[str, float]]]:
     """By days: each target's metrics, of theta that this method has trained from this seed."""
     own, stages, optimizer = METHODS[method]
-    found, theta = {}, None
+    found, trained = {}, None
     for days in DAYS:
         given = options(method, data, days)
-        if theta is None or own["task"].get("model") == "linear":
-            theta = train(given, sources=SOURCES, stages=stages, optimizer=optimizer, seed=seed).theta
-        found[str(days)] = by_target(given, theta, seed)
+        if trained is None or own["task"].get("model") == "linear":
+            trained = train(given, sources=SOURCES, stages=stages, optimizer=optimizer, seed=seed)
+        found[str(days)] = by_target(given, trained, seed)
     return found
 
 

@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "paper.py"
 
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fig. 1 in one process, and the recovery of ADMM on real processes, with SIGKILL to three of them."""
+    """Fig. 1 in one process and a point of it on real ones, and the recovery of ADMM on real processes, with SIGKILL to three of them."""
     out = tmp_path_factory.mktemp("paper")
     command = [sys.executable, str(SCRIPT), "--quick", "--only", "fig1", "--only", "recovery", "--seeds", "1"]
     subprocess.run([*command, "--out", str(out), "--runs", str(out / "runs")], check=True, timeout=300)
@@ -33,6 +33,8 @@ def test_fig1(paper: Path) -> None:
     assert curves["fmrec"] == curves["undisturbed"]
     assert curves["unprotected"]["mean"][0] == curves["undisturbed"]["mean"][0]
     assert curves["unprotected"]["mean"][-1] > 2 * curves["undisturbed"]["mean"][-1]
+    (point,) = report["on_processes"]
+    assert (point["theta_equal"], point["rmse_equal"]) == (True, True), "what one process computes is what real ones do"
     assert (paper / "fig1.png").read_bytes().startswith(b"\x89PNG")
 
 
