@@ -30,7 +30,7 @@ Twelve targets adapt one trained theta for 400 iterations; a node loses its meta
 paper's failure: what the node had is removed, and a random model is left. *Time left*: the node comes back at once and trains such
 a model in the ten iterations that are left. *FMRec*: a new life restores the checkpoint of iteration 350. The curves are computed
 in one process, by the Learner contract and the manager's Aggregator; the points on real processes are runs of 21 agents with
-SIGKILL.
+SIGKILL in the middle of the adaptation, and each target's RMSE there must equal that of one process bit for bit.
 
 The paper's curve rises from 10 to 45, and says neither which nodes fail nor when. Ours begins lower because every target has
 adapted; where it ends is what a random LSTM forecasts, which depends on its initialisation alone.
@@ -60,8 +60,8 @@ the rounds in which agents were killed, beside the median of the others of that 
 """
 PARKING_TEXT = """
 One process, by the Learner contract and the manager's Aggregator: a run of real processes ends with the same theta. Mean over 12
-targets of RMSE x 100. *ridge* is the linear model with a learnt prior, *maml* the LSTM; both are trained on the sources alone
-(docs/learning.md). The published rows are of Qu et al. (2022), on the real data.
+targets of RMSE x 100. *ridge* is the linear model with a learnt prior, trained for each number of days, *maml* the LSTM, trained once;
+both on the sources alone (docs/learning.md). The published rows are of Qu et al. (2022), on the real data.
 """
 
 
