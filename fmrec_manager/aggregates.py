@@ -1,7 +1,7 @@
 """The aggregates of n contributions: weighted mean, coordinate median, trimmed mean, Krum's scores (which is which: aggregation_rule.py).
 
-Equal contributions in an equal order give equal bits, on the CPU with any number of threads and on CUDA, and memory is bounded: P
-coordinates are worked on in pieces of a few thousand, each as n rows by its columns.
+Equal contributions in an equal order give equal bits, on the CPU with any number of threads and on CUDA, and memory is bounded: what
+needs room of its own is done in pieces of the P coordinates, each as n rows by its columns.
 
 1. Mean: sum_i s_i x_i / sum_i s_i in float64, in the order of the rows (weighted_sum.py). A share s_i has the 24 bits of a float32 (an
    integer below 2^24 is not rounded), so for float32 rows s_i x_i is exact in float64.
@@ -69,7 +69,6 @@ class Stack:
 def weighted_mean(stack: Stack, shares: Sequence[float]) -> torch.Tensor:
     """Rule 1, float64 of P. shares: one a row, at least 0 and not all 0; rounded to float32."""
     shares = np.asarray(shares, np.float32).astype(np.float64).tolist()
-
     result = torch.zeros(stack.size, dtype=torch.float64, device=stack.device)
     at_once = stack.rows if stack.device.type == "cpu" else ROWS_AT_ONCE
     for where, rows in stack.pieces(COLUMNS_MAX if stack.is_there else MOVED_COLUMNS):

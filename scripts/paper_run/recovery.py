@@ -8,6 +8,7 @@ counts whole. seconds_lost: see Seen.seconds_lost.
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,10 @@ def server(method: str) -> tuple[Optimizer, float]:
 
 def options(method: str, data: str) -> dict[str, Any]:
     """The learner's options, and its task's."""
-    linear = method == "ridge"  # whose adaptation is one step, on a model whose loss is quadratic
-    task = {"data": data, "model": "linear" if linear else "lstm"}
-    return {"learner": method, "iterations_per_round": ITERATIONS, "batch": 16, "adapt_iterations": 1 if linear else 50, "task": task}
+    shared = {"learner": method, "iterations_per_round": ITERATIONS, "batch": 16}
+    if method == "ridge":  # in closed form, of a model whose loss is quadratic; all of a source's days together are the cheapest draw
+        return {**shared, "adapt_iterations": 1, "task": {"data": data, "model": "linear", "days": 24}}
+    return {**shared, "adapt_iterations": 50, "task": {"data": data}}
 
 
 def undisturbed(method: str, data: str, seed: int) -> str:
@@ -58,7 +60,7 @@ def plan(method: str, data: str, seed: int) -> Plan:
     manager = [f"tree.main.{key}={value}" for key, value in {**tree, "server_optimizer": optimizer, "server_rate": rate}.items()]
     own = options(method, data)
     agent = [f"learning.{key}={value}" for key, value in own.items() if key != "task"]
-    agent += [*(f'learning.task.{key}="{value}"' for key, value in own["task"].items()), f"checkpoint_every={EVERY}"]
+    agent += [*(f"learning.task.{key}={json.dumps(value)}" for key, value in own["task"].items()), f"checkpoint_every={EVERY}"]
     return Plan(AGENTS, SOURCES, tuple(manager), tuple(agent), tuple(Kill(name, "train", KILL_ROUND) for name in VICTIMS))
 
 
