@@ -1,11 +1,10 @@
 """The aggregates of n contributions: weighted mean, coordinate median, trimmed mean, Krum's scores (which is which: aggregation_rule.py).
 
-Equal contributions in an equal order give equal bits, on the CPU with any number of threads and on CUDA, and memory is bounded: P
-coordinates are worked on in pieces of a few thousand, each as n rows by its columns.
+Equal contributions in an equal order give equal bits, on the CPU with any number of threads and on CUDA, and memory is bounded: what
+needs room of its own is done in pieces of the P coordinates, each as n rows by its columns.
 
-1. Mean: sum_i s_i x_i / sum_i s_i in float64, in the order of the rows. A share s_i has the 24 bits of a float32 (an integer below 2^24
-   is not rounded), so for float32 rows s_i x_i is exact in float64, and whether a device fuses multiply and add does not show. For float64
-   rows they are two kernels, which cannot be fused.
+1. Mean: sum_i s_i x_i / sum_i s_i in float64, in the order of the rows (weighted_sum.py). A share s_i has the 24 bits of a float32 (an
+   integer below 2^24 is not rounded), so for float32 rows s_i x_i is exact in float64.
 2. Median, trimmed mean: each column sorted, which has one result whatever the algorithm (but for the sign of zeros: + 0.0 makes them
    equal). The middle ones are added in float64 as a binary tree, each of whose levels is one elementwise addition.
 3. Krum: |x_i - x_j|^2 = G_ii + G_jj - 2 G_ij. A matrix product adds in an order of its own, so its terms are made such that no order
@@ -24,10 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from fmrec_manager.weighted_sum import COLUMNS_MAX, add_weighted
+
 Array = np.ndarray[Any, Any]
 BITS, BLOCK = 22, 1 << 9
-MEAN_COLUMNS = {"cpu": 1 << 15, "cuda": 1 << 20}
-"""Of a piece; for the mean on the CPU, 256 KiB each of sum and row in float64 stay in a core's cache."""
+ROWS_AT_ONCE, MOVED_COLUMNS = 64, 1 << 20
+"""Of the mean on CUDA: while these rows are added the next are got ready; as much is brought there together."""
 SORT_COLUMNS = {"cpu": 1 << 11, "cuda": 1 << 17}
 GRAM_COLUMNS = {"cpu": 1 << 13, "cuda": 1 << 17}
 
@@ -44,11 +45,13 @@ class Stack:
         self.rows = len(contributions)
         self.size = sum(rows[0].numel() for rows in self._tensors)
         """P, the number of coordinates."""
+        self.is_there = all(row.device.type == device.type for rows in self._tensors for row in rows)
+        """Are all rows on the device already?"""
 
     def only(self, chosen: Sequence[int]) -> Stack:
         """These rows of it."""
         part = object.__new__(Stack)
-        part.device, part.rows, part.size = self.device, len(chosen), self.size
+        part.device, part.rows, part.size, part.is_there = self.device, len(chosen), self.size, self.is_there
         part._tensors = [[rows[index] for index in chosen] for rows in self._tensors]
         return part
 
@@ -59,36 +62,30 @@ class Stack:
             size = rows[0].numel()
             for start in range(0, size, columns):
                 end = min(size, start + columns)
-                yield slice(offset + start, offset + end), [row[start:end] for row in rows]
+                yield slice(offset + start, offset + end), rows if size <= columns else [row[start:end] for row in rows]
             offset += size
 
 
 def weighted_mean(stack: Stack, shares: Sequence[float]) -> torch.Tensor:
     """Rule 1, float64 of P. shares: one a row, at least 0 and not all 0; rounded to float32."""
-    shares = [float(np.float32(share)) for share in shares]
-
-    def mean(rows: Rows) -> torch.Tensor:
-        total = torch.zeros(rows[0].shape, dtype=torch.float64, device=stack.device)
-        wide = torch.empty_like(total)
-        exact = rows[0].dtype == torch.float32
-        for row, share in zip(rows, shares, strict=True):
-            wide.copy_(row)
-            if exact:
-                total.add_(wide, alpha=share)
-            else:
-                total.add_(wide.mul_(share))
-        return total.div_(torch.full_like(total, math.fsum(shares)))
-
-    return _piecewise(stack, MEAN_COLUMNS, mean)
+    shares = np.asarray(shares, np.float32).astype(np.float64).tolist()
+    result = torch.zeros(stack.size, dtype=torch.float64, device=stack.device)
+    at_once = stack.rows if stack.device.type == "cpu" else ROWS_AT_ONCE
+    for where, rows in stack.pieces(COLUMNS_MAX if stack.is_there else MOVED_COLUMNS):
+        for start in range(0, stack.rows, at_once):
+            some = slice(start, start + at_once)
+            add_weighted(result[where], [row.to(stack.device) for row in rows[some]], shares[some])
+    # By a tensor, for torch divides by a plain number exactly on the CPU but by its reciprocal on CUDA.
+    return result.div_(torch.full((1,), math.fsum(shares), dtype=torch.float64, device=stack.device))
 
 
 def median(stack: Stack) -> torch.Tensor:
     """Rule 2, float64 of P: of an even n, the mean of the middle two."""
     low, high = (stack.rows - 1) // 2, stack.rows // 2
 
-    def middle(rows: Rows) -> torch.Tensor:
+    def middle(rows: Rows, result: torch.Tensor) -> None:
         ordered = _ascending(rows, stack.device)
-        return (ordered[low].double() + ordered[high].double()) * 0.5 + 0.0
+        torch.add(ordered[low].double(), ordered[high].double(), out=result).mul_(0.5).add_(0.0)
 
     return _piecewise(stack, SORT_COLUMNS, middle)
 
@@ -97,25 +94,25 @@ def trimmed_mean(stack: Stack, trim: float) -> torch.Tensor:
     """Rule 2, float64 of P. trim: in [0, 0.5), the share of n left out at either end."""
     cut = math.floor(trim * stack.rows)
     kept = stack.rows - 2 * cut
+    divisor = torch.full((1,), kept, dtype=torch.float64, device=stack.device)
 
-    def inner_mean(rows: Rows) -> torch.Tensor:
-        terms = _ascending(rows, stack.device)[cut : cut + kept].double()
+    def inner_mean(rows: Rows, result: torch.Tensor) -> None:
+        terms = _ascending(rows, stack.device)[cut : cut + kept].to(torch.float64, memory_format=torch.contiguous_format)
         while len(terms) > 1:
             half = len(terms) // 2
             terms = torch.cat([terms[:half] + terms[half : 2 * half], terms[2 * half :]])
-        return terms[0] / torch.full_like(terms[0], kept) + 0.0
+        torch.div(terms[0], divisor, out=result).add_(0.0)
 
     return _piecewise(stack, SORT_COLUMNS, inner_mean)
 
 
-def _piecewise(stack: Stack, columns: Mapping[str, int], aggregate: Callable[[Rows], torch.Tensor]) -> torch.Tensor:
-    """float64 of P: the aggregate of each piece by itself. On the CPU a thread works on a whole piece: threads that share each operation
-    meet after each, and wait there for the slowest on a machine that does other things too."""
+def _piecewise(stack: Stack, columns: Mapping[str, int], aggregate: Callable[[Rows, torch.Tensor], None]) -> torch.Tensor:
+    """float64 of P: the aggregate of each piece by itself, written to its part of the result; on the CPU by a thread, as by_part says."""
     result = torch.empty(stack.size, dtype=torch.float64, device=stack.device)
 
     def work(piece: tuple[slice, Rows]) -> None:
         where, rows = piece
-        result[where] = aggregate(rows)
+        aggregate(rows, result[where])
 
     threads = torch.get_num_threads() if stack.device.type == "cpu" else 1
     with ThreadPoolExecutor(threads) as pool:
@@ -125,12 +122,13 @@ def _piecewise(stack: Stack, columns: Mapping[str, int], aggregate: Callable[[Ro
 
 
 def _ascending(rows: Rows, device: torch.device) -> torch.Tensor:
+    """Each column sorted, n by columns. On the CPU a column's values lie side by side: numpy sorts such several times as fast as torch."""
+    stacked = torch.stack([row.to(device) for row in rows])
     if device.type == "cuda":
-        return torch.stack([row.to(device) for row in rows]).sort(dim=0).values
-    columns = torch.stack(rows, dim=1)
-    # numpy sorts short rows several times as fast as torch does on the CPU.
+        return stacked.sort(dim=0).values
+    columns = stacked.T.contiguous()
     columns.numpy().sort(axis=1)
-    return columns.T.contiguous()
+    return columns.T
 
 
 def squared_distances(stack: Stack) -> torch.Tensor:

@@ -8,6 +8,7 @@ counts whole. seconds_lost: see Seen.seconds_lost.
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ from scripts.federation import Stage, train
 from scripts.paper_run.finished import Finished
 from scripts.paper_run.runs import Kill, Plan, Seen, run
 
-METHODS = ("maml", "fomaml", "meta-sgd", "reptile", "per-fedavg", "lin", "admm", "fedavg")
+METHODS = ("maml", "fomaml", "meta-sgd", "reptile", "per-fedavg", "lin", "admm", "fedavg", "ridge")
 AGENTS, SOURCES = 12, 9
 VICTIMS = ("agent-1", "agent-4", "agent-7")
 ROUNDS, KILL_ROUND = 8, 3
 ITERATIONS, EVERY = 12, 3
-SGD = ("reptile", "per-fedavg", "lin", "admm", "fedavg")
+SGD = ("reptile", "per-fedavg", "lin", "admm", "fedavg", "ridge")
 """The methods whose server moves theta by what is sent, at rate 1 (docs/learning.md); the others' is Adam, at 0.02."""
 
 
@@ -36,8 +37,11 @@ def server(method: str) -> tuple[Optimizer, float]:
 
 
 def options(method: str, data: str) -> dict[str, Any]:
-    """The learner's options; of the task, that of the data."""
-    return {"learner": method, "iterations_per_round": ITERATIONS, "batch": 16, "adapt_iterations": 50, "task": {"data": data}}
+    """The learner's options, and its task's."""
+    shared = {"learner": method, "iterations_per_round": ITERATIONS, "batch": 16}
+    if method == "ridge":  # in closed form, of a model whose loss is quadratic; all of a source's days together are the cheapest draw
+        return {**shared, "adapt_iterations": 1, "task": {"data": data, "model": "linear", "days": 24}}
+    return {**shared, "adapt_iterations": 50, "task": {"data": data}}
 
 
 def undisturbed(method: str, data: str, seed: int) -> str:
@@ -56,7 +60,7 @@ def plan(method: str, data: str, seed: int) -> Plan:
     manager = [f"tree.main.{key}={value}" for key, value in {**tree, "server_optimizer": optimizer, "server_rate": rate}.items()]
     own = options(method, data)
     agent = [f"learning.{key}={value}" for key, value in own.items() if key != "task"]
-    agent += [f'learning.task.data="{data}"', f"checkpoint_every={EVERY}"]
+    agent += [*(f"learning.task.{key}={json.dumps(value)}" for key, value in own["task"].items()), f"checkpoint_every={EVERY}"]
     return Plan(AGENTS, SOURCES, tuple(manager), tuple(agent), tuple(Kill(name, "train", KILL_ROUND) for name in VICTIMS))
 
 

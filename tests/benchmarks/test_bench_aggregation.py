@@ -22,7 +22,21 @@ def test_quick_prints_one_object_on_standard_output() -> None:
     assert cpu["copy_gb_per_s"] > 0
     assert [row["rule"] for row in cpu["rows"]] == ["weighted_mean", "median", "trimmed_mean", "krum"]
     assert all((row["agents"], row["parameters"]) == (5, 1000) and row["seconds"] > 0 for row in cpu["rows"])
-    assert report["aims"][0]["at_least"] == 0.8
+    assert report["aims"] == [], "so little says nothing about bandwidth"
+
+
+def test_the_mean_of_a_gibibyte_or_more_has_an_aim() -> None:
+    sizes = {"weighted_mean": [(500, 1_000_000, 0.81), (300, 1_000_000, 0.79), (100, 1_000_000, 0.1)], "krum": [(500, 1_000_000, 0.01)]}
+    rows = [
+        {"agents": agents, "parameters": parameters, "rule": rule, "share_of_copy": share}
+        for rule, measured in sizes.items()
+        for agents, parameters, share in measured
+    ]
+    judged = bench_aggregation.aims({"cpu": {"rows": rows}})
+    assert [(aim["what"], aim["met"]) for aim in judged] == [
+        ("weighted_mean of 500 x 1,000,000 on cpu", True),
+        ("weighted_mean of 300 x 1,000,000 on cpu", False),
+    ]
 
 
 def test_bytes_are_counted_as_they_are_defined() -> None:

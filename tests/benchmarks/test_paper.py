@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scripts.paper import exact
-from scripts.paper_run import recovery
+from scripts.paper_run import fig4, recovery
 from scripts.paper_run.runs import Seen
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "paper.py"
@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "paper.py"
 
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fig. 1 in one process, and the recovery of ADMM on real processes, with SIGKILL to three of them."""
+    """Fig. 1 in one process and a point of it on real ones, and the recovery of ADMM on real processes, with SIGKILL to three of them."""
     out = tmp_path_factory.mktemp("paper")
     command = [sys.executable, str(SCRIPT), "--quick", "--only", "fig1", "--only", "recovery", "--seeds", "1"]
     subprocess.run([*command, "--out", str(out), "--runs", str(out / "runs")], check=True, timeout=300)
@@ -33,6 +33,8 @@ def test_fig1(paper: Path) -> None:
     assert curves["fmrec"] == curves["undisturbed"]
     assert curves["unprotected"]["mean"][0] == curves["undisturbed"]["mean"][0]
     assert curves["unprotected"]["mean"][-1] > 2 * curves["undisturbed"]["mean"][-1]
+    (point,) = report["on_processes"]
+    assert (point["theta_equal"], point["rmse_equal"]) == (True, True), "what one process computes is what real ones do"
     assert (paper / "fig1.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -63,3 +65,29 @@ def test_another_theta_is_told_and_what_kills_cost_is_counted() -> None:
     assert (same["rounds_lost"], same["seconds_lost"]) == (0.25, 1.5)
     assert exact("recovery", {"admm": same})
     assert not exact("recovery", {"admm": same, "lin": other})
+
+
+def test_a_drift_of_the_machine_does_not_hide_what_a_failure_costs() -> None:
+    """Each point runs at another speed of the machine; FMRec costs 1 % of its own baseline, and beginning anew all that was done."""
+    points, speeds = (100, 400), {100: (1.0, 1.7, 0.8), 400: (1.5, 0.6, 1.2)}
+    costs = {"baseline": (1.0, 0.0), "checkpoints": (1.005, 0.0), "fmrec": (1.01, 0.0), "baseline_failure": (1.0, 1 / 400)}
+    """By variant: what a run without a failure takes, and each iteration that was done before one."""
+
+    def ran(seconds: float, theta: str = "aa") -> dict[str, Any]:
+        figures = {"wall_s": seconds, "cpu_s": seconds / 2, "record_bytes": 1_300_000, "iterations_again": 0}
+        return {**figures, "theta": theta, "rmse_pp": 3.5}
+
+    took = {
+        (name, at): [ran(10 * speed * (whole + each * at)) for speed in speeds[at]]
+        for name, (whole, each) in costs.items()
+        for at in points
+    }
+    report = fig4.report(points, took)
+    assert report["fmrec_over_baseline"] == report["fmrec_cpu_over_baseline"] == 1.01
+    assert [point["baseline_failure_over_baseline"] for point in report["points"]] == [1.25, 2.0]
+    assert (report["checkpoints_over_baseline"], report["baseline_s"], report["aim"]["met"]) == (1.005, 11.0, True)
+    low, high = report["baseline_s_over_the_one_before"]
+    assert high - low > 0.3
+    assert exact("fig4", report)
+    took["fmrec", 400][2] = ran(12.0, theta="bb")
+    assert not exact("fig4", fig4.report(points, took))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fmrec_manager import aggregates
+from fmrec_manager import aggregates, weighted_sum
 from fmrec_manager.aggregates import Stack, krum, median, squared_distances, trimmed_mean, weighted_mean
 
 CPU = torch.device("cpu")
@@ -97,7 +97,8 @@ def test_neither_threads_nor_cuts_show_in_the_bits(
     found = set()
     for number, columns in ((1, 512), (2, 1024), (2, 1 << 13), (3, 4096)):
         threads(number)
-        for name in ("MEAN_COLUMNS", "SORT_COLUMNS", "GRAM_COLUMNS"):
+        monkeypatch.setattr(weighted_sum, "TILE", columns)
+        for name in ("SORT_COLUMNS", "GRAM_COLUMNS"):
             monkeypatch.setattr(aggregates, name, {"cpu": columns})
         found.add(bits(RULES[rule](stack(rows(dtype=dtype)))))
     assert len(found) == 1

@@ -30,7 +30,7 @@ def linear_forecast(weight: Tensor, inputs: Tensor) -> Tensor:
 def _features(inputs: Tensor) -> Tensor:
     """F [n, FEATURES]."""
     last, slopes = inputs[:, 5:6], inputs[:, 5:6] - inputs[:, :5]
-    angle = 2 * math.pi * inputs[:, 6:7] * torch.arange(1, HARMONICS + 1, dtype=inputs.dtype)
+    angle = 2 * math.pi * inputs[:, 6:7] * torch.arange(1, HARMONICS + 1, dtype=inputs.dtype, device=inputs.device)
     waves, slow = torch.cat([angle.sin(), angle.cos()], 1), angle[:, :HARMONICS_OF_SLOPE]
     steep = slopes[:, :1]
     parts = [
