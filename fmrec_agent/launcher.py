@@ -225,7 +225,6 @@ def _warm_up(settings: AgentSettings) -> None:
     pages: import torch, make the validators, build one learner of each role, and iterate once on the CPU, for the first time takes longest:
     in no GPU's context, which would not survive a fork, and not at all where what it leaves would not.
     """
-    import safetensors.numpy  # noqa: F401
     import torch
 
     torch.set_num_threads(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+from protocol.aio.promises import PromiseFile
 from protocol.aio.store import RecordStore
 from protocol.identifiers import NodeId, agent_id
 from protocol.parameters import OverlayParameters
@@ -28,6 +29,11 @@ async def kill_everything(cluster: LocalCluster) -> None:
 def record_directories(folder: Path) -> list[Path]:
     """The agents' and the manager's."""
     return sorted({path.parent for path in folder.rglob("*.record")})
+
+
+def promise_files(folder: Path) -> list[Path]:
+    """The agents'."""
+    return sorted(folder.rglob("promises"))
 
 
 async def held_on_disk(folder: Path) -> dict[Path, dict[NodeId, int]]:
@@ -60,6 +66,11 @@ async def test_all_durable_versions_come_back(tmp_path: Path, undisturbed: str) 
                 if versions.get(owner, 0) >= life["durable_version"] and life["name"] not in directory.parts
             ]
             assert len(holders) >= QUORUM, f"version {life['durable_version']} of {life['name']} is on {len(holders)} disks but its own"
+
+        said: list[str] = []
+        words = [word for path in promise_files(tmp_path) for word in PromiseFile(path, said.append).read()]
+        assert not said
+        assert sum(word.promise.version >= 4 for word in words) > AGENTS / 2, "the electors keep their word, too"
 
         cluster.start_manager()
         cluster.start_agents()
