@@ -26,10 +26,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 
-import numpy as np
 import zstandard
 from blake3 import blake3
 
+from protocol.buffers import buffer_of
 from protocol.errors import LocalProtocolError, RecordInvalid
 from protocol.tensors import Part, fill
 from protocol.wire.values import RecordSummary
@@ -86,9 +86,9 @@ def bind(sections: Sequence[Sequence[Part]], *, compress: bool = False) -> tuple
     lengths = [length for parts in sections for length in _cut(sum(map(len, parts)))]
     content_bytes = sum(lengths)
     begin = HEAD_BYTES + len(lengths) * _ENTRY.size
-    record = np.empty(begin + content_bytes, np.uint8)
+    record = buffer_of(begin + content_bytes)
     fill(record[begin:], chain.from_iterable(sections))
-    chunks: list[Data] = [record.data[start:end] for start, end in pairwise(accumulate(lengths, initial=begin))]
+    chunks: list[Data] = [record[start:end] for start, end in pairwise(accumulate(lengths, initial=begin))]
     if compress:
         compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
         chunks = [compressor.compress(chunk) for chunk in chunks]
@@ -96,8 +96,8 @@ def bind(sections: Sequence[Sequence[Part]], *, compress: bool = False) -> tuple
     front = b"".join((head, *(_ENTRY.pack(len(chunk), digest_of(chunk)) for chunk in chunks)))
     if compress:
         return digest_of(front), b"".join((front, *chunks))
-    record.data[:begin] = front
-    return digest_of(front), record.data
+    record[:begin] = front
+    return digest_of(front), record
 
 
 def _cut(size: int) -> list[int]:

@@ -55,11 +55,12 @@ def laid_out(tensors: Mapping[str, Array]) -> list[Array]:
     return [first, *(whole[name].reshape(-1).view(np.uint8) for name in order)]
 
 
-def fill(buffer: Array, parts: Iterable[Part]) -> None:
-    """Copies the parts one after the other into the buffer, flat and as long as they. Other threads may run meanwhile."""
+def fill(buffer: memoryview, parts: Iterable[Part]) -> None:
+    """Copies the parts one after the other into the buffer, which is as long as they. Other threads may run meanwhile."""
+    whole = np.frombuffer(buffer, np.uint8)
     at = 0
     for part in parts:
-        np.copyto(buffer[at : at + len(part)], np.frombuffer(part, np.uint8))
+        np.copyto(whole[at : at + len(part)], np.frombuffer(part, np.uint8))
         at += len(part)
 
 
@@ -83,7 +84,7 @@ def read(section: memoryview) -> dict[str, Array]:
         if begin != at or end - begin != prod(shape) * dtype.itemsize or end > len(content):
             raise ValueError(f"tensor {name!r} is not where its header says")
         found[name] = np.empty(shape, dtype)
-        fill(found[name].reshape(-1).view(np.uint8), [content[begin:end]])
+        fill(found[name].reshape(-1).view(np.uint8).data, [content[begin:end]])
         at = end
     if at != len(content):
         raise ValueError(f"{len(content) - at} bytes of a section belong to no tensor")
