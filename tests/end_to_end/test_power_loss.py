@@ -9,7 +9,8 @@ from protocol.aio.promises import PromiseFile
 from protocol.aio.store import RecordStore
 from protocol.identifiers import NodeId, agent_id
 from protocol.parameters import OverlayParameters
-from scripts.local_cluster import CLUSTER, LocalCluster, Status, send
+from scripts.life_line import send
+from scripts.local_cluster import CLUSTER, LocalCluster, Status
 from tests.aio.waiting import until
 from tests.end_to_end.stories import AGENTS, ROUNDS, SOURCES, STORY_S, story, the_end
 
