@@ -272,6 +272,7 @@ class AgentDaemon:
             "version": self.dispatcher.version,
             "durable_version": self.dispatcher.durable_version,
             "durable_ms": round(1000 * self.dispatcher.durable_s, 3),
+            "snapshot_ms": round(1000 * trainer.snapshot_s, 3),
             "snapshot_pause_ms": round(1000 * trainer.pause_s, 3),
             "replicas_on": [str(holder) for holder in self.node.replication.holders((self.me.id, self.tree))],
             "resumed_from": self._resumed,

@@ -228,6 +228,7 @@ def _warm_up(settings: AgentSettings) -> None:
     import torch
 
     torch.set_num_threads(1)
+    "localhost".encode("idna")  # what asking for a host's address imports
     prepare()
     learning = settings.learning.model_copy(update={"device": "cpu"})
     for role in sorted({settings.role_of(index) for index in range(settings.count)}):

@@ -28,9 +28,10 @@ def buffer_of(size: int) -> memoryview:
     """So many bytes, whatever is in them. They are used again when no view of them is left: only views of this view may be made."""
     if size <= MALLOC_KEEPS_BYTES_MAX:
         return np.empty(size, np.uint8).data
-    whole = _taken(size)
-    lent = (np.empty(size, np.uint8) if whole is None else whole)[:size]
-    finalize(lent, _give_back, lent.base).atexit = False
+    spare = _taken(size)
+    whole = np.empty(size, np.uint8) if spare is None else spare
+    lent = whole[:size]
+    finalize(lent, _give_back, whole).atexit = False
     return lent.data
 
 
