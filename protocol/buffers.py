@@ -3,7 +3,7 @@
 A page that a process touches for the first time is made by the kernel, and on a virtual machine by its host: 3 ms a megabyte were measured
 where memory had been given back to the host meanwhile, 0.1 ms where not, and copying takes 0.2 ms. The C library keeps freed memory up to
 MALLOC_KEEPS_BYTES_MAX itself; what is larger it gives back at once. So that a recovery of 100 MB does not wait for the host, the last
-SPARES_MAX buffers that nobody reads any more are kept.
+buffers that nobody reads any more are kept, SPARE_BYTES_MAX together.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 from protocol.tensors import Array
 
 MALLOC_KEEPS_BYTES_MAX = 32 << 20
-SPARES_MAX = 2
+SPARE_BYTES_MAX = 256 << 20
+"""Of one process. Larger records are received into new memory each time."""
 WASTED_SHARE_MAX = 0.25
 """A spare that is longer than what is wanted by more than this is left for others."""
 
@@ -43,6 +44,11 @@ def _taken(size: int) -> Array | None:
 
 
 def _give_back(whole: Array) -> None:
+    if len(whole) > SPARE_BYTES_MAX:
+        return
     _spares[id(whole)] = whole
-    for identity in list(_spares)[:-SPARES_MAX]:
-        _spares.pop(identity, None)
+    kept = 0
+    for identity, spare in reversed(list(_spares.items())):
+        kept += len(spare)
+        if kept > SPARE_BYTES_MAX:
+            _spares.pop(identity, None)

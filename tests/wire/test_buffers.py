@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from protocol import buffers
-from protocol.buffers import MALLOC_KEEPS_BYTES_MAX, SPARES_MAX, buffer_of
+from protocol.buffers import MALLOC_KEEPS_BYTES_MAX, SPARE_BYTES_MAX, buffer_of
 
 LARGE = MALLOC_KEEPS_BYTES_MAX + 1000
 
@@ -54,11 +54,13 @@ def test_a_spare_that_is_much_longer_is_left_and_one_that_is_shorter_as_well() -
     assert where(buffer_of(LARGE + LARGE // 2)) not in places
 
 
-def test_few_are_kept_and_no_small_ones() -> None:
-    views = [buffer_of(LARGE + index) for index in range(SPARES_MAX + 3)]
-    small = buffer_of(MALLOC_KEEPS_BYTES_MAX)
-    del views, small
-    assert [len(spare) for spare in buffers._spares.values()] == [LARGE + 1, LARGE], "the last that were given back"
+def test_so_many_bytes_are_kept_the_last_first_and_no_small_ones() -> None:
+    size = SPARE_BYTES_MAX // 2 - 10
+    first, second, third = buffer_of(size), buffer_of(size + 1), buffer_of(size + 2)
+    small, giant = buffer_of(MALLOC_KEEPS_BYTES_MAX), buffer_of(SPARE_BYTES_MAX + 1)
+    del first, second, third, small
+    del giant
+    assert [len(spare) for spare in buffers._spares.values()] == [size + 1, size + 2]
 
 
 def test_threads_never_share_one() -> None:
