@@ -277,11 +277,11 @@ def plain_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("FMREC_")}
 
 
-def pss_mb(pid: int) -> float:
-    """The proportional set size of this process in MiB; 0 where it is gone."""
+def pss_mb(pid: int, part: str = "Pss") -> float:
+    """The proportional set size of this process in MiB, or a part of it ("Pss_Anon": without files); 0 where it is gone."""
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
+            if line.startswith(f"{part}:"):
                 return int(line.split()[1]) / 1024
     except OSError:
         pass

@@ -55,7 +55,7 @@ class Life:
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One process at one time. connections: of its descriptors, the sockets whose connection is established; others: all the rest; what:
-    these by kind, in words."""
+    these by kind, in words. pss_mb: of its memory without files, whose pages cost it more when others that share them die."""
 
     name: str
     pid: int

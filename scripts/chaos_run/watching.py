@@ -99,7 +99,7 @@ class Watch:
         for name, pid in self._cluster.pids().items():
             with contextlib.suppress(OSError):  # it has just died
                 connections, others, what = _descriptors(pid)
-                self.samples.append(Sample(name, pid, self.now_s, connections, others, pss_mb(pid), what))
+                self.samples.append(Sample(name, pid, self.now_s, connections, others, pss_mb(pid, "Pss_Anon"), what))
 
 
 async def _ask(address: Address) -> dict[str, Any] | None:
