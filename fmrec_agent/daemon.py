@@ -30,6 +30,7 @@ from protocol.aio.connections import Connections
 from protocol.aio.driver import Driver
 from protocol.aio.peer_book import PeerBook
 from protocol.aio.process import UserError, check_identity, listen_port
+from protocol.aio.promises import PromiseFile
 from protocol.aio.store import RecordStore
 from protocol.identifiers import Address, Peer, agent_id, tree_id
 from protocol.knowledge import Data
@@ -86,8 +87,11 @@ class AgentDaemon:
         address = await self._listen()
         identifier = agent_id(self.settings.cluster, self.name, self.settings.zone)
         self.me = Peer(identifier, address.host, address.port, self._incarnation())
-        self.node = OverlayNode(self.me, self.parameters, Random(f"{self.me.id}/{self.me.incarnation}"))
-        self.driver = Driver(self.node, self.connections, self.store, self, self.parameters)
+        path = self._directory("promises")
+        promises = PromiseFile(path, log.warning) if path is not None else None
+        chance = Random(f"{self.me.id}/{self.me.incarnation}")
+        self.node = OverlayNode(self.me, self.parameters, chance, promises.read() if promises is not None else None)
+        self.driver = Driver(self.node, self.connections, self.store, self, self.parameters, promises)
         self.dispatcher = Dispatcher(
             self.driver,
             self.store,
@@ -268,6 +272,7 @@ class AgentDaemon:
             "version": self.dispatcher.version,
             "durable_version": self.dispatcher.durable_version,
             "durable_ms": round(1000 * self.dispatcher.durable_s, 3),
+            "snapshot_ms": round(1000 * trainer.snapshot_s, 3),
             "snapshot_pause_ms": round(1000 * trainer.pause_s, 3),
             "replicas_on": [str(holder) for holder in self.node.replication.holders((self.me.id, self.tree))],
             "resumed_from": self._resumed,

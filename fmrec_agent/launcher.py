@@ -225,10 +225,10 @@ def _warm_up(settings: AgentSettings) -> None:
     pages: import torch, make the validators, build one learner of each role, and iterate once on the CPU, for the first time takes longest:
     in no GPU's context, which would not survive a fork, and not at all where what it leaves would not.
     """
-    import safetensors.numpy  # noqa: F401
     import torch
 
     torch.set_num_threads(1)
+    "localhost".encode("idna")  # what asking for a host's address imports
     prepare()
     learning = settings.learning.model_copy(update={"device": "cpu"})
     for role in sorted({settings.role_of(index) for index in range(settings.count)}):

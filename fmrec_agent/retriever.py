@@ -10,10 +10,11 @@ import logging
 from itertools import count
 
 from protocol.aio.driver import Driver
+from protocol.aio.opening import opened
 from protocol.aio.store import RecordStore
 from protocol.errors import RecordInvalid
 from protocol.identifiers import NodeId, TreeId
-from protocol.knowledge import Knowledge, open_record
+from protocol.knowledge import Knowledge
 from protocol.overlay.effects import RetrievalEnded
 from protocol.overlay.events import Retrieve
 from protocol.wire.values import RecordSummary
@@ -53,7 +54,7 @@ class Retriever:
         if held is None:
             return None
         try:
-            return held[0], open_record(*held)
+            return held[0], await opened(*held)
         except RecordInvalid as error:
             log.error("the record of %s cannot be opened: %s", owner.short, error)
             return None

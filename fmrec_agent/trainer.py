@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fmrec_agent.learning.learner import Contribution, Job, Learner, Tensors
@@ -29,6 +30,8 @@ STATE_BYTES_MAX = 1 << 30
 TRAINING_NICER = 10
 """Than the process itself, which may have been started with a niceness of its own."""
 NICENESS_MAX = 19
+SCHEDULED = Path("/proc/thread-self/schedstat")
+"""Of Linux: nanoseconds on a processor, nanoseconds in the queue for one, and how often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,14 @@ def _yield_to_heartbeats() -> None:
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
+def _waited_s() -> float:
+    """How long the calling thread has waited for a processor in its life; 0 where the system does not say."""
+    try:
+        return int(SCHEDULED.read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 def _tidily(work: Callable[..., Result], *arguments: Any) -> Result:
     """Do it. What an error holds, open files above all, is let go here: another thread would close its own descriptors instead."""
     try:
@@ -100,8 +111,10 @@ class Trainer:
         self.total = 0
         self.iteration = 0
         self.loss: float | None = None
+        self.snapshot_s = 0.0
+        """What the last snapshot took."""
         self.pause_s = 0.0
-        """Of the last snapshot."""
+        """The same without the time in which the thread could run and others had the processors: training has to wait then in any case."""
 
     @property
     def learner(self) -> Learner:
@@ -163,9 +176,11 @@ class Trainer:
         return self.learner.finish(), self._snapshot()
 
     def _snapshot(self) -> Snapshot:
-        began = time.perf_counter()
+        began, waited = time.perf_counter(), _waited_s()
         tensors, extra = self.learner.state()
-        self.pause_s = time.perf_counter() - began
+        waited = _waited_s() - waited
+        self.snapshot_s = time.perf_counter() - began
+        self.pause_s = self.snapshot_s - waited
         assert self.phase is not None
         return Snapshot(self.phase, self.round, self.theta, self.done, self.total, self.iteration, self.loss, tensors, extra)
 

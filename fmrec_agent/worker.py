@@ -27,9 +27,10 @@ from fmrec_agent.learning.learner import Contribution, Job, LearnerError, Role, 
 from fmrec_agent.trainer import Snapshot, Trainer, opened_state
 from protocol.aio.bulk import BulkError
 from protocol.aio.driver import Driver
+from protocol.aio.opening import opened
 from protocol.aio.store import RecordStore
 from protocol.identifiers import NodeId, Peer, TreeId
-from protocol.knowledge import Data, Knowledge, open_record
+from protocol.knowledge import Data, Knowledge
 from protocol.overlay.events import RecordHeld, Replicate
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Phase, RoundOpen
@@ -263,7 +264,7 @@ class Worker:
             if held is None or held[0].digest != wanted.digest:
                 held = await self._fetch(order, wanted)
             if held is not None:
-                return open_record(*held).tensors["theta"]
+                return (await opened(*held, {"theta"})).tensors["theta"]
             await self._superseded_within(wait_s)
             wait_s = min(2 * wait_s, self._parameters.retry_max_s)
         return None

@@ -389,7 +389,9 @@ class Root:
         if verdict == "wait":
             return []
         if verdict == "lost":
-            return self.superseded(f"has another root by now: {self.reason}")
+            # A start that was refused need not have a rival: the promise may be to one that is gone, and whose clock was ahead.
+            remedy = "" if self._promised else "; if none runs, start this one with --standby, for a term later than any it hears of"
+            return self.superseded(f"has another root by now: {self.reason}{remedy}")
         self.ballot, self._deadline = None, None
         if ballot.version == 0:
             return self._term_promised(ballot.newest, now)

@@ -2,7 +2,8 @@
 
 1. Each `interval_s` it asks the ring who roots the tree. The root itself answers: it lives, and all is well.
 2. Another node answers: the ring has buried the root. It must say so twice, `settle_s` apart: a ring in repair may err for a moment.
-3. Nobody answers: it is we who are cut off. No verdict follows from that.
+3. Nobody answers: it is we who are cut off, or alone, which looks the same. No verdict follows from that; agents that come back find us,
+   and are a ring then.
 4. The ring's word is not enough, for there may be two rings. It fetches the tree's record, which names the electors, and sounds them. One
    that hears the root says no. More than half of those who have a say must agree (ballot.py): so on the smaller side of a cut, where
    the root may live on the other, a standby stays one.
@@ -86,6 +87,8 @@ class Standby:
         self._word = ""
         """Of the ring."""
         self._ask_at = 0.0
+        self._answered_at: float | None = None
+        """When the ring last answered; before that, when it was first asked."""
         self._absent_since: float | None = None
         self._give_up_at: float | None = None
 
@@ -101,6 +104,10 @@ class Standby:
             return orders
         if self._give_up_at is not None and now >= self._give_up_at:
             self._watch_on(f"{self.reason}; watching on")
+        if self._answered_at is None:
+            self._answered_at = now
+        if self.stage == "watching" and now > self._answered_at + self._patience.patience_s:
+            self.reason = "nobody in the ring answers: cut off, or alone"
         if now >= self._ask_at:
             self._ask_at = now + self._patience.interval_s
             orders.append(AskForRoot())
@@ -108,7 +115,7 @@ class Standby:
 
     def answered(self, answer: RootAnswered, now: float) -> list[StandbyOrder]:
         """The ring's word."""
-        self.term = max(self.term, answer.term)
+        self.term, self._answered_at = max(self.term, answer.term), now
         if self.stage == "taking":
             return []
         if answer.rooted:

@@ -28,6 +28,7 @@ from fmrec_manager.selection import GRADIENT_NORM, Seen, Selection
 from fmrec_manager.settings import ManagerSettings, TreeSettings, noticed_s
 from protocol.aio.connections import Connections
 from protocol.aio.driver import Driver
+from protocol.aio.opening import opened
 from protocol.aio.process import UserError
 from protocol.aio.store import RecordStore
 from protocol.errors import RecordInvalid
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 OWN_RECORD = 0
 """The request number of the look-up for the tree's own record; recoveries count from 1."""
 RECORD_STORE_BYTES_MAX = 8 << 30
+USED = {"theta", "contribution"}
+"""The groups of tensors that a manager reads in the records of agents; their state is none of its business."""
 QUIET_FACTS = {"peer_cleared", "peer_suspected", "tree_attached", "tree_refused", "seed_failed"}
 
 
@@ -190,7 +193,7 @@ class TreeHost:
                 found = self._resume(effect) if self.root.stage == "locating" else None
                 self._obey(self.root.located(found, effect.complete and not effect.holdings, now))
             case RetrievalEnded():
-                self._retrieved(effect, now)
+                self._spawn(self._retrieved(effect))
             case ElectorAnswered():
                 self._obey(self.root.elector_answered(effect, effect.request, now))
             case Quit(reason, by):
@@ -203,7 +206,7 @@ class TreeHost:
     async def on_upload(self, summary: RecordSummary, data: Data, sender: Peer) -> str | None:
         """A contribution, or theta_0: None when it is taken, else why not."""
         try:
-            knowledge = open_record(summary, data)
+            knowledge = await opened(summary, data, USED)
         except RecordInvalid as error:
             return str(error)
         if summary.tree != self.tree:
@@ -224,25 +227,25 @@ class TreeHost:
         self._obey(orders)
         return None
 
-    def _retrieved(self, effect: RetrievalEnded, now: float) -> None:
+    async def _retrieved(self, effect: RetrievalEnded) -> None:
         figures: dict[str, float] = {}
         record = effect.record
         if record is not None:
             try:
-                knowledge = self._recovered(record)
+                knowledge = await self._recovered(record)
             except RecordInvalid as error:
                 effect = replace(effect, record=None, reason=str(error))
             else:
                 figures = _figures(knowledge)
                 self._knowledge[record.digest] = knowledge
-        self._obey(self.root.retrieved(effect, figures, now))
+        self._obey(self.root.retrieved(effect, figures, self._loop.time()))
 
-    def _recovered(self, record: RecordSummary) -> Knowledge:
+    async def _recovered(self, record: RecordSummary) -> Knowledge:
         """What is in a record that was found. RecordInvalid where it cannot be read, or be used for what it says it is."""
         held = self.store.get(*record.key)
         if held is None or held[0] != record:
             raise RecordInvalid(f"version {record.version} of {record.owner.short} is no longer held here")
-        knowledge = open_record(*held)
+        knowledge = await opened(*held, USED)
         unfit = _unfit(knowledge) if record.complete else None
         if unfit is not None:
             raise RecordInvalid(f"the record of {record.owner.short}, version {record.version}, cannot be used: {unfit}")

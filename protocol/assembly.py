@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
-import numpy as np
-
+from protocol.buffers import buffer_of
 from protocol.chunks import Data, Front, read_front
 from protocol.wire.values import RecordSummary
 
@@ -27,7 +26,7 @@ class Assembly:
     def __init__(self, summary: RecordSummary, front: Data) -> None:
         self.summary = summary
         self.front: Front = read_front(summary, front)
-        self.data: memoryview = np.empty(summary.record_bytes, np.uint8).data
+        self.data: memoryview = buffer_of(summary.record_bytes)
         self.data[: len(front)] = front
         self._here = bytearray(len(self.front.digests))
         self._lengths = [end - start for start, end in pairwise(self.front.bounds)]

@@ -24,12 +24,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 
 import zstandard
 from blake3 import blake3
 
+from protocol.buffers import buffer_of
 from protocol.errors import LocalProtocolError, RecordInvalid
+from protocol.tensors import Part, fill
 from protocol.wire.values import RecordSummary
 
 MAGIC = b"FMRK"
@@ -76,23 +78,34 @@ class Front:
         return digest_of(self.chunk(data, index)) == self.digests[index]
 
 
-def bind(sections: Sequence[Data], *, compress: bool = False) -> tuple[bytes, bytes]:
-    """The record of these sections, as (its digest, its bytes). LocalProtocolError where there are too many."""
+def bind(sections: Sequence[Sequence[Part]], *, compress: bool = False) -> tuple[bytes, Data]:
+    """The record of these sections, each in parts, as (its digest, its bytes). LocalProtocolError where there are too many. Each byte
+    is copied once."""
     if len(sections) > SECTIONS_MAX:
         raise LocalProtocolError(f"a record has at most {SECTIONS_MAX} sections, not {len(sections)}")
-    plain = [chunk for section in sections for chunk in _cut(memoryview(section))]
-    compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL) if compress else None
-    chunks: list[Data] = [compressor.compress(chunk) for chunk in plain] if compressor is not None else [*plain]
-    head = _HEAD.pack(MAGIC, FORMAT, _ZSTD if compress else _PLAIN, 0, len(chunks), sum(map(len, plain)))
+    lengths = [length for parts in sections for length in _cut(sum(map(len, parts)))]
+    content_bytes = sum(lengths)
+    begin = HEAD_BYTES + len(lengths) * _ENTRY.size
+    record = buffer_of(begin + content_bytes)
+    fill(record[begin:], chain.from_iterable(sections))
+    chunks: list[Data] = [record[start:end] for start, end in pairwise(accumulate(lengths, initial=begin))]
+    if compress:
+        compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
+        chunks = [compressor.compress(chunk) for chunk in chunks]
+    head = _HEAD.pack(MAGIC, FORMAT, _ZSTD if compress else _PLAIN, 0, len(chunks), content_bytes)
     front = b"".join((head, *(_ENTRY.pack(len(chunk), digest_of(chunk)) for chunk in chunks)))
-    return digest_of(front), b"".join((front, *chunks))
+    if compress:
+        return digest_of(front), b"".join((front, *chunks))
+    record[:begin] = front
+    return digest_of(front), record
 
 
-def _cut(section: memoryview) -> list[memoryview]:
+def _cut(size: int) -> list[int]:
+    """The lengths of a section's chunks."""
     length = CHUNK_BYTES_MIN
-    while length * CHUNKS_OF_SECTION_MAX < len(section):
+    while length * CHUNKS_OF_SECTION_MAX < size:
         length *= 2
-    return [section[start : start + length] for start in range(0, len(section), length)]
+    return [min(length, size - start) for start in range(0, size, length)]
 
 
 def named(summary: RecordSummary) -> str:

@@ -7,7 +7,7 @@ own beginning:
     the first     4 bytes length of the header, 8 bytes length of the state, most significant first; then
                   header: msgpack: whose, which version, how far, loss, samples, metrics, and the other sections by length
                   state:  bytes of the learner's own (generators, positions); opaque here
-    each other    safetensors: the tensors of one group, by name
+    each other    safetensors (tensors.py): the tensors of one group, by name
 
 What changes in length comes first and apart: of a model whose greater part is frozen, only the chunks of what was trained are new.
 Equal knowledge gives equal bytes: maps and tensors are sorted by name.
@@ -20,18 +20,18 @@ record does not take the same course, so mode `exact` can't have it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from protocol.chunks import Data as Data
 from protocol.chunks import bind, content_of, named
 from protocol.errors import LocalProtocolError, MalformedMessage, RecordInvalid
 from protocol.identifiers import NodeId, TreeId
+from protocol.tensors import Array as Array
+from protocol.tensors import laid_out, read
 from protocol.wire.codec import MAP_MAX, pack, unpack_as
 from protocol.wire.messages import Phase
 from protocol.wire.values import RecordSummary
@@ -41,8 +41,6 @@ CONTENT_BYTES_MAX = 1 << 32
 """What a compressed record may become."""
 ROUNDED = "/bf16"
 """Ends the names of sections that hold the upper halves of float32 tensors."""
-
-Array = np.ndarray[Any, Any]
 
 _PREFIX = struct.Struct(">IQ")
 
@@ -88,7 +86,7 @@ class Knowledge:
     tensors: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
 
 
-def seal(knowledge: Knowledge, *, compress: bool = False, rounded: bool = False) -> tuple[RecordSummary, bytes]:
+def seal(knowledge: Knowledge, *, compress: bool = False, rounded: bool = False) -> tuple[RecordSummary, Data]:
     """The record and its name. LocalProtocolError where something has no form as bytes (an object array, a group "a/b").
 
     compress: chunks are compressed with zstd. rounded: float32 tensors are kept as bfloat16; see above for what that costs.
@@ -99,17 +97,18 @@ def seal(knowledge: Knowledge, *, compress: bool = False, rounded: bool = False)
     values = {name: getattr(knowledge, name) for name in _SHARED}
     values["metrics"] = {name: float(knowledge.metrics[name]) for name in sorted(knowledge.metrics)}
     values["loss"] = None if knowledge.loss is None else float(knowledge.loss)
-    header = pack(Header(**values, sections={name: len(section) for name, section in sections.items()}))
+    header = pack(Header(**values, sections={name: sum(map(len, parts)) for name, parts in sections.items()}))
     if len(header) > HEADER_BYTES_MAX:
         raise LocalProtocolError(f"a record's header has at most {HEADER_BYTES_MAX} bytes, not {len(header)}")
     first = b"".join((_PREFIX.pack(len(header), len(knowledge.state)), header, knowledge.state))
-    digest, data = bind([first, *sections.values()], compress=compress)
+    digest, data = bind([[first], *sections.values()], compress=compress)
     return RecordSummary(**_summarised(knowledge), record_bytes=len(data), digest=digest), data
 
 
-def open_record(summary: RecordSummary, data: Data) -> Knowledge:
+def open_record(summary: RecordSummary, data: Data, groups: Collection[str] | None = None) -> Knowledge:
     """What is inside, verified. The arrays are copies and may be written to. RecordInvalid where these are not all the bytes that the
-    summary names, or where they are but are no record, or another record than the summary says."""
+    summary names, or where they are but are no record, or another record than the summary says. groups: of tensors that are wanted; all
+    where none are named."""
     content = content_of(summary, data, CONTENT_BYTES_MAX)
     whose = named(summary)
     if len(content) < _PREFIX.size:
@@ -120,8 +119,8 @@ def open_record(summary: RecordSummary, data: Data) -> Knowledge:
         raise RecordInvalid(f"{whose} ends before its state does")
     try:
         header = unpack_as(Header, view[:header_bytes], HEADER_BYTES_MAX)
-        tensors = _tensors(view[header_bytes + state_bytes :], header.sections)
-    except (MalformedMessage, SafetensorError, ValueError, KeyError, TypeError) as error:
+        tensors = _tensors(view[header_bytes + state_bytes :], header.sections, groups)
+    except (MalformedMessage, ValueError) as error:
         raise RecordInvalid(f"{whose} cannot be read: {error}") from error
     if _summarised(header) != _summarised(summary):
         raise RecordInvalid(f"{whose} is another one inside: version {header.version} of {header.owner.short}")
@@ -141,21 +140,23 @@ def _summarised(said: Knowledge | Header | RecordSummary) -> dict[str, Any]:
 # --- tensors ----------------------------------------------------------------------------------------------------------
 
 
-def _sections(tensors: Mapping[str, Mapping[str, Array]], rounded: bool) -> dict[str, bytes]:
-    """Each group's tensors as safetensors, by the section's name."""
-    sections: dict[str, bytes] = {}
+def _sections(tensors: Mapping[str, Mapping[str, Array]], rounded: bool) -> dict[str, list[Array]]:
+    """Each group's tensors as safetensors, in parts, by the section's name."""
+    sections: dict[str, list[Array]] = {}
     for group in sorted(tensors):
         if "/" in group or not group:
             raise LocalProtocolError(f"a group of tensors is named by a word without '/', not {group!r}")
-        # safetensors writes memory as it lies: a transposed view would come back transposed.
-        whole = {name: np.asarray(tensors[group][name], order="C") for name in sorted(tensors[group])}
+        whole = {name: np.asarray(tensors[group][name]) for name in sorted(tensors[group])}
         halves = {name: upper_half(whole.pop(name)) for name in list(whole) if rounded and whole[name].dtype == np.float32}
-        sections |= {name: _save(part) for name, part in ((group, whole), (group + ROUNDED, halves)) if part}
+        try:
+            sections |= {name: laid_out(part) for name, part in ((group, whole), (group + ROUNDED, halves)) if part}
+        except ValueError as error:
+            raise LocalProtocolError(f"a record of these tensors cannot be made: {error}") from error
     return sections
 
 
-def _tensors(content: memoryview, sections: Mapping[str, int]) -> dict[str, dict[str, Array]]:
-    """The groups, from their sections. ValueError, and what safetensors raises, where these are none."""
+def _tensors(content: memoryview, sections: Mapping[str, int], groups: Collection[str] | None) -> dict[str, dict[str, Array]]:
+    """The groups, from their sections. ValueError where these are none."""
     if min(sections.values(), default=0) < 0 or sum(sections.values()) != len(content):
         raise ValueError(f"its sections have {sum(sections.values())} bytes and its tensors {len(content)}")
     grouped: dict[str, dict[str, Array]] = {}
@@ -164,18 +165,12 @@ def _tensors(content: memoryview, sections: Mapping[str, int]) -> dict[str, dict
         group, slash, _ = section.partition("/")
         if not group or (slash and not section.endswith(group + ROUNDED)):
             raise ValueError(f"section {section!r} is no group of tensors")
-        found = load(bytes(content[at : at + size]))
-        grouped.setdefault(group, {}).update({name: from_upper_half(found[name]) if slash else found[name] for name in found})
+        if groups is None or group in groups:
+            found = read(content[at : at + size])
+            grouped.setdefault(group, {}).update({name: from_upper_half(found[name]) if slash else found[name] for name in found})
         at += size
-    # load() hands them out in an order of chance; who sums over tensors must find the same order in each process.
+    # Who sums over tensors must find the same order in each process.
     return {group: dict(sorted(grouped[group].items())) for group in sorted(grouped)}
-
-
-def _save(tensors: dict[str, Array]) -> bytes:
-    try:
-        return bytes(save(tensors))
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise LocalProtocolError(f"a tensor has no form as bytes: {error}") from error
 
 
 def upper_half(array: Array) -> Array:

@@ -173,6 +173,11 @@ class OverlayParameters:
         """What came of a record that broke off is kept so long: whoever failed is tried again within retry_max_s."""
         return 2 * self.retry_max_s
 
+    @property
+    def provide_max_s(self) -> float:
+        """A holder waits so long for a version that it is asked for and does not have yet: whoever asks waits no longer."""
+        return 2 * self.probe_timeout_s
+
     def transfer_timeout_s(self, record_bytes: int) -> float:
         """The longest that moving a record of this size may take."""
         return self.probe_timeout_s + record_bytes / self.transfer_floor_bytes_per_s

@@ -4,10 +4,12 @@ Twelve agents and a manager, real processes over loopback, in mode exact, train 
 and again one is killed or hung at any moment of a job; recovery_bench/cluster.py says what detect, locate, transfer, kill, stop and
 restart are. Beside that, for each size:
 
-    pause       what a checkpoint takes from training: the snapshot
+    pause       what a checkpoint takes from training: the snapshot, without the time in which other processes had the processors; snapshot:
+                with it
     moved       the transfer, of those recoveries that needed one: some replicas are the manager's own
     durable     from the snapshot until the write quorum holds it
-    raw         the floor: the same bytes through a bare BufferedProtocol, alone; raw_meanwhile: beside the twelve agents
+    raw         the floor: the same bytes through a bare BufferedProtocol, alone; raw_meanwhile: beside the twelve agents; raw_first: the
+                first of these, into memory that the process has not touched before, which a virtual machine may have to get from its host
     repeat      the alternative: doing the lost iterations again. A job is the paper's 400, and who dies at any moment of it without a
                 record has lost 200 on average
 
@@ -72,7 +74,7 @@ async def measured(folder: Path, size_mb: str, case: Case, pace_s: float) -> Fig
         for _ in range(case.stops):
             stops.append(await fleet.trial(signal.SIGSTOP))
         size = int(median(trial["bytes"] for trial in kills))
-        raw_ms = await asyncio.to_thread(floors.raw_meanwhile_ms, size)
+        raw_ms, raw_first_ms = await asyncio.to_thread(floors.raw_meanwhile_ms, size)
     moved = [trial for trial in kills if trial["transfer_ms"]]  # the manager holds some of the replicas itself
     figures = {f"{name}_ms": _median(kills, f"{name}_ms") for name in ("detect", "locate", "transfer", "restart")}
     snapshots = {(agent["name"], agent["durable_version"]): agent for agent in ready if agent["durable_ms"] and agent["snapshot_pause_ms"]}
@@ -83,12 +85,14 @@ async def measured(folder: Path, size_mb: str, case: Case, pace_s: float) -> Fig
         "verified": sum(trial["outcome"] == "verified" for trial in [*kills, *stops]),
         "durable_ms": _median(list(snapshots.values()), "durable_ms"),
         "pause_ms": _median(list(snapshots.values()), "snapshot_pause_ms"),
+        "snapshot_ms": _median(list(snapshots.values()), "snapshot_ms"),
         "kill_ms": _spread(kills, "total_ms"),
         "stop_ms": _spread(stops, "total_ms"),
         **figures,
         "restart_p99_ms": _spread(kills, "restart_ms")["p99"],
         "repeat_ms": round(1000 * LOST_ON_AVERAGE * case.training * took_s / max(1, iterations), 1),
         "raw_meanwhile_ms": raw_ms,
+        "raw_first_ms": raw_first_ms,
         "moved": len(moved),
         "moved_ms": _median(moved, "transfer_ms") if moved else None,
         "beyond_by_raw": round(median(trial["total_ms"] - trial["detect_ms"] for trial in moved) / raw_ms, 2) if moved else None,

@@ -5,7 +5,8 @@
         await cluster.signal_agent("agent-3", signal.SIGKILL)
 
 Ports are below 32768 and free when they are looked for. Each command runs in a session of its own, which is how its processes are found
-again: everything that was started is stopped on leaving, by pid, also after a failure, whose traceback then ends with both logs' tails.
+again: everything that was started is stopped on leaving, by pid, also after a failure, whose traceback then ends with both logs' tails; and
+a life line (life_line.py) ends it where we are killed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 from protocol.aio.process import UserError
 from protocol.aio.status_client import request_status
 from protocol.identifiers import Address
+from scripts.life_line import LifeLine, kill_sessions, send, session_members
 
 BIN = Path(sys.executable).parent
 HOST = "127.0.0.1"
@@ -96,15 +98,20 @@ class LocalCluster:
         self.standby: subprocess.Popen[bytes] | None = None
         self.launcher: subprocess.Popen[bytes] | None = None
         self._spawned: list[subprocess.Popen[bytes]] = []
+        self._life_line: LifeLine | None = None
         self._manager_may_end = False
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> LocalCluster:
-        self.start_manager()
-        if self._standby:
-            self.start_standby()
-        self.start_agents()
+        try:
+            self.start_manager()
+            if self._standby:
+                self.start_standby()
+            self.start_agents()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -114,11 +121,13 @@ class LocalCluster:
 
     def spawn(self, log: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         """Run a command of ours in a session of its own, writing to `log`; stop() ends all that it leaves behind."""
+        self._life_line = self._life_line or LifeLine()
         command = [str(BIN / arguments[0]), *arguments[1:]]
         with (self.folder / log).open("ab") as out:
             process = subprocess.Popen(
                 command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True, env=plain_environment()
             )
+        self._life_line.hold(process.pid)
         self._spawned.append(process)
         return process
 
@@ -160,15 +169,12 @@ class LocalCluster:
                     process.terminate()
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(LEAVE_TIMEOUT_S)
-        # The launchers go first: one that lives would start its agents again.
+        kill_sessions({process.pid for process in self._spawned})
         for process in self._spawned:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-        while left := self.processes():
-            for pid in left:
-                send(pid, signal.SIGKILL)
-            time.sleep(0.01)
+            process.wait()
+        if self._life_line is not None:
+            self._life_line.let_go()
+            self._life_line = None
 
     def log(self, name: str) -> str:
         """All that was written to the log `name` so far."""
@@ -271,30 +277,11 @@ def plain_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("FMREC_")}
 
 
-def session_members(sessions: set[int]) -> list[int]:
-    """The pids of FMRec's processes in these sessions, zombies left out: what a command that led one has started, and itself."""
-    found = []
-    for path in Path("/proc").iterdir():
-        if path.name.isdigit():
-            with contextlib.suppress(OSError):
-                # After the command's name, which may hold anything but ends at the last bracket: state, parent, group, session.
-                state, _, _, session = (path / "stat").read_text().rpartition(")")[2].split()[:4]
-                if int(session) in sessions and state not in "ZX" and b"/fmrec-" in (path / "cmdline").read_bytes():
-                    found.append(int(path.name))
-    return found
-
-
-def send(pid: int, number: signal.Signals) -> None:
-    """The signal to a process that may be gone already."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def pss_mb(pid: int) -> float:
-    """The proportional set size of this process in MiB; 0 where it is gone."""
+def pss_mb(pid: int, part: str = "Pss") -> float:
+    """The proportional set size of this process in MiB, or a part of it ("Pss_Anon": without files); 0 where it is gone."""
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
+            if line.startswith(f"{part}:"):
                 return int(line.split()[1]) / 1024
     except OSError:
         pass

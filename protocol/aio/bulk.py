@@ -7,7 +7,8 @@
    broke off. Who is pushed a record that it holds says BulkStored at once.
 2. Bytes are received straight into the buffer that becomes the record, and each chunk is checked before it counts.
 3. Limits: BEGUN_MAX transfers that we begin are under way at once, the others wait; SERVED_MAX that others begin, more are refused as
-   busy. record_bytes_max bounds each record, and together all that are being pushed here or broke off; broken ones give way first.
+   busy. A fetch of a version that is not here waits for it, provide_max_s at most, and takes nobody's place meanwhile; WAITING_MAX do.
+   record_bytes_max bounds each record, and together all that are being pushed here or broke off; broken ones give way first.
 4. Time: a transfer in which no byte moves for stall_max_s is given up, and one that takes longer than transfer_timeout_s.
 """
 
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 SERVED_MAX = 64
 """Transfers that others may have under way here at once; more are refused as busy."""
+WAITING_MAX = 64
+"""Fetches that may wait at once for versions that are not here; more are refused."""
 BEGUN_MAX = 16
 """Transfers that we may have under way at once; more wait. Others' control traffic shares the network with them."""
 REUSED_IN_PLACE_BYTES_MAX = 1 << 20
@@ -79,7 +82,7 @@ class BulkHandler(Protocol):
         """A verified record: None when it is held, else why not."""
 
     async def provide(self, owner: NodeId, tree: TreeId, version: int) -> tuple[RecordSummary, Data] | None:
-        """The newest of at least `version`, waiting for it if that makes sense; None where there is none."""
+        """The newest of at least `version`, which is not held yet, when it comes; None where it will not. Cancelled in time."""
 
 
 class Bulk:
@@ -92,6 +95,7 @@ class Bulk:
         self._handlers: dict[NodeId, BulkHandler] = {}
         self._begun = asyncio.Semaphore(BEGUN_MAX)
         self._served = 0  # transfers under way that others began
+        self._waiting = 0  # fetches that wait for their version
         self._receiving_bytes = 0  # room made for what others push
         self._unfinished = Unfinished(parameters.unfinished_kept_s)
 
@@ -242,9 +246,9 @@ class Bulk:
             raise RecordInvalid(f"{named(assembly.summary)} does not have its digest: bytes were changed or lost")
 
     async def _give(self, link: Link, handler: BulkHandler, wanted: BulkFetch) -> None:
-        longest_s = self._parameters.transfer_timeout_s(self._parameters.record_bytes_max)
-        async with asyncio.timeout(longest_s):
-            found = await _while_open(link, handler.provide(wanted.owner, wanted.tree, wanted.version))
+        found = handler.held(wanted.owner, wanted.tree)
+        if found is None or found[0].version < wanted.version:
+            found = await self._provided(link, handler, wanted)
         if found is None:
             link.send(BulkRefuse(f"no record of {wanted.owner.short} of version {wanted.version} or later is held here"))
             return
@@ -261,6 +265,21 @@ class Bulk:
                 if not isinstance(asked, BulkWant):
                     raise MalformedMessage(f"{type(asked).__name__} where chunks are asked for")
                 await self._send_wanted(link, asked, front, data, unsent)
+
+    async def _provided(self, link: Link, handler: BulkHandler, wanted: BulkFetch) -> tuple[RecordSummary, Data] | None:
+        """A version that is not here yet; None where it does not come in time, or too many wait."""
+        if self._waiting >= WAITING_MAX:
+            return None
+        self._served -= 1
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._parameters.provide_max_s):
+                return await _while_open(link, handler.provide(wanted.owner, wanted.tree, wanted.version))
+        except TimeoutError:
+            return None
+        finally:
+            self._waiting -= 1
+            self._served += 1
 
     # --- both ---------------------------------------------------------------------------------------------------------
 

@@ -22,11 +22,12 @@ from typing import Any, Protocol
 from protocol.aio.alarm import Alarm
 from protocol.aio.bulk import BulkError, Purpose, PushOutcome
 from protocol.aio.connections import Connections
+from protocol.aio.promises import PromiseFile
 from protocol.aio.store import RecordStore
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.identifiers import Address, NodeId, Peer, TreeId
 from protocol.knowledge import Data
-from protocol.overlay.effects import CancelTransfer, Dial, DialSeed, Discard, Disconnect, Effect, Fetch, Notify, Push, Send
+from protocol.overlay.effects import CancelTransfer, Dial, DialSeed, Discard, Disconnect, Effect, Fetch, KeepPromises, Notify, Push, Send
 from protocol.overlay.events import (
     DialEnded,
     Event,
@@ -71,16 +72,24 @@ class Application(Protocol):
 
 
 class Driver:
-    """Made with everything it joins; start() puts the node on the network, close() takes it off."""
+    """Made with everything it joins; start() puts the node on the network, close() takes it off. promises: the file that the node's come
+    from, where it keeps any."""
 
     def __init__(
-        self, node: Node, connections: Connections, store: RecordStore, application: Application, parameters: OverlayParameters
+        self,
+        node: Node,
+        connections: Connections,
+        store: RecordStore,
+        application: Application,
+        parameters: OverlayParameters,
+        promises: PromiseFile | None = None,
     ) -> None:
         self.node = node
         self.store = store
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._connections = connections
         self._application = application
+        self._promises = promises
         self._parameters = parameters
         self._loop = asyncio.get_running_loop()
         self._events: deque[Event] = deque()
@@ -187,9 +196,8 @@ class Driver:
         await self.store.settled(summary)
         return None
 
-    async def provide(self, owner: NodeId, tree: TreeId, version: int) -> tuple[RecordSummary, Data] | None:
-        longest_s = self._parameters.transfer_timeout_s(self._parameters.record_bytes_max)
-        return await self.store.wait_for(owner, tree, version, longest_s)
+    async def provide(self, owner: NodeId, tree: TreeId, version: int) -> tuple[RecordSummary, Data]:
+        return await self.store.wait_for(owner, tree, version)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -209,6 +217,8 @@ class Driver:
         match effect:
             case Send(peer, message):
                 self._send(peer, message)
+            case KeepPromises():
+                self._spawn(self._keep(effect))
             case Dial(peer, patience):
                 self._spawn(self._dial(peer, patience))
             case DialSeed(address):
@@ -261,6 +271,11 @@ class Driver:
             self.failed.set_exception(error)
 
     # --- what effects start -------------------------------------------------------------------------------------------
+
+    async def _keep(self, effect: KeepPromises) -> None:
+        if self._promises is not None:
+            await self._promises.keep(effect.promises)
+        self._send(effect.answer.peer, effect.answer.message)
 
     async def _dial(self, peer: Peer, patience: int) -> None:
         ended = await self._connections.dial_fresh(self.node.self_peer, peer, patience)

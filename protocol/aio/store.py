@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
+from protocol.aio.synced_file import UNFINISHED, replace_file, sync_directory
 from protocol.chunks import Data, digest_of, verify
 from protocol.errors import RecordInvalid, RemoteProtocolError
 from protocol.identifiers import NodeId, TreeId
@@ -37,7 +38,6 @@ MAGIC = b"FMRec\x00r2"
 CHECK_BYTES = 32
 HEADER_BYTES_MAX = 4096
 SUFFIX = ".record"
-UNFINISHED = ".writing"
 SYNCED_TOGETHER_BYTES_MAX = 16 * 1024 * 1024
 """Records that wait for the disk share one sync of the directory, up to this; a small one never waits for many large ones."""
 
@@ -123,14 +123,11 @@ class RecordStore:
         held = self._records.get((owner, tree))
         return held if held is not None and held[0].version >= version_min else None
 
-    async def wait_for(self, owner: NodeId, tree: TreeId, version: int, timeout_s: float) -> Held | None:
-        """get(), waiting up to timeout_s seconds for such a record to come; None where it does not."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while (held := self.get(owner, tree, version)) is None:
-                    await self._woken(self._waiting, (owner, tree))
-                return held
-        return None
+    async def wait_for(self, owner: NodeId, tree: TreeId, version: int) -> Held:
+        """get(), when such a record is there; the caller sets a limit."""
+        while (held := self.get(owner, tree, version)) is None:
+            await self._woken(self._waiting, (owner, tree))
+        return held
 
     def discard(self, summary: RecordSummary) -> None:
         """Forgets this record, and any older one of its key; a newer one stays."""
@@ -246,7 +243,7 @@ def _write_batch(directory: Path, batch: dict[Key, Held | None]) -> dict[Key, OS
         except OSError as error:
             failures[key] = error
     try:
-        _sync_directory(directory)
+        sync_directory(directory)
     except OSError as error:
         failures |= dict.fromkeys(batch, error)
     return failures
@@ -262,33 +259,7 @@ def _replace(path: Path, held: Held | None) -> None:
         path.unlink(missing_ok=True)
         return
     header = frame(encode(BulkPush(held[0], "replica")))
-    unfinished = path.with_suffix(UNFINISHED)
-    try:
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            for part in (MAGIC, digest_of(header), header, held[1]):
-                _write_fully(descriptor, memoryview(part))
-            os.fdatasync(descriptor)
-        finally:
-            os.close(descriptor)
-        unfinished.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_fully(descriptor: int, data: memoryview) -> None:
-    while len(data):
-        data = data[os.write(descriptor, data) :]
+    replace_file(path, (MAGIC, digest_of(header), header, held[1]))
 
 
 def _read_all(directory: Path) -> tuple[list[Held], list[str]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from protocol.identifiers import Address, NodeId, Peer, TreeId
+from protocol.overlay.promise import TreePromise
 from protocol.wire.messages import Message, RoundOpen, Routable
 from protocol.wire.values import Departed, Holding, MemberInfo, RecordSummary
 
@@ -22,6 +23,14 @@ class Send:
 
     peer: Peer
     message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class KeepPromises:
+    """Put these on disk, in place of those before them; carry out the answer when they would survive a power cut, in order."""
+
+    promises: tuple[TreePromise, ...]
+    answer: Send
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +253,7 @@ class DeliverBody:
 
 
 Effect = (
-    Send | Dial | DialSeed | Disconnect | Push | Fetch | CancelTransfer | Discard
+    Send | KeepPromises | Dial | DialSeed | Disconnect | Push | Fetch | CancelTransfer | Discard
     | Activated | Delivered | MulticastReceived | MembersChanged | Durable | RetrievalEnded | RootAnswered | ElectorAnswered | Quit | Notify
     | PeerDied | PeerCleared | LeafSetChanged | Suspect | RouteBody | DeliverBody
 )  # fmt: skip

@@ -9,7 +9,7 @@ effect between machines; `_settle` hands these on until only effects for the out
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf
 from random import Random
 
@@ -19,6 +19,7 @@ from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
 from protocol.overlay.detector import Detector
 from protocol.overlay.pastry import Pastry
+from protocol.overlay.promise import TreePromise
 from protocol.overlay.replication import Replication
 from protocol.overlay.scribe import Scribe
 from protocol.overlay.terms import Terms
@@ -33,14 +34,15 @@ Effects = list[fx.Effect]
 class OverlayNode:
     """One node of the ring. Time is given with each event, chance comes from `rng`; no I/O happens here."""
 
-    def __init__(self, me: Peer, parameters: OverlayParameters, rng: Random) -> None:
+    def __init__(self, me: Peer, parameters: OverlayParameters, rng: Random, promises: Iterable[TreePromise] | None = None) -> None:
+        """promises: what the disk holds of an earlier life's (terms.py); None where there is no disk."""
         self.self_peer = me
         self._parameters = parameters
         self.detector = detector = Detector(me, parameters, rng, self._acquaintances)
         self.pastry = Pastry(me, parameters, rng, detector)
         self.scribe = Scribe(me, parameters, rng, self.pastry, detector)
         self.replication = Replication(me, parameters, self.pastry.leaf_set, detector.is_suspect, lambda: self.pastry.active)
-        self.terms = Terms(me, parameters, detector.life_of, self._hears)
+        self.terms = Terms(me, parameters, detector.life_of, self._hears, self.scribe.trees.__contains__, promises)
         self._clocks = (self.detector.deadlines, *self.pastry.clocks, self.scribe.deadlines, self.replication.deadlines)
         self._left = False
         self._due: float | None = None

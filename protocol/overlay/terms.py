@@ -15,19 +15,24 @@ commit. This is the part of those who are asked, the electors, and of whoever as
 5. Who is asked and refuses the connection is gone, its promises with it; silence is no answer. The difference is one fresh dial.
 6. Who roots the tree is asked by route to the treeId. Another node than the root answers only when it is the live node closest to
    the treeId: that is the word of the ring that the root is gone (Pastry, rule 3).
+7. Terms come from clocks, in milliseconds. One that is further ahead than any two clocks are apart is nobody's, and refused: a promise of
+   the largest number would lock out every later root. An elector that has promised in as many trees as a node may be in forgets the
+   promise that was renewed longest ago, of a tree that it is not in; it is an elector of those that it is in.
 
-A promise is kept in memory: an elector that dies forgets it. As it comes back it hears of the latest life like everyone near the treeId.
+An elector that has a disk answers when its promise is on it, and reads it when it starts again. Without one a promise is in memory: an
+elector that dies forgets it. As it comes back it hears of the latest life like everyone near the treeId.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from protocol.errors import RemoteProtocolError
 from protocol.identifiers import NodeId, Peer, TreeId
-from protocol.overlay.effects import Dial, Effect, ElectorAnswered, RootAnswered, RouteBody, Send
+from protocol.overlay.effects import Dial, Effect, ElectorAnswered, KeepPromises, RootAnswered, RouteBody, Send
+from protocol.overlay.promise import Promise, TreePromise
 from protocol.parameters import OverlayParameters
 from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest
 
@@ -37,17 +42,8 @@ REASON_MAX = 500
 """Characters of a reason that is passed on; what a peer says may be longer."""
 NUMBER_MAX = 1 << 62
 """No honest term or version is larger, and one more than it still fits the wire."""
-
-
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """The latest term that was promised in one tree, and to whom; the newest version that was agreed to, with the term of its writer."""
-
-    term: int = 0
-    version: int = 0
-    written: int = 0
-    root: Peer | None = None
-
+LEAP_MAX = 1 << 42
+"""Milliseconds, 139 years: a clock that has never been set begins with 1970, and no two are further apart."""
 
 NONE = Promise()
 
@@ -61,16 +57,26 @@ class Question:
 
 
 class Terms:
-    """Promises and questions of one node. `life_of` is the failure detector's word on who lives; `hears`: was it heard lately?"""
+    """Promises and questions of one node. `life_of` is the failure detector's word on who lives; `hears`: was it heard lately? `is_in`: is
+    this node in the tree? kept: what an earlier life has promised; None where promises are in memory alone."""
 
     def __init__(
-        self, me: Peer, parameters: OverlayParameters, life_of: Callable[[NodeId], Peer | None], hears: Callable[[NodeId, float], bool]
+        self,
+        me: Peer,
+        parameters: OverlayParameters,
+        life_of: Callable[[NodeId], Peer | None],
+        hears: Callable[[NodeId, float], bool],
+        is_in: Callable[[TreeId], bool] = lambda tree: False,
+        kept: Iterable[TreePromise] | None = None,
     ) -> None:
         self._me = me
         self._parameters = parameters
         self._life_of = life_of
         self._hears = hears
-        self._promises: dict[TreeId, Promise] = {}
+        self._is_in = is_in
+        self._keeps = kept is not None
+        self._promises: dict[TreeId, Promise] = {each.tree: each.promise for each in kept or ()}
+        """The one that was renewed longest ago first."""
         self._questions: dict[int, Question] = {}
         self._root_asked: dict[int, TreeId] = {}
         """Which tree's root each question to the ring was about."""
@@ -88,25 +94,43 @@ class Terms:
 
     def term_requested(self, sender: Peer, message: TermRequest, now: float) -> list[Effect]:
         """Rules 2 and 4. RemoteProtocolError where a root asks for another term than its own, or for what cannot be."""
+        before = self._promises.get(message.tree, NONE)
         _check(message.term, message.version)
+        if message.term > max(self._me.incarnation, before.term) + LEAP_MAX:
+            raise RemoteProtocolError(f"term {message.term} of tree {message.tree.short} is of no clock: set that of {sender.address}")
         if not message.sounding and (sender.id, sender.incarnation) != (message.tree, message.term):
             raise RemoteProtocolError(f"{sender.id.short} asks for a term of tree {message.tree.short}, which it does not root")
-        before = self._promises.get(message.tree, NONE)
         reason = self._objection(sender, message, before, now)
         after = before
         if not reason and not message.sounding:
             # A question that was asked again may be overtaken by the next one: what was agreed to is not taken back.
             agreed = before.written, before.version
             written, version = max(agreed, (message.term, message.version)) if message.version else agreed
-            after = self._promises[message.tree] = Promise(message.term, version, written, sender)
-        return [Send(sender, TermReply(message.request, not reason, after.term, before.version, before.written, reason))]
+            after = Promise(message.term, version, written, sender)
+            self._promise(message.tree, after)
+        answer = Send(sender, TermReply(message.request, not reason, after.term, before.version, before.written, reason))
+        if after is before or not self._keeps:
+            return [answer]
+        return [KeepPromises(tuple(TreePromise(tree, promise) for tree, promise in self._promises.items()), answer)]
+
+    def _promise(self, tree: TreeId, promise: Promise) -> None:
+        if self._promises.pop(tree, None) is None and self._is_full() and (forgotten := self._to_forget()) is not None:
+            del self._promises[forgotten]
+        self._promises[tree] = promise
+
+    def _is_full(self) -> bool:
+        return len(self._promises) >= self._parameters.trees_max
+
+    def _to_forget(self) -> TreeId | None:
+        """Rule 7; None where we are in all of them."""
+        return next((tree for tree in self._promises if not self._is_in(tree)), None)
 
     def _objection(self, sender: Peer, message: TermRequest, before: Promise, now: float) -> str:
         """Why not; empty for yes."""
         if before.term > message.term or (before.term == message.term and before.root != sender):
             return f"term {before.term} is promised"
-        if before is NONE and len(self._promises) >= self._parameters.trees_max:
-            return f"{len(self._promises)} trees have promises of this node already"
+        if before is NONE and self._is_full() and self._to_forget() is None:
+            return f"this node is in {len(self._promises)} trees already"
         if not message.sounding:
             return ""
         root = self._life_of(message.tree)

@@ -23,7 +23,8 @@ from typing import Any
 
 from protocol.identifiers import Address
 from scripts.hosts import Network, OneMachine
-from scripts.local_cluster import LocalCluster, send
+from scripts.life_line import send
+from scripts.local_cluster import LocalCluster
 
 MANAGERS = {"manager-a": 1, "manager-b": 2}
 """And the host of each."""

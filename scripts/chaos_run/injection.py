@@ -9,7 +9,7 @@ import time
 from scripts.chaos_run.cluster import ChaosCluster
 from scripts.chaos_run.plan import Fault
 from scripts.hosts import Network
-from scripts.local_cluster import send
+from scripts.life_line import send
 
 
 class Injection:

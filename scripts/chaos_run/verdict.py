@@ -59,7 +59,7 @@ def judge(seen: Seen, undisturbed: Thetas) -> dict[str, Any]:
     troubles = promises.troubles(seen.logs) + list(seen.odd_ends)
     strays = [f"process {pid} is nobody's" for pid in seen.strays] + [f"{name} did not leave in order" for name in seen.late]
     growth = promises.growth_pct(seen.samples)
-    found = {"P1": twice, "P2": lost, "P5": differ, "P6": back, "P8": [*kept, *strays, *troubles]}
+    found = {"P1": twice, "P2": lost, "P5": differ, "P6": back, "P8": [*kept, *strays, *promises.memory_grown(growth), *troubles]}
     stuck = [seen.stuck] if seen.stuck is not None else []
     return {
         "agents": seen.agents,
@@ -76,8 +76,8 @@ def judge(seen: Seen, undisturbed: Thetas) -> dict[str, Any]:
         "thetas_compared": len(seen.thetas.keys() & undisturbed.keys()),
         "leaked_processes": len(strays),
         "leaked_fds": len(kept),
-        "memory_growth_pct": max(growth.values(), default=None),
-        "memory_growth_by_role_pct": growth,
+        "memory_growth_pct": max((pct for pct, _ in growth.values()), default=None),
+        "memory_growth_by_role_pct": {role: pct for role, (pct, _) in growth.items()},
         "troubles": len(troubles),
         "broken": stuck + [f"{number}: {sentence}" for number, sentences in found.items() for sentence in sentences],
     }

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,8 @@ class Watch:
         """What the kernel says of every process, once."""
         for name, pid in self._cluster.pids().items():
             with contextlib.suppress(OSError):  # it has just died
-                connections, others = _descriptors(pid)
-                self.samples.append(Sample(name, pid, self.now_s, connections, others, pss_mb(pid)))
+                connections, others, what = _descriptors(pid)
+                self.samples.append(Sample(name, pid, self.now_s, connections, others, pss_mb(pid, "Pss_Anon"), what))
 
 
 async def _ask(address: Address) -> dict[str, Any] | None:
@@ -108,13 +109,14 @@ async def _ask(address: Address) -> dict[str, Any] | None:
         return None
 
 
-def _descriptors(pid: int) -> tuple[int, int]:
-    """Of this process: the sockets whose connection is established, and all its other descriptors."""
+def _descriptors(pid: int) -> tuple[int, int, str]:
+    """Of this process: the sockets whose connection is established, all its other descriptors, and these by kind."""
     rows = [row.split() for row in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
-    established = {f"socket:[{row[9]}]" for row in rows if row[3] == ESTABLISHED}
-    held = []
+    states = {f"socket:[{row[9]}]": row[3] for row in rows}
+    kinds: Counter[str] = Counter()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):  # it has just been closed
-            held.append(os.readlink(descriptor))
-    connected = sum(what in established for what in held)
-    return connected, len(held) - connected
+            held = os.readlink(descriptor)
+            kinds[f"TCP in state {states[held]}" if held in states else held.partition(":")[0]] += 1
+    connected = kinds.pop(f"TCP in state {ESTABLISHED}", 0)
+    return connected, kinds.total(), ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))

@@ -22,7 +22,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from scripts.local_cluster import plain_environment, send
+from scripts.life_line import send
+from scripts.local_cluster import plain_environment
 from scripts.overlay_bench.node_process import LINE_BYTES_MAX
 
 NODE_PROCESS = Path(__file__).with_name("node_process.py")

@@ -22,7 +22,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from scripts.local_cluster import ClusterError, LocalCluster, Status, send
+from scripts.life_line import send
+from scripts.local_cluster import ClusterError, LocalCluster, Status
 
 AGENTS = 12
 ROUND = 400
@@ -94,7 +95,11 @@ class Fleet:
 
     async def __aenter__(self) -> Fleet:
         await self.cluster.__aenter__()
-        await self.cluster.until(lambda status: status["stage"] == "train", WITHIN_S)
+        try:
+            await self.cluster.until(lambda status: status["stage"] == "train", WITHIN_S)
+        except BaseException as error:
+            await self.cluster.__aexit__(None, error, None)
+            raise
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -135,7 +140,7 @@ class Fleet:
         when = time.time()
         os.kill(before["pid"], number)
         again = asyncio.create_task(self._again(index, before, when)) if number == signal.SIGKILL else None
-        recovery = await self._recovered(before)
+        recovery = await self._recovered(before, when)
         if number == signal.SIGSTOP:
             send(before["pid"], signal.SIGCONT)
         detect_ms = 1000 * (recovery["noticed_unix_s"] - when)
@@ -161,11 +166,12 @@ class Fleet:
             await asyncio.sleep(WATCH_S)
         raise ClusterError(f"agent-{index} was not met in the middle of a job within {WITHIN_S:.0f} s")
 
-    async def _recovered(self, before: Status) -> Figures:
+    async def _recovered(self, before: Status, when: float) -> Figures:
+        """The recovery that the signal at this Unix time has led to. A life that hung has had others, and one that was slow may have."""
         life = before["name"], before["incarnation"]
 
         def ended(status: Status) -> Figures | None:
-            recoveries = (r for r in reversed(status["recoveries"]) if r["outcome"] != "running")
+            recoveries = (r for r in reversed(status["recoveries"]) if r["outcome"] != "running" and r["noticed_unix_s"] >= when)
             return next((r for r in recoveries if (r["agent"], r["incarnation"]) == life), None)
 
         return ended(await self.cluster.until(lambda status: ended(status) is not None, WITHIN_S, WATCH_S)) or {}

@@ -87,13 +87,13 @@ def _recoveries(sizes: dict[str, Figures]) -> Table:
 
 
 def _readiness(sizes: dict[str, Figures]) -> Table:
-    columns = ("MB", "bytes", "pause", "durable", "raw", "raw meanwhile", "moved", "of", "beyond detection / raw meanwhile")
+    columns = ("MB", "bytes", "pause", "snapshot", "durable", "raw", "raw meanwhile", "its first", "moved", "of", "beyond detection / raw")
     columns += ("raw / bulk", "raw / with digests")
     table = _table("checkpoints and transfers; ms, medians; the raw transfer alone and beside the twelve agents", columns)
     for size, found in sizes.items():
-        times = ("pause_ms", "durable_ms", "raw_ms", "raw_meanwhile_ms", "moved_ms")
+        times = ("pause_ms", "snapshot_ms", "durable_ms", "raw_ms", "raw_meanwhile_ms", "raw_first_ms", "moved_ms")
         ratios = ("beyond_by_raw", "bulk_ratio", "bulk_digest_ratio")
-        shown = [[_shown(found[name]) for name in names] for names in (times, ratios)]
+        shown = [[_shown(found.get(name)) for name in names] for names in (times, ratios)]
         table.add_row(size, f"{found['bytes']:,}", *shown[0], f"{found['moved']}/{found['kills']}", *shown[1])
     return table
 

@@ -398,4 +398,4 @@ async def test_a_snapshot_that_cannot_be_sealed_is_said(ring: Ring, caplog: pyte
     with caplog.at_level(logging.ERROR):
         a.worker.ordered(manager.order("train", 0), manager.me)
         await until(lambda: manager.brought)
-        await until(lambda: "a snapshot cannot be kept: a tensor has no form as bytes" in caplog.text)
+        await until(lambda: "a snapshot cannot be kept: a record of these tensors cannot be made" in caplog.text)

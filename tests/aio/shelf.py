@@ -33,8 +33,8 @@ def noise(size: int, version: int = 1, changed: int = 0) -> tuple[RecordSummary,
 
 
 def _record(sections: list[bytes], version: int) -> tuple[RecordSummary, bytes]:
-    digest, data = bind(sections)
-    return RecordSummary(OWNER, TREE, version, 1, 0, 0, False, len(data), digest), data
+    digest, data = bind([[section] for section in sections])
+    return RecordSummary(OWNER, TREE, version, 1, 0, 0, False, len(data), digest), bytes(data)
 
 
 @dataclass

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from protocol.aio.bulk import BEGUN_MAX, BulkError, PushOutcome
+from protocol.aio.bulk import BEGUN_MAX, WAITING_MAX, BulkError, PushOutcome
 from protocol.aio.link import TURN_BYTES_MAX, Link, LinkClosed
 from protocol.chunks import front_bytes
 from protocol.identifiers import Peer, agent_id
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import BulkFetch, BulkPush, BulkWant, Ping
+from protocol.wire.messages import BulkFetch, BulkPush, BulkRefuse, BulkWant, Ping
 from tests.aio.shelf import OWNER, TREE, Shelf, Start, fetch, offer, push, record
 
 HASTY = OverlayParameters(delay_max_s=0.1)
@@ -130,6 +130,23 @@ async def test_who_does_not_wait_is_not_waited_for(pair: tuple[Any, Any, Shelf])
     fetching.cancel()
     async with asyncio.timeout(5):
         await shelf.gave_up.wait()
+
+
+async def test_fetches_of_a_version_that_never_comes_keep_nobody_from_being_served(start: Start) -> None:
+    """As many as there may be transfers: they wait apart, for a while, and more than that are refused at once."""
+    a, b, shelf = await start("a"), await start("b"), Shelf()
+    b.connections.bulk.serve(b.peer.id, shelf)
+    shelf.has = given = record()
+    links = []
+    for _ in range(WAITING_MAX + 1):
+        links.append(await a.connections._dial_bulk(a.peer, b.peer))
+        links[-1].send(BulkFetch(OWNER, TREE, 99))
+    assert isinstance(await links[-1].receive(), BulkRefuse)
+    assert (await push(a, b, *record(version=2))).outcome == "stored"
+    assert (await fetch(a, b))[0] == given[0]
+    for link in links[:-1]:
+        assert isinstance(await link.receive(), BulkRefuse), "after provide_max_s"
+    assert shelf.gave_up.is_set()
 
 
 async def test_a_holder_that_says_nothing(start: Start) -> None:

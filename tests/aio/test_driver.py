@@ -102,8 +102,8 @@ async def host(start: Start) -> AsyncIterator[Callable[..., Any]]:
 
 
 def record(version: int = 1, size: int = 1000) -> tuple[RecordSummary, bytes]:
-    digest, data = bind([bytes([version]) * size])
-    return RecordSummary(agent_id("c", "o"), tree_id("t", "u"), version, 1, 0, 0, False, len(data), digest), data
+    digest, data = bind([[bytes([version]) * size]])
+    return RecordSummary(agent_id("c", "o"), tree_id("t", "u"), version, 1, 0, 0, False, len(data), digest), bytes(data)
 
 
 async def test_the_timer_follows_the_next_deadline(host: Any) -> None:

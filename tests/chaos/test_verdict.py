@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scripts.chaos_run.promises import AGE_MIN_S, SPAN_MIN_S, Life, Sample, growth_pct, unhealed
+from scripts.chaos_run.promises import GROWTH_MAX_PCT, LIVES_MIN, SPAN_MIN_S, Life, Sample, growth_pct, unhealed
 from scripts.chaos_run.verdict import Seen, judge
 
 LOG_A = """
@@ -127,13 +127,28 @@ def test_what_did_not_heal_is_told_first() -> None:
     ]
 
 
-def test_growth_is_that_of_the_median_process_after_its_youth() -> None:
-    def life(name: str, pid: int, *sizes: float) -> list[Sample]:
-        times = (0.0, AGE_MIN_S, AGE_MIN_S + SPAN_MIN_S)
-        return [Sample(name, pid, at_s, 1, 1, size) for at_s, size in zip(times, sizes, strict=False)]
+def grown(name: str, pid: int, *quarters: float, span_s: float = SPAN_MIN_S) -> list[Sample]:
+    """A process whose size is this in each quarter of its life."""
+    return [Sample(name, pid, span_s * at / 8, 1, 1, quarters[min(at // 2, 3)]) for at in range(9)]
 
-    agents = [*life("host-1-0", 1, 10, 20, 21), *life("host-1-1", 2, 10, 20, 22), *life("host-1-1", 3, 10, 20, 26)]
-    assert growth_pct([*agents, *life("manager-a", 4, 100, 200, 190), *life("launcher-1", 5, 50, 50)]) == {"agent": 10.0, "manager": -5.0}
+
+def test_growth_is_that_of_the_median_process_after_its_youth() -> None:
+    agents = [*grown("host-1-0", 1, 5, 20, 20, 21), *grown("host-1-1", 2, 10, 20, 21, 22), *grown("host-1-1", 3, 10, 20, 30, 26)]
+    managers = [*grown("manager-a", 4, 50, 200, 195, 190), *grown("launcher-1", 5, 10, 20, 30, 40, span_s=SPAN_MIN_S - 1)]
+    assert growth_pct([*agents, *managers]) == {"agent": (10.0, 3), "manager": (-5.0, 1)}
+
+
+def test_a_moment_in_which_a_sibling_is_dead_is_no_growth() -> None:
+    looks = [Sample("host-1-0", 1, 2.0 * at, 1, 1, 40.0 if at == 60 else 20.0) for at in range(61)]
+    assert growth_pct(looks) == {"agent": (0.0, 1)}
+
+
+def test_a_role_that_goes_on_growing() -> None:
+    leak = [sample for pid in range(LIVES_MIN) for sample in grown("host-1-0", pid, 10, 20, 22, 24)]
+    assert broken(samples=(*FINE.samples, *leak), calm_s=999.0) == [
+        f"P8: the median agent of {LIVES_MIN} that were seen for 120 s grew by 20.0 %, where {GROWTH_MAX_PCT:g} are the most"
+    ]
+    assert broken(samples=(*FINE.samples, *grown("host-1-0", 1, 10, 20, 22, 24)), calm_s=999.0) == [], "one may have its reasons"
 
 
 def status(name: str, parent: str | None, neighbours: int = 3) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.local_cluster import send
+from scripts.life_line import send
 from tests.end_to_end.stories import (
     AGENTS,
     RECOVERED_WITHIN_S,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
+from protocol.aio.promises import PromiseFile
 from protocol.aio.store import RecordStore
 from protocol.identifiers import NodeId, agent_id
 from protocol.parameters import OverlayParameters
-from scripts.local_cluster import CLUSTER, LocalCluster, Status, send
+from scripts.life_line import send
+from scripts.local_cluster import CLUSTER, LocalCluster, Status
 from tests.aio.waiting import until
 from tests.end_to_end.stories import AGENTS, ROUNDS, SOURCES, STORY_S, story, the_end
 
@@ -28,6 +31,11 @@ async def kill_everything(cluster: LocalCluster) -> None:
 def record_directories(folder: Path) -> list[Path]:
     """The agents' and the manager's."""
     return sorted({path.parent for path in folder.rglob("*.record")})
+
+
+def promise_files(folder: Path) -> list[Path]:
+    """The agents'."""
+    return sorted(folder.rglob("promises"))
 
 
 async def held_on_disk(folder: Path) -> dict[Path, dict[NodeId, int]]:
@@ -61,6 +69,13 @@ async def test_all_durable_versions_come_back(tmp_path: Path, undisturbed: str) 
             ]
             assert len(holders) >= QUORUM, f"version {life['durable_version']} of {life['name']} is on {len(holders)} disks but its own"
 
+        said: list[str] = []
+        words = [word for path in promise_files(tmp_path) for word in PromiseFile(path, said.append).read()]
+        assert not said
+        assert sum(word.promise.version >= 4 for word in words) > AGENTS / 2, "the electors keep their word, too"
+
+        # One has lost its disk as well, and may ask for its record before those are back that hold it.
+        shutil.rmtree(tmp_path / "agents" / lives[0]["name"])
         cluster.start_manager()
         cluster.start_agents()
         await cluster.until(lambda status: status["counts"]["alive"] == AGENTS, STORY_S)

@@ -13,7 +13,8 @@ from fmrec_manager.report import digest_of
 from fmrec_manager.settings import TreeSettings
 from protocol.aio.settings import load
 from protocol.identifiers import agent_id
-from scripts.local_cluster import CLUSTER, send
+from scripts.life_line import send
+from scripts.local_cluster import CLUSTER
 from tests.end_to_end.stories import AGENT_SET, ROUNDS, SOURCES, in_a_job, member, recovery_of, story, the_end
 
 ADMM = ("learning.learner=admm", "learning.rho=20.0", "learning.iterations_per_round=12", "checkpoint_every=4")

@@ -63,6 +63,19 @@ class Watch:
         return self.closest_answers()
 
 
+def test_rule_3_a_standby_that_nobody_answers_says_so_and_waits_until_there_is_a_ring_again() -> None:
+    """All may be dead, or it is cut off: it cannot know which."""
+    watch = Watch(now=1000.0)
+    watch.after(0.0)
+    assert watch.standby.reason == "looking for the root"
+    watch.root_answers()
+    assert set(watch.after(PATIENCE.patience_s + 1)) == {AskForRoot()}
+    assert (watch.standby.stage, watch.standby.reason) == ("watching", "nobody in the ring answers: cut off, or alone")
+    watch.closest_answers()
+    watch.after(PATIENCE.settle_s)
+    assert watch.closest_answers() == [LookForRecord()], "the agents are back, and the root is not"
+
+
 def test_from_watching_to_rooting() -> None:
     watch = Watch()
     assert watch.after(0.0) == [AskForRoot()]

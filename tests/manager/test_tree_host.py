@@ -182,10 +182,10 @@ async def test_a_replica_that_cannot_be_used_is_no_contribution_and_no_harm(host
     record, data = made(host, "b", 0, {})
     host.store.put(record, data)
     host(RetrievalEnded(recovery.number, record, (), 0.0, 0.0, 1))
-    assert "the record holds no contribution" in recovery.reason
+    await until(host, lambda: "the record holds no contribution" in recovery.reason)
     gone, _ = made(host, "b", 2)
     host(RetrievalEnded(recovery.number, gone, (), 0.0, 0.0, 1))
-    assert "is no longer held here" in recovery.reason
+    await until(host, lambda: "is no longer held here" in recovery.reason)
     await until(host, lambda: recovery.outcome == "lost")
     assert host.root.stage == "train"
 
@@ -195,7 +195,9 @@ async def test_a_replica_fills_the_slot_and_its_owner_comes_too_late(hosted: Hos
     host(MembersChanged(host.tree, (), (Departed(AGENTS["b"].id, 1, "died", "refused"),)))
     record, data = made(host, "b", 0)
     host.store.put(record, data)
-    host(RetrievalEnded(host.root.recoveries[0].number, record, (), 0.0, 0.0, 1))
+    (recovery,) = host.root.recoveries
+    host(RetrievalEnded(recovery.number, record, (), 0.0, 0.0, 1))
+    await until(host, lambda: recovery.outcome == "verified")
     refused = await host.on_upload(record, data, AGENTS["b"])
     assert refused is not None
     assert "already, by replica" in refused

@@ -12,7 +12,8 @@ from protocol.identifiers import NodeId, Peer
 from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
 from protocol.overlay.node import OverlayNode
-from protocol.overlay.terms import QUESTIONS_MAX, REASON_MAX, Terms
+from protocol.overlay.promise import Promise, TreePromise
+from protocol.overlay.terms import LEAP_MAX, QUESTIONS_MAX, REASON_MAX, Terms
 from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest
 from protocol.wire.messages import LeafProbe, LeafProbeReply, Multicast, RoundOpen, Route
 from tests.overlay.scene import ME, P, facts, member, node_id, of, peer, sent
@@ -86,11 +87,55 @@ def test_rule_2_a_root_asks_for_its_own_term_alone() -> None:
     assert elector.terms.promised(TREE) == 0
 
 
-def test_rule_2_promises_are_for_so_many_trees_as_a_node_may_be_in() -> None:
-    terms = Terms(ME, replace(P, trees_max=1), {}.get, lambda identifier, now: False)
-    for tree, granted in ((TREE, True), (node_id(0x11), False), (TREE, True)):
-        (reply,) = terms.term_requested(Peer(tree, "root", 1, 4), TermRequest(1, tree, 4, 1), 0.0)
-        assert reply.message.granted is granted  # type: ignore[union-attr]
+def test_rule_7_promises_of_strange_trees_without_end_do_not_take_the_place_of_those_of_our_own() -> None:
+    """Anybody may say that it roots a tree: 1,024 of them must not keep the root of ours from being promised anything."""
+    ours = {TREE}
+    terms = Terms(ME, replace(P, trees_max=3), {}.get, lambda identifier, now: False, ours.__contains__)
+
+    def granted(tree: NodeId, term: int) -> bool:
+        (reply,) = terms.term_requested(Peer(tree, "root", 1, term), TermRequest(1, tree, term, 1), 0.0)
+        return bool(reply.message.granted)  # type: ignore[union-attr]
+
+    assert granted(TREE, 5)
+    assert all(granted(node_id(number), 4) for number in range(0x20, 0x40))
+    assert not granted(TREE, 4), "it was not forgotten"
+    assert granted(TREE, 6)
+    assert granted(node_id(0x20), 1), "the longest ago goes first"
+    ours |= {node_id(0x20), node_id(0x3F)}
+    assert not granted(node_id(0x50), 4), "no promise of a tree that we are in is ever forgotten"
+    assert granted(TREE, 7)
+
+
+def test_rule_7_a_term_of_no_clock_is_refused_and_later_roots_are_not_locked_out() -> None:
+    elector = Elector()
+    now_ms = 1_800_000_000_000
+    elector.terms = Terms(replace(ME, incarnation=now_ms), P, {}.get, lambda identifier, now: False)
+    for sounding in (False, True):
+        with pytest.raises(RemoteProtocolError, match="is of no clock"):
+            elector.asked((1 << 62) - 2, by=root((1 << 62) - 2), sounding=sounding)
+    assert elector.asked(now_ms).granted
+    ahead = now_ms + LEAP_MAX
+    assert elector.asked(ahead).granted, "a clock that was wrong by a century"
+    assert elector.asked(ahead + 1).granted, "whoever takes its place has heard of that term"
+    unset = Elector()
+    assert unset.asked(now_ms).granted, "it is ours that begins with 1970"
+
+
+def test_an_elector_with_a_disk_answers_when_its_promise_is_kept_and_keeps_it_in_its_next_life() -> None:
+    terms = Terms(ME, P, {}.get, lambda identifier, now: False, kept=())
+    (kept,) = terms.term_requested(root(4), TermRequest(5, TREE, 4, 7), 0.0)
+    assert isinstance(kept, fx.KeepPromises)
+    assert kept.promises == (TreePromise(TREE, Promise(4, 7, 4, root(4))),)
+    assert kept.answer == fx.Send(root(4), TermReply(5, True, 4, 0, 0))
+    (refused,) = terms.term_requested(root(3), TermRequest(6, TREE, 3, 8), 0.0)
+    assert isinstance(refused, fx.Send), "nothing new was promised"
+    elector = Elector()
+    elector.terms = Terms(replace(ME, incarnation=ME.incarnation + 1), P, {}.get, lambda identifier, now: False, kept=kept.promises)
+    assert elector.terms.promised(TREE) == 4
+    (answer,) = elector.terms.term_requested(root(3), TermRequest(7, TREE, 3, 8), 0.0)
+    assert answer == fx.Send(root(3), TermReply(7, False, 4, 7, 4, "term 4 is promised"))
+    (answer,) = elector.terms.term_requested(root(9), TermRequest(8, TREE, 9, 0), 0.0)
+    assert answer.answer.message == TermReply(8, True, 9, 7, 4), "and tells the next root of the version that it agreed to"  # type: ignore[union-attr]
 
 
 def test_rule_3_an_earlier_life_than_the_one_promised_or_heard_is_of_the_past() -> None:

@@ -36,8 +36,8 @@ def summary_of(digest: bytes, size: int) -> RecordSummary:
 
 
 def record(*sections: bytes, compress: bool = False) -> tuple[RecordSummary, bytes]:
-    digest, data = bind(sections, compress=compress)
-    return summary_of(digest, len(data)), data
+    digest, data = bind([[section] for section in sections], compress=compress)
+    return summary_of(digest, len(data)), bytes(data)
 
 
 def noise(size: int) -> bytes:
@@ -71,7 +71,7 @@ def test_a_large_section_has_longer_chunks_and_never_too_many() -> None:
     assert len(front_of(*record(bytes(size))).digests) == CHUNKS_OF_SECTION_MAX
     assert len(front_of(*record(bytes(size + 1))).digests) == CHUNKS_OF_SECTION_MAX // 2 + 1
     with pytest.raises(LocalProtocolError, match=f"at most {SECTIONS_MAX} sections"):
-        bind([b"x"] * (SECTIONS_MAX + 1))
+        bind([[b"x"]] * (SECTIONS_MAX + 1))
 
 
 @pytest.mark.parametrize("compress", [False, True])

@@ -105,7 +105,7 @@ def test_who_lies_with_right_digests_is_refused_when_the_record_is_opened(at: in
     summary, data = seal(knowledge())
     content = bytes(content_of(summary, data, 1 << 20))
     for changed in (content[:at], content[:at] + b"\xff" + content[at + 1 :]):
-        digest, lied = bind([changed], compress=compress)
+        digest, lied = bind([[changed]], compress=compress)
         lie = replace(summary, digest=digest, record_bytes=len(lied))
         verify(lie, lied)
         with contextlib.suppress(RecordInvalid):  # a byte of a figure or of a tensor makes another record, but one of the same name
