@@ -71,17 +71,18 @@ SHORT = 20
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What the command line says. share: rounds and targets are divided by it."""
+    """What the command line says. share: rounds and targets are divided by it. only: what a case's name must hold."""
 
     data: str
     share: int
     threads: int
+    only: str
 
 
 def sinusoid(seed: int, given: Given) -> Iterator[Row]:
     """One net that is good after one step and after ten, and one trained to fit all sinusoids at once (Finn et al., 5.1: pretrained)."""
     task = {"name": "sinusoid", "meta_batch": 25, "queries": 20, "activation": "silu"}
-    for case, method, rounds, rates in SINUSOID_CASES:
+    for case, method, rounds, rates in (each for each in SINUSOID_CASES if given.only in each[0]):
         options = LearningOptions.model_validate({"task": task, "iterations_per_round": 1, "adapt_iterations": 10, **method})
         stages = falling(rounds // given.share, 0.003)
         trained = train(options, sources=1, stages=stages, optimizer="adam", seed=seed, threads=given.threads)
@@ -109,7 +110,7 @@ def synthetic(seed: int, given: Given) -> Iterator[Row]:
 
 def omniglot(seed: int, given: Given) -> Iterator[Row]:
     """Second-order MAML, one inner step in training and five at test, as the sources' only agent and as twelve."""
-    for case, sources, meta_batch, rounds in OMNIGLOT_CASES:
+    for case, sources, meta_batch, rounds in (each for each in OMNIGLOT_CASES if given.only in each[0]):
         options = omniglot_options(given.data, sources, meta_batch, queries=5)
         stages = falling(rounds // given.share, 0.006)
         trained = train(options, sources=sources, stages=stages, optimizer="adam", seed=seed, threads=given.threads)
@@ -204,10 +205,11 @@ def main() -> int:
     parser.add_argument("--data", default="synthetic", help="the folder of the real data (parking, omniglot)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="train from each of these")
     parser.add_argument("--quick", action="store_true", help=f"1 / {SHORT} of the rounds and targets: to see that it runs")
+    parser.add_argument("--only", default="", help="of sinusoid and omniglot, the cases whose name holds this (\"1 agent\")")
     parser.add_argument("--threads", type=int, default=1, help="torch's, of sinusoid and omniglot in training (default 1)")
     parser.add_argument("--json", action="store_true", help="one object on standard output")
     arguments = parser.parse_args()
-    given = Given(arguments.data, SHORT if arguments.quick else 1, arguments.threads)
+    given = Given(arguments.data, SHORT if arguments.quick else 1, arguments.threads, arguments.only)
     try:
         rows = []
         for seed in arguments.seeds:
@@ -218,6 +220,9 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     said = {"experiment": arguments.experiment, "data": given.data, "quick": arguments.quick, "threads": given.threads}
+    if not rows:
+        names = ", ".join(case[0] for case in (*SINUSOID_CASES, *OMNIGLOT_CASES))
+        parser.error(f"--only {given.only!r} is in no case's name: {names}")
     report = {**said, "hardware": hardware(), "rows": rows}
     if arguments.json:
         print(json.dumps(report))
