@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -50,11 +50,24 @@ class Trained:
     cpu_s: float
 
 
-def train(options: LearningOptions, *, sources: int, stages: tuple[Stage, ...], optimizer: Optimizer, seed: int) -> Trained:
-    """theta after the stages, by `sources` source agents, weighted by their samples."""
+def train(
+    options: LearningOptions,
+    *,
+    sources: int | Sequence[int],
+    stages: tuple[Stage, ...],
+    optimizer: Optimizer,
+    seed: int,
+    threads: int = 1,
+) -> Trained:
+    """theta after the stages, by source agents weighted by their samples: the first so many, or those of these indices.
+
+    threads: torch's. An agent has one; a process that is several agents by turns may have more.
+    """
     began, cpu_began = time.perf_counter(), time.process_time()
-    names = [f"agent-{index}" for index in range(sources)]
-    learners = [load_learner(options, name=name, role="source", index=index) for index, name in enumerate(names)]
+    chosen = range(sources) if isinstance(sources, int) else sources
+    names = [f"agent-{index}" for index in chosen]
+    learners = [load_learner(options, name=name, role="source", index=index) for index, name in zip(chosen, names, strict=True)]
+    torch.set_num_threads(threads)
     theta: Tensors = learners[0].initial_parameters(seed)
     state: Mapping[str, Any] | None = None
     done, losses = 0, [float("nan")]

@@ -1,15 +1,15 @@
 """How well each task is learnt: trains in one process through the agents' learners and the manager's server step, and measures on targets.
 
-    sinusoid     K = 10: MSE after 1 and 10 steps; the floor is a net of the same size trained on all sinusoids without adaptation in mind
+    sinusoid     K = 10: MSE after 1 and 10 steps of one net; the floor is the same net trained to fit all sinusoids at once
     synthetic    Synthetic(1, 1), 30 devices: accuracy on 30 new devices after adaptation
     parking      RMSE over the 12 targets with 0, 1, 3, 6 and 24 days of their data, by ridge; the floor is persistence
-    parking-lstm the same, by the published network
+    parking-lstm the same, by the published network; parking-lstm-choice: how its adaptation was chosen, on source lots left out
     omniglot     5-way 1-shot on characters that no source has, one source and twelve; the floor is chance
 
 Each is trained from every seed given. No target's test data enters training, nor what training chooses for itself (ridge's prior and its
-strength). Rates, numbers of rounds and the linear model's features were chosen by hand, with test errors in view. One
-thread; CPU seconds are beside wall time, since these alone can be compared on a machine that is not idle. Each row is told on standard
-error when it is done. --json: one object on standard output.
+strength). Rates, numbers of rounds and the linear model's features were chosen by hand, with test errors in view; how the LSTM adapts was
+chosen on source lots alone. CPU seconds are beside wall time, since these alone can be compared on a machine that is not idle. Each row is
+told on standard error when it is done. --json: one object on standard output.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -28,8 +30,10 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fmrec_agent.learning.learner import LearnerError
-from fmrec_agent.learning.options import LearningOptions
+from fmrec_agent.learning.options import SYNTHETIC, LearningOptions, ParkingOptions
 from fmrec_agent.learning.task import Parameters
+from fmrec_agent.learning.tasks.parking_data import read_lot
+from fmrec_agent.learning.tasks.synthetic_parking import synthetic_lot
 from fmrec_manager.aggregation import AggregationError, Optimizer
 from scripts.demo_report import hardware
 from scripts.federation import Stage, Trained, adapted, evaluated, falling, linear_prior, train
@@ -37,35 +41,61 @@ from scripts.federation import Stage, Trained, adapted, evaluated, falling, line
 Row = dict[str, Any]
 """case: what was trained how. seed. rounds, wall_s, cpu_s: of the training. One entry more for each figure."""
 
-SINUSOID_CASES: tuple[tuple[str, dict[str, Any], int], ...] = (
-    ("Meta-SGD, 1 step", {"learner": "meta-sgd", "inner_steps": 1, "rate_max": 0.02}, 8_000),
-    ("MAML, 5 steps", {"learner": "maml", "inner_steps": 5, "inner_rate": 0.001, "adapt_optimizer": "sgd", "adapt_rate": 0.001}, 8_000),
-    ("pre-trained", {"learner": "fedavg", "adapt_optimizer": "sgd", "adapt_rate": 0.001}, 8_000),
+FIRST_AND_TENTH = (0.5, *(0.0,) * 8, 0.5)
+RATES_AT_FIRST = {"rate_min": 0.001, "rate_max": 0.001, "log_rates": True}
+LEARNT_RATES = {"learner": "meta-sgd", "inner_steps": 10, "step_losses": FIRST_AND_TENTH, "gradient_norm_max": 1.0, **RATES_AT_FIRST}
+SINUSOID_CASES: tuple[tuple[str, dict[str, Any], int, tuple[float, ...]], ...] = (
+    ("Meta-SGD, losses of steps 1 and 10", LEARNT_RATES, 5_000, ()),
+    ("pre-trained", {"learner": "fedavg", "adapt_optimizer": "sgd"}, 5_000, (0.001, 0.01)),
 )
-"""case, method, rounds. One step can be long; several of that length diverge, and so does a pre-trained net that adapts at 0.01."""
+"""case, method, rounds, rates to adapt at where they are not learnt (0.01 is the paper's)."""
 LOTS, DAYS = 30, (1, 3, 6, 24)
-LSTM = {"learner": "fedavg", "iterations_per_round": 1, "adapt_iterations": 400, "adapt_rate": 0.001}
-LSTM_HIDDEN, LSTM_ROUNDS = 16, 1000
-OMNIGLOT_CASES = (("MAML, 1 agent", 1, 8, 3600), ("MAML, 12 agents", 12, 1, 2500))
+LSTM = {"learner": "fedavg", "iterations_per_round": 1}
+LSTM_MODEL = {"hidden": 1, "decoder": "all"}
+LSTM_ROUNDS = 5000
+Adaptation = tuple[Literal["adam", "sgd"], float, int]
+"""Optimizer, rate, steps."""
+LSTM_ADAPTATION: dict[int, Adaptation] = {1: ("sgd", 0.1, 400), 3: ("adam", 0.01, 1600), 6: ("adam", 0.01, 1600), 24: ("adam", 0.01, 1600)}
+"""By days of target data: what parking-lstm-choice finds."""
+LSTM_CANDIDATES: tuple[Adaptation, ...] = (
+    *(("sgd", 0.1, steps) for steps in (100, 400, 1600)),
+    *(("adam", rate, steps) for rate in (0.001, 0.003, 0.01) for steps in (100, 400, 1600)),
+)
+LEFT_OUT = 5
+"""One source lot in so many is left out of the training by which an adaptation is chosen."""
+OMNIGLOT_CASES = (("MAML, 1 agent", 1, 8, 3600), ("MAML, 12 agents", 12, 1, 1500))
 """case, agents, episodes of each in a round, rounds."""
 SHORT = 20
 """--quick divides rounds and targets by this: to see that everything runs, not for figures."""
 
 
-def sinusoid(seed: int, data: str, share: int) -> Iterator[Row]:
-    """Meta-SGD for one step, MAML for several, and a net trained to fit all sinusoids at once (Finn et al., section 5.1: pretrained)."""
-    shared = {"task": {"name": "sinusoid", "meta_batch": 25, "queries": 20}, "iterations_per_round": 1, "adapt_iterations": 10}
-    for case, method, rounds in SINUSOID_CASES:
-        options = LearningOptions.model_validate({**shared, **method})
-        trained = train(options, sources=1, stages=falling(rounds // share, 0.003), optimizer="adam", seed=seed)
-        yield {**described(case, seed, trained), **adapted(options, trained.theta, targets=600 // share, seed=seed)}
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the command line says. share: rounds and targets are divided by it. only: what a case's name must hold."""
+
+    data: str
+    share: int
+    threads: int
+    only: str
+
+
+def sinusoid(seed: int, given: Given) -> Iterator[Row]:
+    """One net that is good after one step and after ten, and one trained to fit all sinusoids at once (Finn et al., 5.1: pretrained)."""
+    task = {"name": "sinusoid", "meta_batch": 25, "queries": 20, "activation": "silu"}
+    for case, method, rounds, rates in (each for each in SINUSOID_CASES if given.only in each[0]):
+        options = LearningOptions.model_validate({"task": task, "iterations_per_round": 1, "adapt_iterations": 10, **method})
+        stages = falling(rounds // given.share, 0.003)
+        trained = train(options, sources=1, stages=stages, optimizer="adam", seed=seed, threads=given.threads)
+        for rate in rates or (options.adapt_rate,):
+            figures = adapted(options.model_copy(update={"adapt_rate": rate}), trained.theta, targets=600 // given.share, seed=seed)
+            yield {**described(f"{case}, at {rate}" if rates else case, seed, trained), **figures}
 
 
 OUTER: dict[str, tuple[float, Optimizer]] = {"MAML": (0.02, "adam"), "FedAvg": (1.0, "sgd")}
 """The server's rate and optimizer of each method on Synthetic(1, 1)."""
 
 
-def synthetic(seed: int, data: str, share: int) -> Iterator[Row]:
+def synthetic(seed: int, given: Given) -> Iterator[Row]:
     for case, own in (
         ("MAML", {"learner": "maml", "inner_rate": 0.1}),
         ("FedAvg", {"learner": "fedavg", "local_rate": 0.1}),
@@ -74,26 +104,27 @@ def synthetic(seed: int, data: str, share: int) -> Iterator[Row]:
         task = {"name": "synthetic", "data_seed": seed}
         options = LearningOptions.model_validate({**adapt, **own, "iterations_per_round": 5, "batch": 20, "task": task})
         rate, optimizer = OUTER[case]
-        trained = train(options, sources=30, stages=(Stage(200 // share, rate),), optimizer=optimizer, seed=seed)
+        trained = train(options, sources=30, stages=(Stage(200 // given.share, rate),), optimizer=optimizer, seed=seed)
         yield {**described(case, seed, trained), **adapted(options, trained.theta, targets=30, seed=seed)}
 
 
-def omniglot(seed: int, data: str, share: int) -> Iterator[Row]:
-    """Second-order MAML, one inner step in training and three at test, as the sources' only agent and as twelve."""
-    for case, sources, meta_batch, rounds in OMNIGLOT_CASES:
-        options = omniglot_options(data, sources, meta_batch, queries=5)
-        trained = train(options, sources=sources, stages=falling(rounds // share, 0.003), optimizer="adam", seed=seed)
+def omniglot(seed: int, given: Given) -> Iterator[Row]:
+    """Second-order MAML, one inner step in training and five at test, as the sources' only agent and as twelve."""
+    for case, sources, meta_batch, rounds in (each for each in OMNIGLOT_CASES if given.only in each[0]):
+        options = omniglot_options(given.data, sources, meta_batch, queries=5)
+        stages = falling(rounds // given.share, 0.006)
+        trained = train(options, sources=sources, stages=stages, optimizer="adam", seed=seed, threads=given.threads)
         for shots in (1, 5):
-            test = omniglot_options(data, sources, meta_batch, queries=15, shots=shots)
-            figures = adapted(test, trained.theta, targets=600 // share, seed=seed)
+            test = omniglot_options(given.data, sources, meta_batch, queries=15, shots=shots)
+            figures = adapted(test, trained.theta, targets=600 // given.share, seed=seed)
             yield {**described(f"{case}, {shots}-shot", seed, trained), **figures}
 
 
 def omniglot_options(data: str, sources: int, meta_batch: int, *, queries: int, shots: int = 1) -> LearningOptions:
     method = {"inner_rate": 0.4, "inner_steps": 1, "iterations_per_round": 1}
-    test = {"adapt_iterations": 3, "adapt_optimizer": "sgd", "adapt_rate": 0.4}
+    test = {"adapt_iterations": 5, "adapt_optimizer": "sgd", "adapt_rate": 0.4}
     task = {"name": "omniglot", "data": data, "sources": sources, "meta_batch": meta_batch, "queries": queries, "shots": shots}
-    return LearningOptions.model_validate({**method, **test, "task": task})
+    return LearningOptions.model_validate({**method, **test, "task": {**task, "channels": 64, "jitter": 1.0}})
 
 
 def described(case: str, seed: int, trained: Trained) -> Row:
@@ -102,22 +133,50 @@ def described(case: str, seed: int, trained: Trained) -> Row:
     return {"case": case, "seed": seed, **figures}
 
 
-def parking(seed: int, data: str, share: int) -> Iterator[Row]:
+def parking(seed: int, given: Given) -> Iterator[Row]:
     """The linear model with a learnt prior, for each amount of target data; nothing in it is left to chance, so seeds agree."""
     for days in DAYS:
-        options = parking_options(data, days, {"learner": "ridge"}, model="linear")
-        trained = train(options, sources=LOTS // share or 2, stages=(Stage(2, 1.0),), optimizer="sgd", seed=seed)
+        options = parking_options(given.data, days, {"learner": "ridge"}, model="linear")
+        trained = train(options, sources=LOTS // given.share or 2, stages=(Stage(2, 1.0),), optimizer="sgd", seed=seed)
         yield parking_row(f"ridge, {days} days", options, trained, linear_prior(trained.theta), seed)
 
 
-def parking_lstm(seed: int, data: str, share: int) -> Iterator[Row]:
-    """The published network: one theta, averaged over all sources' steps, for every amount of target data."""
-    options = [parking_options(data, days, LSTM, hidden=LSTM_HIDDEN) for days in DAYS]
-    stages = falling(LSTM_ROUNDS // share, 0.01)
-    trained = train(options[0], sources=LOTS // share or 2, stages=stages, optimizer="adam", seed=seed)
+def parking_lstm(seed: int, given: Given) -> Iterator[Row]:
+    """The published network: one theta, by the mean of all sources' gradients, for every amount of target data."""
+    trained = trained_lstm(range(LOTS // given.share or 2), seed, given)
     model = {key: torch.tensor(value) for key, value in trained.theta.items()}
-    for days, chosen in zip(DAYS, options, strict=True):
-        yield parking_row(f"FedAvg, LSTM, {days} days", chosen, trained, model, seed)
+    for days, adaptation in LSTM_ADAPTATION.items():
+        yield parking_row(f"FedAvg, LSTM, {days} days", lstm_options(given, days, adaptation), trained, model, seed)
+
+
+def parking_lstm_choice(seed: int, given: Given) -> Iterator[Row]:
+    """Each adaptation on source lots, one in LEFT_OUT, that training left out; which ones, the seed says. No target lot is read."""
+    left_out = range(seed % LEFT_OUT, LOTS // given.share or LEFT_OUT, LEFT_OUT)
+    trained = trained_lstm([index for index in range(LOTS // given.share or LEFT_OUT) if index not in left_out], seed, given)
+    names = [lot_name(given.data, index) for index in left_out]
+    for days in DAYS:
+        for optimizer, rate, steps in LSTM_CANDIDATES:
+            options = [lstm_options(given, days, (optimizer, rate, steps), lot=name) for name in names]
+            errors = [adapted(each, trained.theta, targets=1, seed=seed)["rmse_pp"] for each in options]
+            yield {**described(f"{days} days, {optimizer} {rate} x {steps}", seed, trained), "rmse_pp": mean(errors)}
+
+
+def trained_lstm(sources: Sequence[int], seed: int, given: Given) -> Trained:
+    stages = falling(LSTM_ROUNDS // given.share, 0.01)
+    return train(lstm_options(given, DAYS[0], LSTM_ADAPTATION[DAYS[0]]), sources=sources, stages=stages, optimizer="adam", seed=seed)
+
+
+def lstm_options(given: Given, days: int, adaptation: Adaptation, **task: Any) -> LearningOptions:
+    optimizer, rate, steps = adaptation
+    adapt = {"adapt_optimizer": optimizer, "adapt_rate": rate, "adapt_iterations": steps}
+    return parking_options(given.data, days, {**LSTM, **adapt}, **LSTM_MODEL, **task)
+
+
+def lot_name(data: str, index: int) -> str:
+    """Of the index-th source lot."""
+    if data == SYNTHETIC:
+        return synthetic_lot(ParkingOptions(), role="source", index=index).name
+    return read_lot(data, role="source", index=index, lot=None).name
 
 
 def parking_options(data: str, days: int, method: dict[str, Any], **task: Any) -> LearningOptions:
@@ -130,11 +189,12 @@ def parking_row(case: str, options: LearningOptions, trained: Trained, model: Pa
     return {**described(case, seed, trained), **figures, "without_target_data": evaluated(options, model, targets=12)["rmse_pp"]}
 
 
-EXPERIMENTS: dict[str, Callable[[int, str, int], Iterator[Row]]] = {
+EXPERIMENTS: dict[str, Callable[[int, Given], Iterator[Row]]] = {
     "sinusoid": sinusoid,
     "synthetic": synthetic,
     "parking": parking,
     "parking-lstm": parking_lstm,
+    "parking-lstm-choice": parking_lstm_choice,
     "omniglot": omniglot,
 }
 
@@ -145,24 +205,29 @@ def main() -> int:
     parser.add_argument("--data", default="synthetic", help="the folder of the real data (parking, omniglot)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="train from each of these")
     parser.add_argument("--quick", action="store_true", help=f"1 / {SHORT} of the rounds and targets: to see that it runs")
+    parser.add_argument("--only", default="", help="of sinusoid and omniglot, the cases whose name holds this (\"1 agent\")")
+    parser.add_argument("--threads", type=int, default=1, help="torch's, of sinusoid and omniglot in training (default 1)")
     parser.add_argument("--json", action="store_true", help="one object on standard output")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    share = SHORT if given.quick else 1
+    arguments = parser.parse_args()
+    given = Given(arguments.data, SHORT if arguments.quick else 1, arguments.threads, arguments.only)
     try:
         rows = []
-        for seed in given.seeds:
-            for row in EXPERIMENTS[given.experiment](seed, given.data, share):
+        for seed in arguments.seeds:
+            for row in EXPERIMENTS[arguments.experiment](seed, given):
                 print(*(f"{key}={value}" for key, value in row.items()), file=sys.stderr, flush=True)
                 rows.append(row)
     except (LearnerError, AggregationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    report = {"experiment": given.experiment, "data": given.data, "quick": given.quick, "hardware": hardware(), "rows": rows}
-    if given.json:
+    said = {"experiment": arguments.experiment, "data": given.data, "quick": arguments.quick, "threads": given.threads}
+    if not rows:
+        names = ", ".join(case[0] for case in (*SINUSOID_CASES, *OMNIGLOT_CASES))
+        parser.error(f"--only {given.only!r} is in no case's name: {names}")
+    report = {**said, "hardware": hardware(), "rows": rows}
+    if arguments.json:
         print(json.dumps(report))
         return 0
-    table = Table(*rows[0], box=None, title=f"{given.experiment}, {report['hardware']}")
+    table = Table(*rows[0], box=None, title=f"{arguments.experiment}, {report['hardware']}")
     for row in rows:
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
     Console(width=160, highlight=False).print(table)

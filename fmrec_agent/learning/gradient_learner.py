@@ -8,7 +8,8 @@ A method (methods/) says one thing: the vector that a draw yields at given param
    is sent. With server_optimizer sgd and server_rate 1 the next theta is then exactly the weighted mean of the local parameters; any
    other server optimizer takes theta - local as a pseudo-gradient (Reddi et al., ICLR 2021, algorithm 1).
 3. A draw of several tasks is computed by one vmap, or in parts of `tasks_at_once` tasks, which bounds memory; the parts' means are
-   weighted by their tasks, so that the split shows in rounding alone.
+   weighted by their tasks, so that the split shows in rounding alone. With gradient_norm_max the draw's vector is then shortened to that
+   norm where it is longer (Pascanu et al., ICML 2013, algorithm 1): through several inner steps, one in thousands is very long.
 4. An `adapt` iteration is one step of Adam (Kingma & Ba, algorithm 1) or of gradient descent on the target's adaptation data.
 5. A job has a random stream of its own, named (run's seed, agent's name, kind, round): a life that lost its record still draws what
    the lost one would have drawn.
@@ -214,7 +215,7 @@ class GradientLearner(Learner):
         assert isinstance(self._task, SourceTask)
         support, query = map(self._moved, self._task.draw(generator))
         gradient, loss = self._of_all_tasks(self._task, support, query)
-        self._use(gradient)
+        self._use(shortened(gradient, self._options.gradient_norm_max))
         return loss
 
     def _of_all_tasks(self, task: SourceTask, support: Batch, query: Batch) -> MetaGradient:
@@ -309,6 +310,12 @@ def zeros(parameters: Parameters) -> dict[str, Tensor]:
 def norm(vector: Parameters) -> float:
     """Euclidean, over all tensors together."""
     return math.sqrt(sum(float(value.double().square().sum()) for value in vector.values()))
+
+
+def shortened(vector: Parameters, norm_max: float) -> Parameters:
+    """The vector, at that norm where it is longer; as it is where norm_max is 0."""
+    length = norm(vector) if norm_max else 0.0
+    return {key: value * (norm_max / length) for key, value in vector.items()} if length > norm_max else vector
 
 
 def as_numpy(tensors: Parameters) -> dict[str, np.ndarray[Any, Any]]:

@@ -10,6 +10,8 @@ With phi_0 = theta and phi_j = phi_{j-1} - alpha grad L(phi_{j-1}, support), aft
        d - alpha [grad L(theta + delta d, support) - grad L(theta - delta d, support)] / (2 delta),
 
    which tends to the exact one as delta tends to 0, with an error of order delta^2, and needs no second derivative.
+4. The objective of the first two may be sum_j w_j L(phi_j, query), the multi-step loss of MAML++ (Antoniou et al., ICLR 2019, section 3),
+   with weights w_1..w_n that stay: so one theta serves a target that takes one step and one that takes n. w = (0, .., 0, 1) is MAML.
 
 A batch may hold several tasks (task.meta_batch > 1: every tensor has a leading axis). Each task then has its own copy of theta (a
 view), one `torch.func.vmap` computes all losses, and what is returned is the mean over the tasks. As no task reads another's
@@ -19,7 +21,7 @@ through the inner step; `torch.func.grad` gives the same numbers in twice the ti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,7 +34,7 @@ Rates = float | Mapping[str, Tensor]
 
 
 class MetaGradient(NamedTuple):
-    """gradient: by theta's names and shapes. loss: the query loss at phi. Both are means over the batch's tasks."""
+    """gradient: by theta's names and shapes. loss: the query loss at phi, or what stands for it. Both are means over the batch's tasks."""
 
     gradient: dict[str, Tensor]
     loss: float
@@ -71,19 +73,31 @@ def inner_steps(
     return phi
 
 
-def query_gradient(task: SourceTask, phi: Parameters, query: Batch, over: Parameters) -> MetaGradient:
-    """The gradient of the mean of L(phi, query) over the leaves that phi was made from."""
-    loss = losses(task, phi, query).mean()
+def loss_on_the_way(
+    task: SourceTask, phi: dict[str, Tensor], support: Batch, query: Batch, rates: Rates, weights: Sequence[float], *, differentiable: bool
+) -> Tensor:
+    """sum_j w_j L(phi_j, query) of each task, after one inner step for each weight: [tasks], or a scalar for a batch of one task."""
+    total = torch.zeros(())
+    for weight in weights:
+        phi = inner_steps(task, phi, support, rates, 1, differentiable=differentiable)
+        if weight:
+            total = total + weight * losses(task, phi, query)
+    return total
+
+
+def mean_gradient(loss: Tensor, over: Parameters) -> MetaGradient:
+    """The gradient of the mean over the tasks, by the leaves that their losses were made from."""
+    loss = loss.mean()
     return MetaGradient(dict(zip(over, torch.autograd.grad(loss, list(over.values())), strict=True)), float(loss.detach()))
 
 
 def meta_gradient(
-    task: SourceTask, theta: Parameters, support: Batch, query: Batch, *, rate: float, steps: int, first_order: bool
+    task: SourceTask, theta: Parameters, support: Batch, query: Batch, *, rate: float, weights: Sequence[float], first_order: bool
 ) -> MetaGradient:
-    """The first form above, or the second."""
+    """The first form above, or the second; one inner step for each of the weights that the fourth has."""
     origin = leaves(theta)
-    phi = inner_steps(task, spread(task, origin, support), support, rate, steps, differentiable=not first_order)
-    return query_gradient(task, phi, query, origin)
+    start = spread(task, origin, support)
+    return mean_gradient(loss_on_the_way(task, start, support, query, rate, weights, differentiable=not first_order), origin)
 
 
 def hessian_free_gradient(task: SourceTask, theta: Parameters, support: Batch, query: Batch, *, rate: float, delta: float) -> MetaGradient:

@@ -36,8 +36,9 @@ class ParkingOptions(_Frozen):
     name: Literal["parking"] = "parking"
     data: str = Field(default=SYNTHETIC, min_length=1, description='"synthetic", or the folder of lots.csv and counts.csv')
     lot: str | None = Field(default=None, description="this lot, instead of the agent's index-th lot of its role")
-    model: Literal["lstm", "linear"] = Field(default="lstm", description="the published one, or tasks/parking_linear.py")
+    model: Literal["lstm", "linear"] = Field(default="lstm", description="tasks/parking.py, or tasks/parking_linear.py")
     hidden: PositiveInt = Field(default=4, le=1024, description="size of the LSTM's hidden state")
+    decoder: Literal["last", "all"] = Field(default="last", description="the LSTM's hidden states that it reads: all in the published one")
     days: Literal[1, 3, 6, 24] = Field(default=3, description="how many days of data a target adapts on")
     loss: Literal["mse", "bce"] = Field(default="mse", description="squared error, or binary cross-entropy on the occupancy rate")
     data_seed: int = Field(default=0, ge=0, description="names the synthetic city pair")
@@ -45,9 +46,11 @@ class ParkingOptions(_Frozen):
     targets: PositiveInt = Field(default=12, le=10_000, description="number of synthetic target lots")
 
     @model_validator(mode="after")
-    def _loss_of_the_model(self) -> ParkingOptions:
+    def _of_the_model(self) -> ParkingOptions:
         if self.model == "linear" and self.loss == "bce":
             raise ValueError('the linear model has no loss "bce": set task.loss to "mse", or task.model to "lstm"')
+        if self.model == "linear" and self.decoder == "all":
+            raise ValueError('the linear model has no decoder: leave task.decoder out, or set task.model to "lstm"')
         return self
 
 
@@ -59,6 +62,7 @@ class SinusoidOptions(_Frozen):
     queries: PositiveInt = Field(default=10, le=10_000, description="query points of one sinusoid")
     meta_batch: PositiveInt = Field(default=1, le=1024, description="sinusoids that a source draws in one iteration")
     hidden: PositiveInt = Field(default=40, le=1024, description="width of the two hidden layers")
+    activation: Literal["relu", "silu"] = Field(default="relu", description="of the hidden layers: the paper's, or a smooth one")
     data_seed: int = Field(default=0, ge=0, description="names the targets' sinusoids")
 
 
@@ -82,6 +86,7 @@ class OmniglotOptions(_Frozen):
     shots: PositiveInt = Field(default=1, le=100, description="drawings of each that are adapted on")
     queries: PositiveInt = Field(default=15, le=100, description="drawings of each that are measured on")
     meta_batch: PositiveInt = Field(default=1, le=1024, description="episodes that a source draws in one iteration")
+    jitter: NonNegativeFloat = Field(default=0.0, le=4, description="how strongly a source bends each drawing at random; 0 leaves it")
     channels: PositiveInt = Field(default=32, le=1024, description="of each of the four convolutions")
     sources: PositiveInt = Field(default=1, le=10_000, description="sources among which the characters are dealt out")
     held_out: PositiveInt = Field(default=40, le=10_000, description="characters that targets alone have")
@@ -102,14 +107,16 @@ TaskOptions = Annotated[
 
 
 METHODS: Mapping[str, Mapping[str, object]] = {
-    "maml": {"inner_rate": 0.1, "inner_steps": 1, "first_order": False},
-    "fomaml": {"inner_rate": 0.1, "inner_steps": 1},
+    "maml": {"inner_rate": 0.1, "inner_steps": 1, "first_order": False, "step_losses": ()},
+    "fomaml": {"inner_rate": 0.1, "inner_steps": 1, "step_losses": ()},
     "meta-sgd": {
         "inner_steps": 1,
         "first_order": False,
+        "step_losses": (),
         "rate_min": 0.005,
         "rate_max": 0.1,
         "learn_rates": True,
+        "log_rates": False,
         "adapt_optimizer": "learnt",
         "adapt_iterations": 1,
     },
@@ -122,7 +129,10 @@ METHODS: Mapping[str, Mapping[str, object]] = {
 }
 """Each method's own options with its defaults: those of its paper where docs/learning.md says so, for its paper's tasks."""
 METHOD_KEYS = frozenset(
-    ("inner_rate", "inner_steps", "first_order", "local_rate", "hessian", "delta", "rho", "prior", "rate_min", "rate_max", "learn_rates")
+    (
+        *("inner_rate", "inner_steps", "first_order", "step_losses", "local_rate", "hessian", "delta", "rho", "prior"),
+        *("rate_min", "rate_max", "learn_rates", "log_rates"),
+    )
 )
 """What some methods read and others don't; every other option serves all of them."""
 
@@ -134,6 +144,9 @@ class LearningOptions(_Frozen):
     first_order: bool = Field(default=False, description="treat the inner gradient as a constant: cheaper, less exact")
     inner_rate: PositiveFloat = Field(default=0.1, description="alpha, the rate of the inner steps")
     inner_steps: PositiveInt = Field(default=1, le=1000, description="gradient steps from theta to phi")
+    step_losses: tuple[NonNegativeFloat, ...] = Field(
+        default=(), description="the weight of the query loss after each inner step; none: the last step's alone"
+    )
     local_rate: PositiveFloat = Field(default=0.01, description="beta, the rate of the steps that an agent takes for itself in a round")
     hessian: Literal["free", "none"] = Field(default="free", description="by a difference of two gradients, or left out")
     delta: PositiveFloat = Field(default=0.001, description="how far from theta that difference is taken, in units of the gradient")
@@ -142,8 +155,10 @@ class LearningOptions(_Frozen):
     rate_min: PositiveFloat = Field(default=0.005, description="learnt rates start at random between this")
     rate_max: PositiveFloat = Field(default=0.1, description="and this")
     learn_rates: bool = Field(default=True, description="false: the rates stay what they were at first")
+    log_rates: bool = Field(default=False, description="learn the rates' logarithms: they stay positive, and change by factors")
     iterations_per_round: PositiveInt = Field(default=10, le=1_000_000, description="draws of a round: averaged, or a local step each")
     batch: PositiveInt = Field(default=64, le=1_000_000, description="windows in a support batch, and in a query batch")
+    gradient_norm_max: NonNegativeFloat = Field(default=0.0, description="a draw's vector is shortened to this norm; 0: left as it is")
     tasks_at_once: PositiveInt = Field(default=1024, le=1_000_000, description="of a draw's tasks, how many are computed together")
     adapt_iterations: PositiveInt = Field(default=400, le=1_000_000, description="steps of a target's adaptation")
     adapt_optimizer: Literal["adam", "sgd", "learnt"] = Field(default="adam", description="learnt: by meta-sgd's rates")
@@ -173,6 +188,20 @@ class LearningOptions(_Frozen):
         if self.rate_min > self.rate_max:
             raise ValueError(f"rate_min ({self.rate_min}) cannot exceed rate_max ({self.rate_max})")
         return self
+
+    @model_validator(mode="after")
+    def _a_weight_a_step(self) -> LearningOptions:
+        if self.step_losses and (len(self.step_losses) != self.inner_steps or not any(self.step_losses)):
+            raise ValueError(
+                f"step_losses ({list(self.step_losses)}) must be one weight for each of the inner_steps ({self.inner_steps}), "
+                "not all of them 0; or empty for the last step's loss alone"
+            )
+        return self
+
+    @property
+    def step_weights(self) -> tuple[float, ...]:
+        """`step_losses`, or what it stands for where it is empty: one weight for each inner step."""
+        return self.step_losses or (*(0.0,) * (self.inner_steps - 1), 1.0)
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:  # type: ignore[override]  # as in pydantic
         """(name, value) of each option but other methods' own, so that what is shown can be read back."""

@@ -31,6 +31,12 @@ def test_the_example_holds_every_setting_with_its_default(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("learner", METHODS)
+def test_the_example_serves_every_method(learner: str) -> None:
+    chosen = f"learning.learner={learner}"
+    assert load(AgentSettings, EXAMPLE, [chosen], {}) == settings(chosen)
+
+
+@pytest.mark.parametrize("learner", METHODS)
 def test_what_is_shown_of_a_method_can_be_read_back(learner: str, tmp_path: Path) -> None:
     chosen = settings(f"learning.learner={learner}")
     (tmp_path / "shown.toml").write_text(show(chosen))

@@ -108,6 +108,13 @@ def test_the_tasks_options_follow_its_name() -> None:
         {"learner": "fomaml", "first_order": True},
         {"learner": "meta-sgd", "rate_min": 0.2},
         {"tasks_at_once": 0},
+        {"gradient_norm_max": -1.0},
+        {"inner_steps": 2, "step_losses": [1.0]},
+        {"inner_steps": 2, "step_losses": [0.0, 0.0]},
+        {"inner_steps": 2, "step_losses": [2.0, -1.0]},
+        {"learner": "reptile", "step_losses": [1.0]},
+        {"learner": "maml", "log_rates": True},
+        {"task": {"model": "linear", "decoder": "all"}},
     ],
 )
 def test_what_cannot_be_is_refused(wrong: dict[str, object]) -> None:

@@ -16,7 +16,7 @@ from tests.learning.parabolas import QuadraticSource, QuadraticTarget
 
 
 def found_by(options: LearningOptions, task: SourceTask, theta: Parameters, support: Batch, query: Batch) -> MetaGradient:
-    settings = {"rate": options.inner_rate, "steps": options.inner_steps, "first_order": options.first_order}
+    settings = {"rate": options.inner_rate, "weights": options.step_weights, "first_order": options.first_order}
     return meta_gradient(task, theta, support, query, **settings)
 
 

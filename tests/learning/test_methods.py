@@ -59,7 +59,7 @@ def test_hessian_free_tends_to_the_exact_gradient_with_the_square_of_delta() -> 
     """A tenth of delta, a hundredth of the error: the difference is central (Fallah et al., section 5)."""
     task, support, query = source_task()
     theta = task.initial_parameters(3)
-    exact = meta_gradient(task, theta, support, query, rate=0.5, steps=1, first_order=False)
+    exact = meta_gradient(task, theta, support, query, rate=0.5, weights=(1.0,), first_order=False)
     errors = []
     for delta in (0.3, 0.03, 0.003):
         found = hessian_free_gradient(task, theta, support, query, rate=0.5, delta=delta)
@@ -103,6 +103,63 @@ def test_meta_sgd_with_frozen_equal_rates_is_maml(inner_steps: int, first_order:
         np.testing.assert_allclose(found.tensors[key], expected.tensors[key], rtol=1e-12, atol=1e-15)
         assert not found.tensors[f"rate/{key}"].any()
     assert found.metrics["nufm_gradient_norm"] == pytest.approx(expected.metrics["nufm_gradient_norm"])
+
+
+@pytest.mark.parametrize("learner", ["maml", "fomaml", "meta-sgd"])
+def test_with_the_last_steps_weight_alone_the_multi_step_loss_is_none(learner: str) -> None:
+    """w = (0, 0, 1) is the method without step_losses, bit for bit."""
+    made = [
+        load_learner(options(learner, task=SINUSOIDS, inner_steps=3, iterations_per_round=2, **more), name="a", role="source", index=0)
+        for more in ({}, {"step_losses": [0.0, 0.0, 1.0]})
+    ]
+    theta = made[0].initial_parameters(3)
+    plain, weighted = (done(each, theta) for each in made)
+    assert plain.loss == weighted.loss
+    assert all(np.array_equal(plain.tensors[key], weighted.tensors[key]) for key in theta)
+
+
+def test_the_multi_step_loss_is_the_weighted_sum_of_shorter_adaptations() -> None:
+    """0.3 L(phi_1) + 0.7 L(phi_3): so are the loss and its gradient, by theta and by the rates."""
+    more = {"task": SINUSOIDS, "rate_max": 0.01, "iterations_per_round": 1}
+    both, one, three = (
+        load_learner(options("meta-sgd", inner_steps=len(weights), step_losses=weights, **more), name="a", role="source", index=0)
+        for weights in ([0.3, 0.0, 0.7], [0.3], [0.0, 0.0, 0.7])
+    )
+    theta = both.initial_parameters(3)
+    found, *parts = (done(each, theta) for each in (both, one, three))
+    assert found.loss == pytest.approx(sum(part.loss for part in parts))
+    for key in theta:
+        np.testing.assert_allclose(found.tensors[key], sum(part.tensors[key] for part in parts), rtol=1e-9, atol=1e-12)
+
+
+def test_the_logarithms_of_rates_are_learnt_and_adapted_by() -> None:
+    """d/d(log a) = a d/da, and nothing else changes."""
+    more = {"task": SINUSOIDS, "inner_steps": 2, "iterations_per_round": 1}
+    plain, logarithmic = (
+        load_learner(options("meta-sgd", log_rates=log, **more), name="a", role="source", index=0) for log in (False, True)
+    )
+    theta, of_logs = plain.initial_parameters(3), logarithmic.initial_parameters(3)
+    expected, found = done(plain, theta), done(logarithmic, of_logs)
+    assert found.loss == pytest.approx(expected.loss)
+    for key in theta:
+        if key.startswith("rate/"):
+            np.testing.assert_allclose(np.exp(of_logs[key]), theta[key])
+        scale = theta[key] if key.startswith("rate/") else 1.0
+        np.testing.assert_allclose(found.tensors[key], scale * expected.tensors[key], rtol=1e-9, atol=1e-15)
+    target = load_method("meta-sgd")(options("meta-sgd", log_rates=True), QuadraticTarget(), name="t")
+    target.begin(Job("adapt", 0, 0), {"theta": np.array([2.0]), "rate/theta": np.log([0.1])})
+    target.step()
+    assert target.finish().tensors["theta"] == pytest.approx([1.7])
+
+
+@pytest.mark.parametrize(("learner", "sent"), [("maml", 0.5), ("fedavg", 2 * 0.1 * 0.5)])
+def test_a_long_vector_is_shortened_and_a_short_one_left(learner: str, sent: float) -> None:
+    """maml's vector is 9.45 long, of either of two draws; fedavg takes two steps of the rate 0.1."""
+    theta = {"theta": np.array([2.0])}
+    (bounded,) = on_parabolas(learner, iterations_per_round=2, gradient_norm_max=0.5)
+    assert done(bounded, theta).tensors["theta"] == pytest.approx([sent])
+    free, roomy = (on_parabolas(learner, iterations_per_round=2, gradient_norm_max=bound)[0] for bound in (0.0, 100.0))
+    assert done(free, theta).tensors["theta"] == done(roomy, theta).tensors["theta"] > sent
 
 
 def test_meta_sgd_learns_its_rates_and_adapts_by_them() -> None:

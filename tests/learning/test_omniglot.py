@@ -16,6 +16,7 @@ from fmrec_agent.learning.loading import load_learner, load_task
 from fmrec_agent.learning.options import LearningOptions
 from fmrec_agent.learning.task import SourceTask, TargetTask
 from fmrec_agent.learning.tasks.omniglot_data import Omniglot
+from fmrec_agent.learning.tasks.omniglot_jitter import jittered
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "../shared/data/omniglot-small"
 CHARACTERS, DRAWINGS = 9, 6
@@ -65,6 +66,33 @@ def test_an_unpacked_folder_is_read_as_well(archive: Path, tmp_path: Path) -> No
     packed, unpacked = Omniglot(str(archive)), Omniglot(str(tmp_path / "unpacked"))
     assert packed.names == unpacked.names
     assert np.array_equal(packed.drawings(packed.names[3]), unpacked.drawings(packed.names[3]))
+
+
+def test_jitter_bends_what_sources_draw_and_nothing_else(archive: Path) -> None:
+    drawn: dict[float, list[torch.Tensor]] = {}
+    for jitter in (0.0, 1.0):
+        source, target = (load_task(options(archive, jitter=jitter), role=role, index=0) for role in ("source", "target"))
+        assert isinstance(source, SourceTask)
+        assert isinstance(target, TargetTask)
+        (support, classes), (query, _) = source.draw(np.random.default_rng(0))
+        assert classes.tolist() == [0, 0, 1, 1, 2, 2]
+        drawn[jitter] = [support, query, target.draw_adaptation(np.random.default_rng(0))[0]]
+    assert [a.shape for a in drawn[0.0]] == [a.shape for a in drawn[1.0]]
+    assert [torch.equal(a, b) for a, b in zip(drawn[0.0], drawn[1.0], strict=True)] == [False, False, True]
+
+
+def test_jitter_moves_a_dot_by_few_pixels_and_each_picture_by_its_own_map() -> None:
+    """The middle goes where A p + b = 0: at most 2 sqrt(2) pixels, by at most exp(0.15) (1 + 0.15); a map of strength 0 is none."""
+    pictures = torch.zeros(100, 1, 28, 28, dtype=torch.float64)
+    pictures[:, :, 13:15, 13:15] = 1
+    torch.testing.assert_close(jittered(pictures, 0.0, np.random.default_rng(0)), pictures)
+    bent = jittered(pictures, 1.0, np.random.default_rng(0))[:, 0]
+    places = torch.arange(28, dtype=torch.float64) - 13.5
+    ink = bent.sum((1, 2))
+    moved = torch.hypot((bent.sum(1) * places).sum(1) / ink, (bent.sum(2) * places).sum(1) / ink)
+    assert moved.max() < 2 * 2**0.5 * np.exp(0.15) * 1.15 + 0.5
+    assert len(moved.round(decimals=6).unique()) == 100
+    assert torch.equal(jittered(pictures, 1.0, np.random.default_rng(0))[:, 0], bent)
 
 
 def test_an_episode_has_its_ways_and_no_drawing_twice(archive: Path) -> None:

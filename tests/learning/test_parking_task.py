@@ -88,6 +88,18 @@ def test_the_lstm_is_torchs(hidden: int) -> None:
     torch.testing.assert_close(lstm_forecast(parameters, inputs), decoder(outputs[-1]).squeeze(-1))
 
 
+def test_the_published_network_decodes_all_six_states_and_has_23_parameters() -> None:
+    task = ParkingSource(ParkingOptions(hidden=1, decoder="all"), clock(2), batch=1, dtype=torch.float64)
+    parameters = task.initial_parameters(5)
+    assert sum(value.numel() for value in parameters.values()) == 23
+    lstm, decoder = torch.nn.LSTM(1, 1, dtype=torch.float64), torch.nn.Linear(6, 1, dtype=torch.float64)
+    lstm.load_state_dict({f"{key.removeprefix('lstm.')}_l0": v for key, v in parameters.items() if key.startswith("lstm.")})
+    decoder.load_state_dict({key.removeprefix("decoder."): v for key, v in parameters.items() if key.startswith("decoder.")})
+    inputs = torch.rand(20, 6, dtype=torch.float64)
+    outputs, _ = lstm(inputs.T.unsqueeze(-1))
+    torch.testing.assert_close(task.forecast(parameters, inputs), decoder(outputs[..., 0].T).squeeze(-1))
+
+
 def test_cross_entropy_forecasts_a_rate_and_bears_rates_above_one() -> None:
     target = ParkingTarget(ParkingOptions(loss="bce"), clock(30), batch=1, dtype=torch.float64)
     parameters = target.initial_parameters(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from fmrec_agent.learning.learner import Contribution, Job, Tensors
@@ -52,6 +53,16 @@ def test_a_target_has_its_own_sinusoid_for_good() -> None:
     assert not torch.equal(points[0][1], points[2][1])
     assert points[0][0].shape == (10, 1)
     assert is_one_sinusoid(*points[0])
+
+
+@pytest.mark.parametrize(("name", "layer"), [("relu", torch.nn.ReLU), ("silu", torch.nn.SiLU)])
+def test_the_model_is_torchs(name: str, layer: type[torch.nn.Module]) -> None:
+    task = load_task(options(activation=name), role="source", index=0)
+    assert isinstance(task, SourceTask)
+    theta, (support, _) = task.initial_parameters(2), task.draw(np.random.default_rng(0))
+    net = torch.nn.Sequential(torch.nn.Linear(1, 40), layer(), torch.nn.Linear(40, 40), layer(), torch.nn.Linear(40, 1))
+    net.load_state_dict(dict(zip(net.state_dict(), theta.values(), strict=True)))
+    torch.testing.assert_close(task.loss(theta, support), torch.nn.functional.mse_loss(net(support[0]), support[1]))
 
 
 def adapted(chosen: LearningOptions, theta: Tensors, index: int) -> Contribution:

@@ -3,7 +3,7 @@
 A draw yields grad L(phi, query), taken at phi = theta - alpha grad L(theta, support): MAML's meta-gradient without the factor
 I - alpha H. It costs one gradient more than plain descent.
 
-Server: as for MAML. Options: inner_rate is alpha, inner_steps.
+Server: as for MAML. Options: inner_rate is alpha, inner_steps, step_losses.
 """
 
 from __future__ import annotations
@@ -18,4 +18,4 @@ class FOMAML(MeanLearner):
 
     def gradient(self, task: SourceTask, parameters: Parameters, support: Batch, query: Batch) -> MetaGradient:
         options = self._options
-        return meta_gradient(task, parameters, support, query, rate=options.inner_rate, steps=options.inner_steps, first_order=True)
+        return meta_gradient(task, parameters, support, query, rate=options.inner_rate, weights=options.step_weights, first_order=True)

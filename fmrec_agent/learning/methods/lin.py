@@ -23,4 +23,4 @@ class Lin(LocalLearner):
 
     def gradient(self, task: SourceTask, parameters: Parameters, support: Batch, query: Batch) -> MetaGradient:
         options = self._options
-        return meta_gradient(task, parameters, support, query, rate=options.inner_rate, steps=1, first_order=options.first_order)
+        return meta_gradient(task, parameters, support, query, rate=options.inner_rate, weights=(1.0,), first_order=options.first_order)

@@ -4,9 +4,10 @@
 
 A draw yields the meta-gradient at theta, (I - alpha H(theta, support)) grad L(phi, query); with several inner steps the chain
 has one factor a step. As FedMeta sends it (Chen et al., arXiv 1802.07876, algorithm 1: FedMeta with MAML), the contribution is the
-meta-gradient, and the manager steps.
+meta-gradient, and the manager steps. With step_losses the objective is sum_j w_j L(phi_j, query), one weight for each inner step.
 
-Server: weighting samples; FedMeta's outer step is sgd or adam with the rate beta. Options: inner_rate is alpha, inner_steps, first_order.
+Server: weighting samples; FedMeta's outer step is sgd or adam with the rate beta. Options: inner_rate is alpha, inner_steps, first_order,
+step_losses.
 """
 
 from __future__ import annotations
@@ -22,5 +23,5 @@ class MAML(MeanLearner):
     def gradient(self, task: SourceTask, parameters: Parameters, support: Batch, query: Batch) -> MetaGradient:
         options = self._options
         return meta_gradient(
-            task, parameters, support, query, rate=options.inner_rate, steps=options.inner_steps, first_order=options.first_order
+            task, parameters, support, query, rate=options.inner_rate, weights=options.step_weights, first_order=options.first_order
         )

@@ -24,5 +24,5 @@ class PerFedAvg(LocalLearner):
     def gradient(self, task: SourceTask, parameters: Parameters, support: Batch, query: Batch) -> MetaGradient:
         rate = self._options.inner_rate
         if self._options.hessian == "none":
-            return meta_gradient(task, parameters, support, query, rate=rate, steps=1, first_order=True)
+            return meta_gradient(task, parameters, support, query, rate=rate, weights=(1.0,), first_order=True)
         return hessian_free_gradient(task, parameters, support, query, rate=rate, delta=self._options.delta)

@@ -3,7 +3,8 @@
 1. Characters are shuffled by the data seed. The last `held_out` are for targets alone; the others are dealt out to the sources, one each
    in turn, so that no two sources have a character in common.
 2. A source's classes are its characters turned by 0, 90, 180 and 270 degrees (Santoro et al. 2016), and the mirror images of these: 8
-   of each character, which is wanted where there are 200 characters and not 1200. Each draw holds `meta_batch` episodes:
+   of each character, which is wanted where there are 200 characters and not 1200; with `jitter`, each drawing is bent a little as well,
+   anew at each draw (omniglot_jitter.py), which twenty drawings of a character want. Each draw holds `meta_batch` episodes:
    `ways` classes at random, numbered at random, `shots` drawings of each to adapt on and `queries` others of each to be measured on.
 3. A target is one episode of held-out characters, upright, by its index; it adapts on all of its ways x shots drawings.
 4. The model: 4 times (3 x 3 convolution of stride 2, batch normalisation, ReLU) of `channels` channels, then a linear layer from the
@@ -27,6 +28,7 @@ from fmrec_agent.learning.streams import stream
 from fmrec_agent.learning.task import Batch, Parameters, SourceTask, TargetTask
 from fmrec_agent.learning.tasks.classification import Classification
 from fmrec_agent.learning.tasks.omniglot_data import Omniglot, read_omniglot
+from fmrec_agent.learning.tasks.omniglot_jitter import jittered
 
 LAYERS = 4
 SIDE_LEFT = 2
@@ -92,10 +94,13 @@ class OmniglotSource(FewShot, SourceTask):
 
     def draw(self, generator: np.random.Generator) -> tuple[Batch, Batch]:
         episodes = [self._episode(self._chosen(generator), generator) for _ in range(self.meta_batch)]
-        if self.meta_batch == 1:
-            return episodes[0]
-        (supports, queries) = zip(*episodes, strict=True)
-        return _stacked(supports), _stacked(queries)
+        supports, queries = zip(*episodes, strict=True)
+        support, query = episodes[0] if self.meta_batch == 1 else (_stacked(supports), _stacked(queries))
+        return self._bent(support, generator), self._bent(query, generator)
+
+    def _bent(self, batch: Batch, generator: np.random.Generator) -> Batch:
+        strength = self._options.jitter
+        return (jittered(batch[0], strength, generator), batch[1]) if strength else batch
 
     def _chosen(self, generator: np.random.Generator) -> list[npt.NDArray[np.float32]]:
         return [self._classes[place] for place in generator.permutation(len(self._classes))[: self._options.ways]]

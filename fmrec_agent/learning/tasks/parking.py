@@ -5,7 +5,8 @@
    % and adapts on the `days` days right before. A window lies within one part as a whole, target included, so nothing of the
    test is seen earlier.
 3. The published model is an LSTM over the 6 steps (Hochreiter & Schmidhuber; torch's gates i, f, g, o) and a linear decoder from the last
-   hidden state. It is a plain function of its parameters, made of operations that can be differentiated twice.
+   hidden state, or from all six, as the published code has it (with `hidden` = 1: 23 parameters). It is a plain function of its
+   parameters, made of operations that can be differentiated twice.
 4. The other model is linear (parking_linear.py) and sees the time of day as well. It is cheap, so its draws are all of the data: a source's
    are its last support days in blocks of `days` days, a task each, as long as a target's data, and each with the whole query part.
 5. Metric: RMSE x 100, in percentage points of capacity. Persistence (in 35 minutes it will be as now) is a strong baseline:
@@ -47,15 +48,22 @@ def windows(occupancy: npt.NDArray[np.float64], start: int, end: int, dtype: tor
 
 
 def lstm_forecast(parameters: Parameters, inputs: Tensor) -> Tensor:
-    """The decoder's output [n] for occupancies [n, 6], by torch.nn.LSTM's equations from a zero state."""
+    """The decoder's output [n] for occupancies [n, 6], by torch.nn.LSTM's equations from a zero state.
+
+    The decoder reads the last hidden state, or all six in their order where its weight is six times as wide.
+    """
     bias = parameters["lstm.bias_ih"] + parameters["lstm.bias_hh"]
     driven = inputs.T.unsqueeze(-1) * parameters["lstm.weight_ih"].T + bias
     recurrent = parameters["lstm.weight_hh"].T
     first, *rest = driven.unbind(0)
     hidden, cell = _cell(first, None)
+    states = [hidden]
     for gates in rest:
         hidden, cell = _cell(torch.addmm(gates, hidden, recurrent), cell)
-    return torch.addmm(parameters["decoder.bias"], hidden, parameters["decoder.weight"].T).squeeze(-1)
+        states.append(hidden)
+    decoder = parameters["decoder.weight"]
+    read = torch.cat(states, -1) if decoder.shape[-1] > hidden.shape[-1] else hidden
+    return torch.addmm(parameters["decoder.bias"], read, decoder.T).squeeze(-1)
 
 
 def _cell(gates: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -73,16 +81,17 @@ class Parking(Task):
         self._dtype = dtype
 
     def initial_parameters(self, seed: int) -> dict[str, Tensor]:
-        """Uniform in +-1 / sqrt(hidden), like torch.nn.LSTM and a Linear that follows it; zero for the linear model."""
+        """Uniform in +-1 / sqrt(hidden), like torch.nn.LSTM and a Linear after its last state; zero for the linear model."""
         if self._options.model == "linear":
             return {"weight": torch.zeros(FEATURES, dtype=self._dtype)}
         hidden = self._options.hidden
+        read = hidden * (STEPS_IN if self._options.decoder == "all" else 1)
         shapes = {
             "lstm.weight_ih": (4 * hidden, 1),
             "lstm.weight_hh": (4 * hidden, hidden),
             "lstm.bias_ih": (4 * hidden,),
             "lstm.bias_hh": (4 * hidden,),
-            "decoder.weight": (1, hidden),
+            "decoder.weight": (1, read),
             "decoder.bias": (1,),
         }
         generator, bound = stream("parking parameters", seed), hidden**-0.5

@@ -1,9 +1,10 @@
 """MAML's sinusoid regression (Finn et al., ICML 2017, section 5.1): y = A sin(x - p), a new amplitude and phase in every task.
 
-A in [0.1, 5], p in [0, pi], x in [-5, 5], all uniform; the model is an MLP of two hidden ReLU layers (40 wide there), the loss
-squared error. Each iteration of a source draws fresh sinusoids, so sources differ by their streams alone. A target has one
-sinusoid, by its index, and K points of it to adapt on; it is measured on an even grid over the range, also after 1 and 10
-steps, as the paper's figure does (set adapt_optimizer to sgd and adapt_rate to inner_rate to repeat that figure).
+A in [0.1, 5], p in [0, pi], x in [-5, 5], all uniform; the model is an MLP of two hidden layers (40 wide and ReLU there; `activation`
+offers SiLU, whose gradients are smooth), the loss squared error. Each iteration of a source draws fresh sinusoids, so sources differ by
+their streams alone. A target has one sinusoid, by its index, and K points of it to adapt on; it is measured on an even grid over the
+range, also after 1 and 10 steps, as the paper's figure does (set adapt_optimizer to sgd and adapt_rate to inner_rate to repeat that
+figure).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fmrec_agent.learning.task import Batch, Parameters, SourceTask, TargetTask,
 
 AMPLITUDE, PHASE, RANGE = (0.1, 5.0), (0.0, math.pi), (-5.0, 5.0)
 TEST_POINTS = 100
+ACTIVATIONS = {"relu": torch.relu, "silu": functional.silu}
 
 
 class Sinusoid(Task):
@@ -31,6 +33,7 @@ class Sinusoid(Task):
     def __init__(self, options: SinusoidOptions, dtype: torch.dtype) -> None:
         self._options = options
         self._dtype = dtype
+        self._activation = ACTIVATIONS[options.activation]
 
     def initial_parameters(self, seed: int) -> dict[str, Tensor]:
         """Normal weights of variance 2 / fan-in (He et al. 2015), zero biases."""
@@ -47,7 +50,7 @@ class Sinusoid(Task):
         values, targets = batch
         for layer in range(3):
             values = functional.linear(values, parameters[f"layer{layer}.weight"], parameters[f"layer{layer}.bias"])
-            values = torch.relu(values) if layer < 2 else values
+            values = self._activation(values) if layer < 2 else values
         return functional.mse_loss(values, targets)
 
     def _points(self, x: npt.NDArray[np.float64], amplitude: npt.NDArray[np.float64], phase: npt.NDArray[np.float64]) -> Batch:
