@@ -28,7 +28,7 @@ from fmrec_manager.weighted_sum import COLUMNS_MAX, add_weighted
 Array = np.ndarray[Any, Any]
 BITS, BLOCK = 22, 1 << 9
 ROWS_AT_ONCE, MOVED_COLUMNS = 64, 1 << 20
-"""Of the mean on CUDA: while these rows are added the next are got ready; as much is brought there together."""
+"""Of rows that are not on the device yet: so much of them is brought there together."""
 SORT_COLUMNS = {"cpu": 1 << 11, "cuda": 1 << 17}
 GRAM_COLUMNS = {"cpu": 1 << 13, "cuda": 1 << 17}
 
@@ -70,7 +70,7 @@ def weighted_mean(stack: Stack, shares: Sequence[float]) -> torch.Tensor:
     """Rule 1, float64 of P. shares: one a row, at least 0 and not all 0; rounded to float32."""
     shares = np.asarray(shares, np.float32).astype(np.float64).tolist()
     result = torch.zeros(stack.size, dtype=torch.float64, device=stack.device)
-    at_once = stack.rows if stack.device.type == "cpu" else ROWS_AT_ONCE
+    at_once = stack.rows if stack.is_there else ROWS_AT_ONCE
     for where, rows in stack.pieces(COLUMNS_MAX if stack.is_there else MOVED_COLUMNS):
         for start in range(0, stack.rows, at_once):
             some = slice(start, start + at_once)
