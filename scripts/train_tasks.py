@@ -3,12 +3,12 @@
     sinusoid     K = 10: MSE after 1 and 10 steps of one net; the floor is the same net trained to fit all sinusoids at once
     synthetic    Synthetic(1, 1), 30 devices: accuracy on 30 new devices after adaptation
     parking      RMSE over the 12 targets with 0, 1, 3, 6 and 24 days of their data, by ridge; the floor is persistence
-    parking-lstm the same, by the published network; parking-lstm-choice: how its adaptation was chosen, on source lots left out
+    parking-lstm the same, by the published network; parking-lstm-choice: compares ways to adapt, on source lots left out
     omniglot     5-way 1-shot on characters that no source has, one source and twelve; the floor is chance
 
 Each is trained from every seed given. No target's test data enters training, nor what training chooses for itself (ridge's prior and its
-strength). Rates, numbers of rounds and the linear model's features were chosen by hand, with test errors in view; how the LSTM adapts was
-chosen on source lots alone. CPU seconds are beside wall time, since these alone can be compared on a machine that is not idle. Each row is
+strength). Rates, numbers of rounds and the linear model's features were chosen by hand, with test errors in view; how the LSTM adapts,
+by a comparison on source lots that no command repeats yet. CPU seconds are beside wall time, since these alone can be compared on a machine that is not idle. Each row is
 told on standard error when it is done. --json: one object on standard output.
 """
 
@@ -56,7 +56,7 @@ LSTM_ROUNDS = 5000
 Adaptation = tuple[Literal["adam", "sgd"], float, int]
 """Optimizer, rate, steps."""
 LSTM_ADAPTATION: dict[int, Adaptation] = {1: ("sgd", 0.1, 400), 3: ("adam", 0.01, 1600), 6: ("adam", 0.01, 1600), 24: ("adam", 0.01, 1600)}
-"""By days of target data: what parking-lstm-choice finds."""
+"""By days of target data; parking-lstm-choice is to confirm it."""
 LSTM_CANDIDATES: tuple[Adaptation, ...] = (
     *(("sgd", 0.1, steps) for steps in (100, 400, 1600)),
     *(("adam", rate, steps) for rate in (0.001, 0.003, 0.01) for steps in (100, 400, 1600)),
