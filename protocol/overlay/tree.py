@@ -326,21 +326,13 @@ class Tree:
 
     def digest(self) -> SubtreeDigest:
         """Sums over our branches and ourselves."""
-        parts = [branch.digest for branch in self.children.values()]
+        parts = [branch.digest for branch in self.children.values() if branch.digest.members]
         if self.member is not None:
             done, loss = self.progress.iteration, self.progress.loss
-            parts.append(
-                SubtreeDigest(
-                    members=1,
-                    iterations_sum=done,
-                    iterations_min=done,
-                    iterations_max=done,
-                    loss_sum=loss or 0.0,
-                    loss_count=0 if loss is None else 1,
-                    replicas_sum=self.progress.replicas,
-                )
-            )
-        parts = [part for part in parts if part.members]
+            own = SubtreeDigest(1, self.members.check, done, done, done, loss or 0.0, 0 if loss is None else 1, self.progress.replicas)
+            if not self.children:
+                return own
+            parts.append(own)
         return SubtreeDigest(
             members=len(self.members),
             check=self.members.check,

@@ -1,8 +1,8 @@
 """What happened, at the price of one tuple a step: a running digest, and the last steps for whoever asks after a failure.
 
 The clock appends each step that it takes, as it stands in its heap; facts that nodes tell are appended in the same shape. Nothing is
-formatted until a story is asked for. The digest is over time in whole nanoseconds, node, and kind of each step, so that it is the
-same for the same seed whatever PYTHONHASHSEED says.
+formatted until a story is asked for. The digest is over time, node, and kind of each step, so that it is the same for the same seed
+whatever PYTHONHASHSEED says.
 """
 
 from __future__ import annotations
@@ -41,14 +41,13 @@ class Trace:
 
     def flush(self) -> None:
         """Digest the steps and put them away."""
-        numbers = array("Q")
-        append, kind = numbers.append, KIND.get
-        for when, _, _, subject, detail in self.steps:
-            append(int(when * 1e9))
-            append(subject.index << 16 | kind(detail.__class__, 0))
-        if byteorder == "big":
-            numbers.byteswap()
-        self._digest.update(numbers.tobytes())
+        kind = KIND.get
+        moments = array("d", [step[0] for step in self.steps])
+        marks = array("Q", [subject.index << 16 | kind(detail.__class__, 0) for _, _, _, subject, detail in self.steps])
+        for numbers in (moments, marks):
+            if byteorder == "big":
+                numbers.byteswap()
+            self._digest.update(numbers)
         self._kept.append(self.steps[:])
         self.count += len(self.steps)
         self.steps.clear()
