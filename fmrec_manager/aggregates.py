@@ -74,7 +74,7 @@ def weighted_mean(stack: Stack, shares: Sequence[float]) -> torch.Tensor:
     for where, rows in stack.pieces(COLUMNS_MAX if stack.is_there else MOVED_COLUMNS):
         for start in range(0, stack.rows, at_once):
             some = slice(start, start + at_once)
-            add_weighted(result[where], [row.to(stack.device) for row in rows[some]], shares[some])
+            add_weighted(result[where], rows[some] if stack.is_there else [row.to(stack.device) for row in rows[some]], shares[some])
     # By a tensor, for torch divides by a plain number exactly on the CPU but by its reciprocal on CUDA.
     return result.div_(torch.full((1,), math.fsum(shares), dtype=torch.float64, device=stack.device))
 

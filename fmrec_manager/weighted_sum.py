@@ -57,7 +57,7 @@ def add_weighted(total: torch.Tensor, rows: Sequence[torch.Tensor], shares: Sequ
     device. shares: one a row."""
     kernel = cuda_kernel(rows[0].dtype, total.device) if total.device.type == "cuda" else None
     if kernel is not None:
-        addresses = np.fromiter((row.data_ptr() for row in rows), np.int64, len(rows))
+        addresses = np.fromiter(map(torch.Tensor.data_ptr, rows), np.int64, len(rows))
         table = np.concatenate([addresses, np.asarray(shares, np.float64).view(np.int64)])  # together, for one way to the device
         arguments = [total, torch.from_numpy(table).to(total.device, non_blocking=True), len(rows), total.numel()]
         kernel(grid=(-(-total.numel() // BLOCK), 1, 1), block=(BLOCK, 1, 1), args=arguments)
