@@ -18,6 +18,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from fmrec_manager.weighted_sum import COLUMNS_MAX, add_weighted
 Array = np.ndarray[Any, Any]
 BITS, BLOCK = 22, 1 << 9
 ROWS_AT_ONCE, MOVED_COLUMNS = 64, 1 << 20
-"""Of rows that are not on the device yet: so much of them is brought there together."""
+"""Of rows that are not on the device yet so much is brought there together; of those that are, so many are added first."""
 SORT_COLUMNS = {"cpu": 1 << 11, "cuda": 1 << 17}
 GRAM_COLUMNS = {"cpu": 1 << 13, "cuda": 1 << 17}
 
@@ -68,15 +69,24 @@ class Stack:
 
 def weighted_mean(stack: Stack, shares: Sequence[float]) -> torch.Tensor:
     """Rule 1, float64 of P. shares: one a row, at least 0 and not all 0; rounded to float32."""
-    shares = np.asarray(shares, np.float32).astype(np.float64).tolist()
+    rounded = np.asarray(shares, np.float32).astype(np.float64)
     result = torch.zeros(stack.size, dtype=torch.float64, device=stack.device)
-    at_once = stack.rows if stack.is_there else ROWS_AT_ONCE
     for where, rows in stack.pieces(COLUMNS_MAX if stack.is_there else MOVED_COLUMNS):
-        for start in range(0, stack.rows, at_once):
-            some = slice(start, start + at_once)
-            add_weighted(result[where], rows[some] if stack.is_there else [row.to(stack.device) for row in rows[some]], shares[some])
+        for some in _turns(stack):
+            given = rows[some] if stack.is_there else [row.to(stack.device) for row in rows[some]]
+            add_weighted(result[where], given, rounded[some])
     # By a tensor, for torch divides by a plain number exactly on the CPU but by its reciprocal on CUDA.
-    return result.div_(torch.full((1,), math.fsum(shares), dtype=torch.float64, device=stack.device))
+    return result.div_(torch.full((1,), math.fsum(rounded), dtype=torch.float64, device=stack.device))
+
+
+def _turns(stack: Stack) -> list[slice]:
+    """Which rows are added together. CUDA adds the first few while Python gathers the addresses of all the others."""
+    if stack.is_there and stack.device.type == "cpu":
+        return [slice(0, stack.rows)]
+    ends = [*range(0, stack.rows, ROWS_AT_ONCE), stack.rows]
+    if stack.is_there:
+        ends = sorted({0, min(ROWS_AT_ONCE, stack.rows), stack.rows})
+    return [slice(start, end) for start, end in pairwise(ends)]
 
 
 def median(stack: Stack) -> torch.Tensor:

@@ -49,33 +49,34 @@ REALS = {torch.float32: "float", torch.float64: "double"}
 COLUMNS_MAX = 1 << 30
 """Of one call, on CUDA."""
 
+Array = np.ndarray[Any, Any]
 Kernel = Callable[..., None]
 
 
-def add_weighted(total: torch.Tensor, rows: Sequence[torch.Tensor], shares: Sequence[float]) -> None:
+def add_weighted(total: torch.Tensor, rows: Sequence[torch.Tensor], shares: Array) -> None:
     """The sum above, in place. total: float64 of size columns. rows: one at least, float32 or float64 of as many columns, on total's
-    device. shares: one a row."""
+    device. shares: float64, one a row."""
     kernel = cuda_kernel(rows[0].dtype, total.device) if total.device.type == "cuda" else None
     if kernel is not None:
         addresses = np.fromiter(map(torch.Tensor.data_ptr, rows), np.int64, len(rows))
-        table = np.concatenate([addresses, np.asarray(shares, np.float64).view(np.int64)])  # together, for one way to the device
+        table = np.concatenate([addresses, shares.view(np.int64)])  # together, for one way to the device
         arguments = [total, torch.from_numpy(table).to(total.device, non_blocking=True), len(rows), total.numel()]
         kernel(grid=(-(-total.numel() // BLOCK), 1, 1), block=(BLOCK, 1, 1), args=arguments)
     elif total.device.type == "cpu" and compiled is not None:
-        arrays, listed = [row.numpy() for row in rows], list(shares)
+        arrays, listed = [row.numpy() for row in rows], shares.tolist()
         by_part(total, 1, lambda start, end: compiled.add(total.numpy(), arrays, listed, start, end))
     else:
         add_by_torch(total, rows, shares)
 
 
-def add_by_torch(total: torch.Tensor, rows: Sequence[torch.Tensor], shares: Sequence[float]) -> None:
+def add_by_torch(total: torch.Tensor, rows: Sequence[torch.Tensor], shares: Array) -> None:
     """The same by torch's operations. Of float32 rows and shares of 24 bits the products are exact, so that it does not show whether a
     device fuses the two; of float64 rows they are two operations, which cannot be fused."""
 
     def add(start: int, end: int) -> None:
         part = total[start:end]
         wide = torch.empty_like(part)
-        for row, share in zip(rows, shares, strict=True):
+        for row, share in zip(rows, shares.tolist(), strict=True):
             wide.copy_(row[start:end])
             if row.dtype == torch.float32:
                 part.add_(wide, alpha=share)

@@ -131,3 +131,12 @@ def test_tensors_are_laid_end_to_end_in_the_order_of_the_names_given() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_cuda_gives_the_bits_of_the_cpu(rule: str, dtype: type) -> None:
     assert bits(RULES[rule](stack(rows(dtype=dtype)))) == bits(RULES[rule](stack(rows(dtype=dtype), torch.device("cuda"))))
+
+
+@needs_cuda
+@pytest.mark.parametrize("there", [False, True], ids=["brought there", "there already"])
+@pytest.mark.parametrize("at_once", [1, 3, 7, 8])
+def test_how_many_rows_are_added_together_does_not_show(at_once: int, there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aggregates, "ROWS_AT_ONCE", at_once)
+    given = [{"w": torch.from_numpy(row).to("cuda" if there else "cpu")} for row in rows()]
+    assert bits(weighted_mean(Stack(given, ["w"], torch.device("cuda")), SHARES)) == bits(weighted_mean(stack(rows()), SHARES))

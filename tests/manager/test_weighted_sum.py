@@ -24,8 +24,8 @@ def rows(count: int, size: int, dtype: torch.dtype) -> list[torch.Tensor]:
     return [torch.tensor(generator.normal(size=size) * 10.0 ** generator.integers(-9, 9, size=size), dtype=dtype) for _ in range(count)]
 
 
-def shares(count: int) -> list[float]:
-    return [float(np.float32(0.1 * (index + 1) ** 3)) for index in range(count)]
+def shares(count: int) -> np.ndarray:
+    return (0.1 * np.arange(1, count + 1) ** 3).astype(np.float32).astype(np.float64)
 
 
 def both(device: str, size: int, dtype: torch.dtype) -> tuple[bytes, bytes]:
