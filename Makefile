@@ -25,9 +25,12 @@ setup: $(STAMP)  ## install FMRec and its tools into .venv
 demo: $(STAMP)  ## three runs with kill -9 in two of them (DATA=folder for the real parking data, SEED=1)
 	@$(BIN)/python scripts/demo.py --data '$(DATA)' --seed '$(SEED)'
 
-# The rooms share the cores, but for aio, whose deadlines are short and real.
+# Rooms that only compute share the cores. Then those of real processes, which wait more than they compute and have limits in real time.
+# Last aio, whose deadlines are short.
+PROCESSES := tests/benchmarks tests/end_to_end tests/real_hosts
 test: $(STAMP) lint types  ## every test, the linter and the type checker
-	@$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --ignore=tests/aio
+	@$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal --ignore=tests/aio $(PROCESSES:%=--ignore=%)
+	@$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder $(PROCESSES)
 	@$(BIN)/python -m pytest tests/aio
 
 lint: $(STAMP)  ## ruff over the whole tree

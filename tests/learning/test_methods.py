@@ -325,12 +325,30 @@ class OneByOne(SourceTask):
         return (support[0][self._at], support[1][self._at]), (query[0][self._at], query[1][self._at])
 
 
+class Cubics(SourceTask):
+    """The draws of another task, fitted by a polynomial: a loss that is quadratic in the parameters."""
+
+    def __init__(self, whole: SourceTask) -> None:
+        self._whole, self.meta_batch, self.label, self.samples = whole, whole.meta_batch, whole.label, whole.samples
+
+    def initial_parameters(self, seed: int) -> dict[str, Tensor]:
+        return {"w": torch.full((4,), float(seed), dtype=torch.float64)}
+
+    def loss(self, parameters: Parameters, batch: Batch) -> Tensor:
+        powers = (batch[0] / 5.0) ** torch.arange(4)
+        return ((powers @ parameters["w"] - batch[1].squeeze(-1)) ** 2).mean()
+
+    def draw(self, generator: np.random.Generator) -> tuple[Batch, Batch]:
+        return self._whole.draw(generator)
+
+
 @pytest.mark.parametrize("method", LEARNERS)
 def test_tasks_together_are_tasks_one_by_one(method: str) -> None:
     """vmap over a draw's tasks, in whole or in parts, is the mean of learners that each know one of the tasks."""
     chosen = options(method, task=SINUSOIDS, iterations_per_round=1)
     whole = load_task(chosen, role="source", index=0)
     assert isinstance(whole, SourceTask)
+    whole = Cubics(whole) if method == "ridge" else whole
     made = load_method(method)
     theta = made(chosen, whole, name="a").initial_parameters(0)
     each = [done(made(chosen, OneByOne(whole, at), name="a"), theta).tensors for at in range(5)]

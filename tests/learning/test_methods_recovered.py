@@ -18,6 +18,8 @@ SINUSOIDS = {"name": "sinusoid", "meta_batch": 3, "hidden": 8}
 SENDS_GRADIENTS = ("maml", "fomaml", "meta-sgd")
 """The others send what moves theta at the server's rate 1."""
 PARKING = {"name": "parking", "days": 1, "hidden": 2}
+LINEAR = {"name": "parking", "days": 1, "model": "linear"}
+TASKS = {**dict.fromkeys(LEARNERS, SINUSOIDS), "ridge": LINEAR}
 SOURCES, ROUNDS, ITERATIONS, CHECKPOINT_EVERY = 3, 4, 5, 3
 
 
@@ -27,7 +29,7 @@ def options(method: str, task: dict[str, object], **more: Any) -> LearningOption
 
 
 @pytest.mark.parametrize("role", ["source", "target"])
-@pytest.mark.parametrize(("method", "task"), [*((method, SINUSOIDS) for method in LEARNERS), ("admm", PARKING)])
+@pytest.mark.parametrize(("method", "task"), [*TASKS.items(), ("admm", PARKING)])
 def test_restored_at_any_iteration_of_any_job_it_ends_alike(method: str, task: dict[str, object], role: Role) -> None:
     """Jobs this short are restored at each of their iterations; the second job shows what the first one leaves to it."""
     found = list(findings(maker(options(method, task), role), role))
@@ -68,7 +70,7 @@ class Agent:
 
 def trained(method: str, deaths: dict[tuple[int, int], list[int]]) -> str:
     """The digest of theta after all rounds; deaths: by (round, agent), after how many steps."""
-    chosen = options(method, SINUSOIDS)
+    chosen = options(method, TASKS[method])
     agents = [Agent(chosen, f"agent-{index}", index) for index in range(SOURCES)]
     aggregator = Aggregator("cpu", "sgd", 0.01 if method in SENDS_GRADIENTS else 1.0, 0.0, "samples")
     theta = load_learner(chosen, name="agent-0", role="source", index=0).initial_parameters(7)

@@ -101,3 +101,9 @@ def test_on_the_published_data_it_beats_the_published_figures() -> None:
     theta = trained(chosen, 30)
     assert evaluated(chosen, linear_prior(theta), targets=12)["rmse_pp"] < 3.73
     assert adapted(chosen, theta, targets=12, seed=0)["rmse_pp"] < 2.8
+
+
+@pytest.mark.parametrize("task", [{"name": "sinusoid"}, {"name": "synthetic"}, {"name": "parking", "model": "lstm"}], ids=str)
+def test_a_model_that_is_not_linear_is_refused_in_a_sentence(task: dict[str, str]) -> None:
+    with pytest.raises(LearnerError, match=f"ridge is for losses that are quadratic.* task '{task['name']}'"):
+        load_learner(LearningOptions.model_validate({"learner": "ridge", "task": task}), name="a", role="source", index=0)

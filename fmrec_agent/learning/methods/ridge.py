@@ -26,8 +26,10 @@ import torch
 from torch import Tensor
 
 from fmrec_agent.learning.gradient_learner import MeanLearner
+from fmrec_agent.learning.learner import LearnerError
 from fmrec_agent.learning.meta_gradient import MetaGradient
 from fmrec_agent.learning.options import LearningOptions
+from fmrec_agent.learning.streams import stream
 from fmrec_agent.learning.task import Batch, Parameters, SourceTask, TargetTask, Task
 
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -47,7 +49,22 @@ class Ridge(MeanLearner):
 
     def __init__(self, options: LearningOptions, task: Task, *, name: str) -> None:
         self._shapes = {key: value.shape for key, value in task.initial_parameters(0).items()}
+        if isinstance(task, SourceTask) and not self._is_quadratic(task):
+            raise LearnerError(
+                f"ridge is for losses that are quadratic in the model's parameters, which that of task {options.task.name!r} is not as it "
+                'is set: choose a linear model (task "parking" has model = "linear"), or another learner'
+            )
         super().__init__(options, task, name=name)
+
+    def _is_quadratic(self, task: SourceTask) -> bool:
+        """Is its gradient affine along a line? By one batch, before anything of the size P x P is made."""
+        generator = stream("ridge", "is the loss quadratic?")
+        support, _ = task.draw(generator)
+        batch = support if task.meta_batch == 1 else (support[0][0], support[1][0])
+        start = flat(task.initial_parameters(0))
+        step = torch.as_tensor(generator.normal(size=len(start)), dtype=start.dtype)
+        gradients = [torch.func.grad(partial(self._loss, task, batch=batch))(start + turn * step) for turn in (0, 1, 2)]
+        return torch.allclose(gradients[0] + gradients[2], 2 * gradients[1], rtol=1e-3, atol=1e-4)
 
     def _made(self, seed: int) -> dict[str, Tensor]:
         """A prior of H = I and s = the model's own start, so that theta_0 is that."""
