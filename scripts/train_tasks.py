@@ -17,11 +17,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -35,6 +35,7 @@ from fmrec_agent.learning.task import Parameters
 from fmrec_agent.learning.tasks.parking_data import read_lot
 from fmrec_agent.learning.tasks.synthetic_parking import synthetic_lot
 from fmrec_manager.aggregation import AggregationError, Optimizer
+from scripts import published_lstm
 from scripts.demo_report import hardware
 from scripts.federation import Stage, Trained, adapted, evaluated, falling, linear_prior, train
 
@@ -50,17 +51,6 @@ SINUSOID_CASES: tuple[tuple[str, dict[str, Any], int, tuple[float, ...]], ...] =
 )
 """case, method, rounds, rates to adapt at where they are not learnt (0.01 is the paper's)."""
 LOTS, DAYS = 30, (1, 3, 6, 24)
-LSTM = {"learner": "fedavg", "iterations_per_round": 1}
-LSTM_MODEL = {"hidden": 1, "decoder": "all"}
-LSTM_ROUNDS = 5000
-Adaptation = tuple[Literal["adam", "sgd"], float, int]
-"""Optimizer, rate, steps."""
-LSTM_ADAPTATION: dict[int, Adaptation] = {1: ("sgd", 0.1, 400), 3: ("adam", 0.01, 1600), 6: ("adam", 0.01, 1600), 24: ("adam", 0.01, 1600)}
-"""By days of target data; parking-lstm-choice is to confirm it."""
-LSTM_CANDIDATES: tuple[Adaptation, ...] = (
-    *(("sgd", 0.1, steps) for steps in (100, 400, 1600)),
-    *(("adam", rate, steps) for rate in (0.001, 0.003, 0.01) for steps in (100, 400, 1600)),
-)
 LEFT_OUT = 5
 """One source lot in so many is left out of the training by which an adaptation is chosen."""
 OMNIGLOT_CASES = (("MAML, 1 agent", 1, 8, 3600), ("MAML, 12 agents", 12, 1, 1500))
@@ -142,34 +132,25 @@ def parking(seed: int, given: Given) -> Iterator[Row]:
 
 
 def parking_lstm(seed: int, given: Given) -> Iterator[Row]:
-    """The published network: one theta, by the mean of all sources' gradients, for every amount of target data."""
-    trained = trained_lstm(range(LOTS // given.share or 2), seed, given)
+    """The published network: one theta for every amount of target data."""
+    trained = published_lstm.trained(given.data, range(LOTS // given.share or 2), seed, published_lstm.ROUNDS // given.share)
     model = {key: torch.tensor(value) for key, value in trained.theta.items()}
-    for days, adaptation in LSTM_ADAPTATION.items():
-        yield parking_row(f"FedAvg, LSTM, {days} days", lstm_options(given, days, adaptation), trained, model, seed)
+    for days in published_lstm.ADAPTATION:
+        yield parking_row(f"FedAvg, LSTM, {days} days", published_lstm.options(given.data, days), trained, model, seed)
 
 
 def parking_lstm_choice(seed: int, given: Given) -> Iterator[Row]:
     """Each adaptation on source lots, one in LEFT_OUT, that training left out; which ones, the seed says. No target lot is read."""
-    left_out = range(seed % LEFT_OUT, LOTS // given.share or LEFT_OUT, LEFT_OUT)
-    trained = trained_lstm([index for index in range(LOTS // given.share or LEFT_OUT) if index not in left_out], seed, given)
+    lots = range(LOTS // given.share or LEFT_OUT)
+    left_out = range(seed % LEFT_OUT, len(lots), LEFT_OUT)
+    sources = [index for index in lots if index not in left_out]
+    trained = published_lstm.trained(given.data, sources, seed, published_lstm.ROUNDS // given.share)
     names = [lot_name(given.data, index) for index in left_out]
     for days in DAYS:
-        for optimizer, rate, steps in LSTM_CANDIDATES:
-            options = [lstm_options(given, days, (optimizer, rate, steps), lot=name) for name in names]
+        for optimizer, rate, steps in published_lstm.CANDIDATES:
+            options = [published_lstm.options(given.data, days, (optimizer, rate, steps), lot=name) for name in names]
             errors = [adapted(each, trained.theta, targets=1, seed=seed)["rmse_pp"] for each in options]
             yield {**described(f"{days} days, {optimizer} {rate} x {steps}", seed, trained), "rmse_pp": mean(errors)}
-
-
-def trained_lstm(sources: Sequence[int], seed: int, given: Given) -> Trained:
-    stages = falling(LSTM_ROUNDS // given.share, 0.01)
-    return train(lstm_options(given, DAYS[0], LSTM_ADAPTATION[DAYS[0]]), sources=sources, stages=stages, optimizer="adam", seed=seed)
-
-
-def lstm_options(given: Given, days: int, adaptation: Adaptation, **task: Any) -> LearningOptions:
-    optimizer, rate, steps = adaptation
-    adapt = {"adapt_optimizer": optimizer, "adapt_rate": rate, "adapt_iterations": steps}
-    return parking_options(given.data, days, {**LSTM, **adapt}, **LSTM_MODEL, **task)
 
 
 def lot_name(data: str, index: int) -> str:
