@@ -61,7 +61,8 @@ the rounds in which agents were killed, beside the median of the others of that 
 PARKING_TEXT = """
 One process, by the Learner contract and the manager's Aggregator: a run of real processes ends with the same theta. Mean over 12
 targets of RMSE x 100. *ridge* is the linear model with a learnt prior, trained for each number of days; *maml* and *fedavg* are LSTMs,
-trained once, *fedavg* the published one; all on the sources alone (docs/learning.md). The published rows are of Qu et al. (2022), on the real data.
+trained once, *fedavg* the published one; all on the sources alone (docs/learning.md). The published rows are of Qu et al. (2022), on
+the real data.
 """
 
 
