@@ -8,14 +8,15 @@
 
 Each is trained from every seed given. No target's test data enters training, nor what training chooses for itself (ridge's prior and its
 strength). Rates, numbers of rounds and the linear model's features were chosen by hand, with test errors in view; how the LSTM adapts, by a
-comparison on source lots that no command has repeated yet. CPU seconds are beside wall time, since these alone can be compared on a machine
-that is not idle. Each row is told on standard error when it is done. --json: one object on standard output.
+comparison on source lots. CPU seconds are beside wall time, since these alone can be compared on a machine that is not idle. Each row is
+told on standard error when it is done. --json: one object on standard output, with null where a figure is not finite.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -170,6 +171,10 @@ def parking_row(case: str, options: LearningOptions, trained: Trained, model: Pa
     return {**described(case, seed, trained), **figures, "without_target_data": evaluated(options, model, targets=12)["rmse_pp"]}
 
 
+def finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 EXPERIMENTS: dict[str, Callable[[int, Given], Iterator[Row]]] = {
     "sinusoid": sinusoid,
     "synthetic": synthetic,
@@ -205,8 +210,8 @@ def main() -> int:
         names = ", ".join(case[0] for case in (*SINUSOID_CASES, *OMNIGLOT_CASES))
         parser.error(f"--only {given.only!r} is in no case's name: {names}")
     report = {**said, "hardware": hardware(), "rows": rows}
-    if arguments.json:
-        print(json.dumps(report))
+    if arguments.json:  # which knows no nan
+        print(json.dumps({**report, "rows": [{key: finite(value) for key, value in row.items()} for row in rows]}, allow_nan=False))
         return 0
     table = Table(*rows[0], box=None, title=f"{arguments.experiment}, {report['hardware']}")
     for row in rows:
