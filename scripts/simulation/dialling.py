@@ -40,7 +40,8 @@ class Dialling:
     """All dials of one network."""
 
     def __init__(self, network: Network, parameters: OverlayParameters, rng: Random) -> None:
-        self.count = 0
+        self.count = self.for_look_ups = 0
+        """All of them; those that a look-up's next hop needed."""
         self._network = network
         self._clock = network.clock
         self._parameters = parameters

@@ -23,7 +23,7 @@ from protocol.identifiers import Address, Peer
 from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import Message, Route
+from protocol.wire.messages import Datagram, Message, Route
 from scripts.simulation.clock import Clock
 from scripts.simulation.dialling import Dialling
 from scripts.simulation.terrain import Cut, Terrain
@@ -133,6 +133,7 @@ class Network:
             link = self._new_link(source, peer)
             link.queue.append(message)
             self.dialling.begin(source, peer.address, peer, link)
+            self.dialling.for_look_ups += isinstance(message, Route) and isinstance(message.body, Datagram)
         elif link.state == "open" and not link.queue and not self.blocked(source, link.target):
             self._transmit(link, message)
         elif link.state in ("open", "dialling"):

@@ -205,18 +205,19 @@ class Run:
 
     def _counts(self) -> dict[str, int]:
         network = self.cluster.network
-        return {**{kind.__name__: count for kind, count in network.sent.items()}, "dials": network.dialling.count}
+        dials = {"dials": network.dialling.count, "dials_for_look_ups": network.dialling.for_look_ups}
+        return {**{kind.__name__: count for kind, count in network.sent.items()}, **dials}
 
     def _rates(self, sent: dict[str, float]) -> None:
-        """Of a second and node. The acknowledgements of datagrams are those that the datagrams' hops ask for, as far as there are any."""
+        """Of a second and node. What look-ups cost, their dials and the acknowledgements that their hops ask for, is no control traffic."""
         trees = sum(sent.get(kind.__name__, 0.0) for kind in TREE_MESSAGES)
         datagrams, acks = sent.get("Datagram", 0.0), sent.get("RouteAck", 0.0)
-        routing = datagrams + min(datagrams, acks)
-        messages = sum(rate for name, rate in sent.items() if name != "dials")
+        routing = datagrams + min(datagrams, acks) + MESSAGES_A_DIAL * sent["dials_for_look_ups"]
+        messages = sum(rate for name, rate in sent.items() if not name.startswith("dials")) + MESSAGES_A_DIAL * sent["dials"]
         self.result.sent = {name: round(rate, 4) for name, rate in sorted(sent.items()) if rate}
         self.result.tree_msgs_per_s_per_node = round(trees, 4)
         self.result.routing_msgs_per_s_per_node = round(routing, 4)
-        self.result.control_msgs_per_s_per_node = round(messages + MESSAGES_A_DIAL * sent["dials"] - trees - routing, 4)
+        self.result.control_msgs_per_s_per_node = round(messages - trees - routing, 4)
 
     def _liveness(self) -> None:
         """Everything is healed, many die in that instant, and all must come right."""
