@@ -32,6 +32,7 @@ from protocol.aio.peer_book import PeerBook
 from protocol.aio.process import UserError, check_identity, listen_port
 from protocol.aio.promises import PromiseFile
 from protocol.aio.store import RecordStore
+from protocol.errors import RecordInvalid
 from protocol.identifiers import Address, Peer, agent_id, tree_id
 from protocol.knowledge import Data
 from protocol.overlay.effects import Activated, Durable, Effect, MulticastReceived, Notify, Quit, RetrievalEnded
@@ -99,7 +100,7 @@ class AgentDaemon:
             compress=self.settings.record_compression == "zstd",
             rounded=self.settings.replica_precision == "bf16",
         )
-        self.retriever = Retriever(self.driver, self.store)
+        self.retriever = Retriever(self.driver, self.store, self.parameters)
         self.worker = Worker(trainer, self.dispatcher, self.driver, self.store, self.tree, self.role, self.parameters, self._restore)
         self.connections.status_document = self.status
         self.connections.stop = self._stop.set
@@ -127,7 +128,9 @@ class AgentDaemon:
             self.driver.dispatch(RecordHeld(record))
         self.driver.dispatch(Started(self.settings.seeds(), self.book.read()[:PEERS_TRIED]))
         await self._active.wait()
+        self.worker.doing, waiting = "looking for what an earlier life knew", self.worker.doing
         await self._restore()
+        self.worker.doing = waiting
         member = MemberInfo(self.me, self.name, self.role, os.getpid())
         self.driver.dispatch(JoinTree(self.tree, member))
         reporting = asyncio.create_task(self._report())
@@ -138,7 +141,13 @@ class AgentDaemon:
 
     async def _restore(self) -> None:
         """Our own newest record, wherever it is. None is a first start, or a loss, which the manager has then reported as one."""
-        found = await self.retriever.newest(self.me.id, self.tree)
+        try:
+            found = await self.retriever.newest(self.me.id, self.tree)
+        except RecordInvalid as error:
+            raise UserError(
+                f"the newest record of {self.name} cannot be opened: {error}; start it with the version of FMRec that made the record, "
+                "or under another name, from nothing"
+            ) from error
         if found is not None and found[0].version <= self.dispatcher.version:
             return  # it is what we go on from already
         if found is None:

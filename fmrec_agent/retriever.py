@@ -12,11 +12,11 @@ from itertools import count
 from protocol.aio.driver import Driver
 from protocol.aio.opening import opened
 from protocol.aio.store import RecordStore
-from protocol.errors import RecordInvalid
 from protocol.identifiers import NodeId, TreeId
 from protocol.knowledge import Knowledge
 from protocol.overlay.effects import RetrievalEnded
 from protocol.overlay.events import Retrieve
+from protocol.parameters import OverlayParameters
 from protocol.wire.values import RecordSummary
 
 log = logging.getLogger("fmrec.retriever")
@@ -27,9 +27,10 @@ ASKS_MAX = 5
 class Retriever:
     """Asks the ring for records."""
 
-    def __init__(self, driver: Driver, store: RecordStore) -> None:
+    def __init__(self, driver: Driver, store: RecordStore, parameters: OverlayParameters) -> None:
         self._driver = driver
         self._store = store
+        self._parameters = parameters
         self._numbers = count(1)
         self._waiting: dict[int, asyncio.Future[RetrievalEnded]] = {}
 
@@ -42,22 +43,24 @@ class Retriever:
     async def newest(self, owner: NodeId, tree: TreeId) -> tuple[RecordSummary, Knowledge] | None:
         """The newest record of (owner, tree) that any live neighbour holds, verified and opened; None where there is none.
 
-        While somebody who may hold one has not answered, or could not deliver, it asks again, ASKS_MAX times in all; the overlay
-        bounds each.
+        Whoever is said to hold one is asked until it delivers, or is gone, for to go on without it would lose it. While nobody is, but
+        somebody who might has not answered, it asks ASKS_MAX times; the overlay bounds each. RecordInvalid: there is one, whole, that
+        this version of FMRec cannot open.
         """
-        for _ in range(ASKS_MAX):
+        wait_s = self._parameters.retry_min_s
+        for asked in count(1):
             ended = await self._ask(owner, tree)
-            if ended.record is not None or (ended.complete and not ended.holdings):
-                break
-            log.warning("the record of %s is not found yet: %s", owner.short, ended.reason)
-        held = self._store.get(owner, tree) if ended.record is not None else None
-        if held is None:
-            return None
-        try:
-            return held[0], await opened(*held)
-        except RecordInvalid as error:
-            log.error("the record of %s cannot be opened: %s", owner.short, error)
-            return None
+            held = self._store.get(owner, tree) if ended.record is not None else None
+            if held is not None:
+                return held[0], await opened(*held)
+            if not ended.holdings and (ended.complete or asked >= ASKS_MAX):
+                return None
+            holders = ", ".join(holding.holder.id.short for holding in ended.holdings) or "nobody who has answered"
+            say = log.error if ended.holdings and asked == ASKS_MAX else log.warning
+            say("the record of %s is not here yet: %s has one: %s", owner.short, holders, ended.reason)
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, self._parameters.retry_max_s)
+        raise AssertionError("unreachable")
 
     async def _ask(self, owner: NodeId, tree: TreeId) -> RetrievalEnded:
         number = next(self._numbers)

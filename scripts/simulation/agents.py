@@ -63,8 +63,8 @@ class Agent:
 
     def retrieved(self, ended: fx.RetrievalEnded) -> None:
         record = ended.record
-        if record is None and self._asks < ASKS_MAX and (ended.holdings or not ended.complete):
-            self.ask()
+        if record is None and (ended.holdings or (not ended.complete and self._asks < ASKS_MAX)):
+            self._later(self._agents.cluster.parameters.retry_min_s, self.ask)
             return
         self._agents.durability.restored(self.process, ended)
         if record is not None and record.version > self.version:

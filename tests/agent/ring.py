@@ -128,7 +128,7 @@ class Agent(Host):
         self.trainer = Trainer(self.checkpoint_every)
         await self.trainer.load(lambda: self.learner)
         self.dispatcher = Dispatcher(self.driver, self.store, TREE)
-        self.retriever = Retriever(self.driver, self.store)
+        self.retriever = Retriever(self.driver, self.store, PARAMETERS)
         self.worker = Worker(self.trainer, self.dispatcher, self.driver, self.store, TREE, self.role, PARAMETERS, self.restore)
         self.working: asyncio.Task[None] | None = None
 

@@ -12,10 +12,14 @@ import pytest
 
 from fmrec_agent.dispatcher import Dispatcher
 from fmrec_agent.learning.learner import LearnerError
+from fmrec_agent.retriever import ASKS_MAX
+from protocol.aio.fetching import BulkError
 from protocol.chunks import CHUNK_BYTES_MIN
+from protocol.errors import RecordInvalid
 from protocol.identifiers import NodeId
-from protocol.knowledge import Knowledge, open_record, seal
+from protocol.knowledge import Data, Knowledge, open_record, seal
 from protocol.overlay.effects import Durable
+from protocol.wire.values import RecordSummary
 from tests.agent.ring import PARAMETERS, TREE, Agent, Ring, until
 
 
@@ -118,6 +122,46 @@ async def test_a_later_life_finds_the_newest_and_counts_on_from_there(ring: Ring
 async def test_where_there_is_nothing_nothing_is_found(ring: Ring) -> None:
     a, _ = [await ring.agent(name) for name in "ab"]
     assert await asyncio.wait_for(a.retriever.newest(a.identifier, TREE), 10) is None
+
+
+async def test_a_record_that_somebody_holds_is_asked_for_until_it_is_delivered(ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often each holder fails: who went on without it would begin anew."""
+    a, b, c = [await ring.agent(name) for name in "abc"]
+    await a.dispatcher.checkpoint(knowledge(1))
+    assert await a.dispatcher.durable(1, 5.0)
+    await until(lambda: all(held_by(agent, a) == 1 for agent in (b, c)))
+    await ring.kill(a)
+    heir = await ring.agent("a", incarnation=2)
+    asked = 0
+
+    async def fail_at_first(*which: Any, **how: Any) -> tuple[RecordSummary, Data]:
+        nonlocal asked
+        asked += 1
+        if asked <= 2 * ASKS_MAX:
+            raise BulkError("the link was broken")
+        return await fetch(*which, **how)
+
+    fetch = heir.driver.fetch
+    monkeypatch.setattr(heir.driver, "fetch", fail_at_first)
+    found = await asyncio.wait_for(heir.retriever.newest(heir.identifier, TREE), 60)
+    assert asked > 2 * ASKS_MAX
+    assert found is not None
+    assert (found[0].version, found[1].round) == (1, 1)
+
+
+async def test_a_record_that_cannot_be_opened_is_no_reason_to_begin_anew(ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, _, _ = [await ring.agent(name) for name in "abc"]
+    await a.dispatcher.checkpoint(knowledge(1))
+    assert await a.dispatcher.durable(1, 5.0)
+    await ring.kill(a)
+    heir = await ring.agent("a", incarnation=2)
+
+    async def refuse(record: RecordSummary, data: Data) -> Knowledge:
+        raise RecordInvalid("it is of format 99")
+
+    monkeypatch.setattr("fmrec_agent.retriever.opened", refuse)
+    with pytest.raises(RecordInvalid, match="format 99"):
+        await asyncio.wait_for(heir.retriever.newest(heir.identifier, TREE), 10)
 
 
 async def test_of_a_model_that_is_frozen_in_part_a_checkpoint_moves_the_changed_part_only(ring: Ring) -> None:
