@@ -42,7 +42,9 @@ class OverlayNode:
         self.pastry = Pastry(me, parameters, rng, detector)
         self.scribe = Scribe(me, parameters, rng, self.pastry, detector)
         self.replication = Replication(me, parameters, self.pastry.leaf_set, detector.is_suspect, lambda: self.pastry.active)
-        self.terms = Terms(me, parameters, detector.life_of, self._hears, self.scribe.trees.__contains__, promises)
+        self.terms = Terms(
+            me, parameters, detector.life_of, self._hears, self.scribe.trees.__contains__, lambda: self.pastry.active, promises
+        )
         self._clocks = (self.detector.deadlines, *self.pastry.clocks, self.scribe.deadlines, self.replication.deadlines)
         self._left = False
         self._due: float | None = None

@@ -20,7 +20,8 @@ commit. This is the part of those who are asked, the electors, and of whoever as
    promise that was renewed longest ago, of a tree that it is not in; it is an elector of those that it is in.
 
 An elector that has a disk answers when its promise is on it, and reads it when it starts again. Without one a promise is in memory: an
-elector that dies forgets it. As it comes back it hears of the latest life like everyone near the treeId.
+elector that dies forgets it. So its next life is silent until it is in the ring: by then it has heard of the latest root like everyone
+near the treeId, and refuses an earlier one.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Question:
 
 class Terms:
     """Promises and questions of one node. `life_of` is the failure detector's word on who lives; `hears`: was it heard lately? `is_in`: is
-    this node in the tree? kept: what an earlier life has promised; None where promises are in memory alone."""
+    this node in the tree, `in_ring`: in the ring? kept: what an earlier life has promised; None where promises are in memory alone."""
 
     def __init__(
         self,
@@ -67,6 +68,7 @@ class Terms:
         life_of: Callable[[NodeId], Peer | None],
         hears: Callable[[NodeId, float], bool],
         is_in: Callable[[TreeId], bool] = lambda tree: False,
+        in_ring: Callable[[], bool] = lambda: True,
         kept: Iterable[TreePromise] | None = None,
     ) -> None:
         self._me = me
@@ -74,6 +76,7 @@ class Terms:
         self._life_of = life_of
         self._hears = hears
         self._is_in = is_in
+        self._in_ring = in_ring
         self._keeps = kept is not None
         self._promises: dict[TreeId, Promise] = {each.tree: each.promise for each in kept or ()}
         """The one that was renewed longest ago first."""
@@ -100,6 +103,8 @@ class Terms:
             raise RemoteProtocolError(f"term {message.term} of tree {message.tree.short} is of no clock: set that of {sender.address}")
         if not message.sounding and (sender.id, sender.incarnation) != (message.tree, message.term):
             raise RemoteProtocolError(f"{sender.id.short} asks for a term of tree {message.tree.short}, which it does not root")
+        if not self._keeps and not self._in_ring():
+            return []
         reason = self._objection(sender, message, before, now)
         after = before
         if not reason and not message.sounding:
@@ -131,11 +136,11 @@ class Terms:
             return f"term {before.term} is promised"
         if before is NONE and self._is_full() and self._to_forget() is None:
             return f"this node is in {len(self._promises)} trees already"
+        root = self._life_of(message.tree)
+        if root is not None and root.incarnation >= message.term + (not message.sounding):
+            return f"a later root lives at {root.address}"
         if not message.sounding:
             return ""
-        root = self._life_of(message.tree)
-        if root is not None and root.incarnation >= message.term:
-            return f"a later root lives at {root.address}"
         return f"the root at {root.address} is heard" if root is not None and self._hears(root.id, now) else ""
 
     # --- as one who asks ----------------------------------------------------------------------------------------------

@@ -138,6 +138,21 @@ def test_an_elector_with_a_disk_answers_when_its_promise_is_kept_and_keeps_it_in
     assert answer.answer.message == TermReply(8, True, 9, 7, 4), "and tells the next root of the version that it agreed to"  # type: ignore[union-attr]
 
 
+def test_without_a_disk_the_next_life_is_silent_until_it_is_in_the_ring() -> None:
+    """The last one may have promised a later term; in the ring, the later root is heard."""
+    elector, joined = Elector(), False
+    elector.terms = Terms(ME, P, elector.lives.get, lambda identifier, now: False, in_ring=lambda: joined)
+    question = TermRequest(5, TREE, 3, 7)
+    assert elector.terms.term_requested(root(3), question, 0.0) == []
+    assert elector.terms.promised(TREE) == 0
+    joined = True
+    elector.lives[TREE] = root(4)
+    assert elector.asked(3, 7) == TermReply(5, False, 0, 0, 0, f"a later root lives at {root(4).address}")
+    assert elector.asked(4, 7).granted
+    kept = Terms(ME, P, elector.lives.get, lambda identifier, now: False, in_ring=lambda: False, kept=())
+    assert kept.term_requested(root(4), TermRequest(6, TREE, 4, 7), 0.0), "what is on disk is not forgotten"
+
+
 def test_rule_3_an_earlier_life_than_the_one_promised_or_heard_is_of_the_past() -> None:
     elector = Elector()
     assert not elector.terms.is_of_the_past(root(3))
