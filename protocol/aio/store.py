@@ -143,7 +143,8 @@ class RecordStore:
         return [self._records[key][0] for key in sorted(self._records)]
 
     async def load(self) -> None:
-        """Reads the directory, making it where it is missing; what it holds is put(), without being written again."""
+        """Reads the directory, making it where it is missing; what it holds is put(), without being written again. All of it: a cap that
+        was lowered since keeps out what comes, and loses nothing that was kept."""
         if self._directory is None or self._thread is None:
             return
         found, sentences = await asyncio.get_running_loop().run_in_executor(self._thread, _read_all, self._directory)
