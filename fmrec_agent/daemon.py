@@ -150,6 +150,8 @@ class AgentDaemon:
             ) from error
         if found is not None and found[0].version <= self.dispatcher.version:
             return  # it is what we go on from already
+        if found is None and self.dispatcher.version:
+            return
         if found is None:
             log.info("%s: no record of an earlier life was found: starting from the beginning", self.name)
             return

@@ -11,6 +11,9 @@
 6. An order that names who trains is not for the others: they rest, and keep what they have learnt.
 7. A life may have begun on the smaller side of a cut, where its newest record is not and nobody can know that there is one. So before its
    first job it looks once more where the order comes late (who is cut off gets none), or is for a later round than follows what it knows.
+   In mode exact, where all train, it may have had a part in the rounds between, and its newest record may lie beyond a cut that lasts: it
+   goes on looking, for as long as CUT_VERDICTS verdicts take, and says what is lost where it must go on without. Only then: an agent that
+   was away while rounds were closed without it has nothing to find.
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ from protocol.wire.values import RecordSummary
 log = logging.getLogger("fmrec.worker")
 
 NOBODY = NodeId(0)
+CUT_VERDICTS = 10.0
+"""A cut outlasts no more verdicts than this for rule 7."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,8 @@ class Worker:
         """Loop time at which the first order could come."""
         self._sure = False
         """Is what we go on from the newest that there is (rule 7)?"""
+        self._looking_since: float | None = None
+        """Since when we look for it."""
         self._order: Order | None = None
         self._news = asyncio.Event()
         self._finished: Finished | None = None
@@ -170,8 +177,8 @@ class Worker:
     async def _contribute(self, order: Order, kind: Literal["train", "adapt"]) -> None:
         body = order.body
         replicate = body.mode != "drop"
-        if replicate and not self._sure:
-            await self._make_sure(body)
+        if replicate and not self._sure and not await self._make_sure(order):
+            return
         digest = body.theta_digest
         finished = self._finished
         if finished is not None and (finished.phase, finished.round, finished.theta) == (kind, body.round, digest):
@@ -197,13 +204,36 @@ class Worker:
                 self.doing = f"version {record.version} is not durable: too few neighbours hold it"
         await self._bring(order, record, data)
 
-    async def _make_sure(self, body: RoundOpen) -> None:
-        """Rule 7, once in a life."""
-        self._sure = True
-        late = asyncio.get_running_loop().time() > self._began + self._parameters.verdict_max_s
-        if late or body.round > self._trainer.round + 1:
-            self.doing = "looking once more for what an earlier life knew"
+    async def _make_sure(self, order: Order) -> bool:
+        """Rule 7, before the first job of a life. False: another order came meanwhile."""
+        loop, body = asyncio.get_running_loop(), order.body
+        if self._looking_since is None:
+            late = loop.time() > self._began + self._parameters.verdict_max_s
+            if late or body.round > self._trainer.round + 1:
+                self.doing = "looking once more for what an earlier life knew"
+                await self._restore_newest()
+            self._looking_since = loop.time()
+        end, wait_s = self._looking_since + CUT_VERDICTS * self._parameters.verdict_max_s, self._parameters.retry_min_s
+        while self._may_lack(body) and loop.time() < end:
+            self.doing = f"looking for what an earlier life knew: round {body.round} is asked for, round {self._trainer.round} is known"
+            await self._superseded_within(wait_s)
+            if self._order is not order:
+                return False
+            wait_s = min(2 * wait_s, self._parameters.retry_max_s)
             await self._restore_newest()
+        if self._may_lack(body):
+            log.error(
+                "round %d is asked for, and no record after round %d was found: what this agent has learnt between them is lost",
+                body.round,
+                self._trainer.round,
+            )
+        self._sure = True
+        return True
+
+    def _may_lack(self, body: RoundOpen) -> bool:
+        """May an earlier life have had a part in rounds that we know nothing of?"""
+        known = self._dispatcher.version > 0
+        return known and body.mode == "exact" and not body.chosen and body.phase == "train" and body.round > self._trainer.round + 1
 
     async def _seal(self, contribution: Contribution, last: Snapshot, replicate: bool) -> tuple[RecordSummary, Data]:
         """The finished job as a record: the contribution, and the state that the next job starts from."""

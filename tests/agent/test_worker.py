@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fmrec_agent import worker
 from fmrec_agent.learning.learner import Job, LearnerError, Tensors
 from protocol.identifiers import Peer
 from protocol.knowledge import open_record
@@ -352,6 +353,51 @@ async def test_a_life_that_began_on_the_smaller_side_of_a_cut_finds_what_it_had_
     assert again.tensors["contribution"]["w"].tobytes() == whole.tensors["contribution"]["w"].tobytes()
     assert [job.round for job in heir.learner.jobs] == [2][: number - 1], "round 1 was finished already"
     assert again.version >= older[1][0].version
+
+
+@pytest.mark.parametrize("verdicts", [10.0, 0.0], ids=["the cut heals", "it lasts"])
+async def test_in_mode_exact_it_looks_until_the_cut_is_healed_or_says_what_is_lost(
+    ring: Ring, verdicts: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rule 7. Found by half an hour of chaos: all holders of the newest record were cut off, stopped or dead when its owner came back."""
+    monkeypatch.setattr(worker, "CUT_VERDICTS", verdicts)
+    manager = await ring.manager()
+    undisturbed, a, _ = [await ring.agent(name) for name in "uab"]
+    older = []
+    for done in range(2):
+        for agent in (undisturbed, a):
+            agent.worker.ordered(manager.order("train", done), manager.me)
+        await until(lambda done=done: len(manager.brought) == 2 * done + 2)
+        older.append(a.store.get(a.identifier, TREE))
+    await ring.kill(a)
+    heir = await ring.agent("a", incarnation=2)
+    assert older[0] is not None
+    heir.store.put(*older[0])
+    await heir.worker.restore(older[0][0], open_record(*older[0]))
+    looks = 0
+
+    async def cut_off() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:  # another root announces the round anew
+            heir.worker.ordered(manager.order("train", 2), manager.me)
+        if looks > 4:
+            await heir.restore()
+
+    monkeypatch.setattr(heir.worker, "_restore_newest", cut_off)
+    for agent in (undisturbed, heir):
+        agent.worker.ordered(manager.order("train", 2), manager.me)
+    await until(lambda: len(manager.brought) == 6)
+    whole, again = [
+        next(inside for record, inside in reversed(manager.brought) if record.owner == agent.identifier) for agent in (undisturbed, heir)
+    ]
+    equal = again.tensors["contribution"]["w"].tobytes() == whole.tensors["contribution"]["w"].tobytes()
+    lost = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    if verdicts:
+        assert (equal, looks, lost) == (True, 5, [])
+    else:
+        assert (looks, len(lost)) == (1, 1)
+        assert "round 2 is asked for, and no record after round 0 was found" in lost[0]
 
 
 async def restored(ring: Ring) -> Agent:
