@@ -25,8 +25,14 @@ from scripts.chaos_run.watching import Watch
 from scripts.hosts import Network, OneMachine
 from scripts.local_cluster import ClusterError
 
+PARTS = ("chaos", "undisturbed")
+"""The folders that a run leaves, one of each of its two clusters."""
 ROUNDS_WITHOUT_END = 1_000_000
-AGENT_SET = ("learning.iterations_per_round=20", "learning.batch=8", "checkpoint_every=5", "restarts_max=1000")
+LEARNER_SET = ("learning.learner=admm", "learning.rho=20.0", "learning.iterations_per_round=20", "learning.batch=8")
+"""ADMM's duals live in their agent alone, from round to round: theta is another where one is lost. With MAML it would not be: what that
+sends depends on theta and the round's draws."""
+SERVER = {"server_optimizer": "sgd", "server_rate": 1.0}
+AGENT_SET = (*LEARNER_SET, "checkpoint_every=5", "restarts_max=1000")
 START_S = 240.0
 WARM_S = 3.0
 HEALED_S = 120.0
@@ -61,7 +67,7 @@ class ChaosRun:
 
     async def disturbed(self) -> Seen:
         """The run under the plan's faults. ClusterError where it does not come to begin."""
-        cluster = self._cluster("chaos", ROUNDS_WITHOUT_END)
+        cluster = self._cluster(PARTS[0], ROUNDS_WITHOUT_END)
         async with cluster:
             watch, injection = Watch(cluster), Injection(cluster)
             self.story = injection.story
@@ -103,9 +109,9 @@ class ChaosRun:
         )
 
     async def undisturbed(self, rounds: int) -> Thetas:
-        """The digests of theta by round, of so many rounds without a fault. ClusterError where they do not come to an end."""
+        """The digests of theta by round, of so many rounds without a fault; of fewer where they do not come to an end in time."""
         self._say(f"the undisturbed run: {rounds} rounds")
-        async with self._cluster("undisturbed", rounds, with_standby=False) as cluster:
+        async with self._cluster(PARTS[1], rounds, with_standby=False) as cluster:
             watch = Watch(cluster)
             watch.start()
 
@@ -115,13 +121,15 @@ class ChaosRun:
 
             try:
                 await until(unfinished, START_S + UNDISTURBED_ROUND_S * rounds, "the undisturbed run does not end")
+            except ClusterError as error:
+                self._say(str(error))
             finally:
                 await watch.close()
         return watch.thetas
 
     def _cluster(self, name: str, rounds: int, with_standby: bool = True) -> ChaosCluster:
         agents = self._options.agents
-        sets = {"rounds": rounds, "seed": self._options.seed, "sources_min": agents, "recovery": "exact", "adapt": "false"}
+        sets = {"rounds": rounds, "seed": self._options.seed, "sources_min": agents, "recovery": "exact", "adapt": "false", **SERVER}
         return ChaosCluster(
             self._folder / name,
             self._network,

@@ -47,20 +47,23 @@ class Seen:
 
 def judge(seen: Seen, undisturbed: Thetas) -> dict[str, Any]:
     """The figures, and under `broken` each promise that does not hold, in a sentence that begins with its number."""
+    stuck = [seen.stuck] if seen.stuck is not None else []
     told = promises.commits(seen.manager_logs)
     twice = promises.rounds_again(told) + promises.contributions_again(seen.manager_logs.values(), seen.agents)
     back = promises.rounds_lost(told)
     lost = promises.durable_lost(seen.lives)
     differ = promises.thetas_differ(seen.thetas, undisturbed)
-    if seen.rounds not in undisturbed:
-        differ.append(f"the undisturbed run has no theta of round {seen.rounds}, the last one")
+    if (last := max(undisturbed, default=None)) is None or last < seen.rounds:
+        upto = "not compared" if last is None else f"compared only up to round {last}"
+        differ.append(f"not shown: theta is {upto}, and round {seen.rounds} is the last that was opened")
+    if not seen.faults:
+        stuck.append("no fault struck: nothing is shown")
     connections_max = LINKS_MAX * NODES_MAX * (seen.agents + NODES_MAX)
     kept = promises.descriptors_left(promises.least_since(seen.samples, seen.calm_s), seen.warm, connections_max)
     troubles = promises.troubles(seen.logs) + list(seen.odd_ends)
     strays = [f"process {pid} is nobody's" for pid in seen.strays] + [f"{name} did not leave in order" for name in seen.late]
     growth = promises.growth_pct(seen.samples)
     found = {"P1": twice, "P2": lost, "P5": differ, "P6": back, "P8": [*kept, *strays, *promises.memory_grown(growth), *troubles]}
-    stuck = [seen.stuck] if seen.stuck is not None else []
     return {
         "agents": seen.agents,
         "faults": len(seen.faults),

@@ -99,7 +99,17 @@ def test_what_a_life_began_from_may_be_found_late() -> None:
 def test_another_theta() -> None:
     assert broken({0: {"aa"}, 1: {"bb"}, 2: {"dd"}}) == ["P5: theta of round 2: cc"]
     assert broken(thetas=THETAS | {1: {"bb", "ee"}}) == ["P5: theta of round 1: bb, ee"]
-    assert broken({}) == ["P5: the undisturbed run has no theta of round 2, the last one"]
+
+
+def test_a_theta_that_was_compared_only_in_part_is_not_shown() -> None:
+    late = {0: {"aa"}, 1: {"bb"}}
+    assert broken(late) == ["P5: not shown: theta is compared only up to round 1, and round 2 is the last that was opened"]
+    assert broken({}) == ["P5: not shown: theta is not compared, and round 2 is the last that was opened"]
+    assert judge(FINE, late)["theta_equal"] is False
+
+
+def test_without_a_fault_nothing_is_shown() -> None:
+    assert broken(faults=()) == ["no fault struck: nothing is shown"]
 
 
 def test_what_is_left_over() -> None:
