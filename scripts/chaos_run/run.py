@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
+from fmrec_manager.report import digest_of_owners
+from protocol.identifiers import agent_id
 from protocol.parameters import loopback
 from scripts.chaos_run.cluster import LOOK_S, MANAGERS, ChaosCluster
 from scripts.chaos_run.injection import Injection
@@ -23,7 +25,7 @@ from scripts.chaos_run.promises import Thetas, unhealed
 from scripts.chaos_run.verdict import Seen
 from scripts.chaos_run.watching import Watch
 from scripts.hosts import Network, OneMachine
-from scripts.local_cluster import ClusterError
+from scripts.local_cluster import CLUSTER, ClusterError
 
 PARTS = ("chaos", "undisturbed")
 """The folders that a run leaves, one of each of its two clusters."""
@@ -93,6 +95,7 @@ class ChaosRun:
             logs = {path.name: cluster.log(path.name) for path in sorted(cluster.folder.glob("*.log"))}
         return Seen(
             agents=self._options.agents,
+            owners=digest_of_owners(agent_id(CLUSTER, name) for name in cluster.addresses),
             faults=tuple(fault.kind for fault in injection.done),
             healed_s=healed_s,
             stuck=stuck,

@@ -99,7 +99,8 @@ class Watch:
         for name, pid in self._cluster.pids().items():
             with contextlib.suppress(OSError):  # it has just died
                 connections, others, what = _descriptors(pid)
-                self.samples.append(Sample(name, pid, self.now_s, connections, others, pss_mb(pid, "Pss_Anon"), what))
+                if size_mb := pss_mb(pid, "Pss_Anon"):  # 0: it has just died, as above
+                    self.samples.append(Sample(name, pid, self.now_s, connections, others, size_mb, what))
 
 
 async def _ask(address: Address) -> dict[str, Any] | None:
