@@ -192,6 +192,24 @@ def unhealed(tree: Mapping[str, Any] | None, agents: Mapping[str, Mapping[str, A
     return None
 
 
+class Steady:
+    """A reason why not, gone only when for_s seconds have passed without any: a dead one may not have been missed yet."""
+
+    def __init__(self, for_s: float) -> None:
+        self._for_s = for_s
+        self.since_s: float | None = None
+        """When the time without a reason began."""
+
+    def look(self, why_not: str | None, now_s: float) -> str | None:
+        """The reason as of now."""
+        if why_not is not None:
+            self.since_s = None
+            return why_not
+        self.since_s = now_s if self.since_s is None else self.since_s
+        steady_s = now_s - self.since_s
+        return None if steady_s >= self._for_s else f"whole for {steady_s:.1f} s only"
+
+
 def _no_way_up(address: str, parents: Mapping[str, str | None]) -> str | None:
     """Why the way up from this agent does not end outside of the agents, at the manager."""
     passed = {address}

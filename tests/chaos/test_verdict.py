@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scripts.chaos_run.promises import GROWTH_MAX_PCT, LIVES_MIN, SPAN_MIN_S, Life, Sample, growth_pct, growths, unhealed
+from scripts.chaos_run.promises import GROWTH_MAX_PCT, LIVES_MIN, SPAN_MIN_S, Life, Sample, Steady, growth_pct, growths, unhealed
 from scripts.chaos_run.verdict import Seen, judge
 
 LOG_A = """
@@ -233,6 +233,16 @@ def tree(*alive: str) -> dict[str, Any]:
 )
 def test_whole(members: tuple[str, ...], agents: dict[str, Any], why_not: str | None) -> None:
     assert unhealed(tree(*members), agents, 3) == why_not
+
+
+def test_whole_is_what_stays_whole() -> None:
+    steady = Steady(2.0)
+    assert steady.look(None, 10.0) == "whole for 0.0 s only", "the dead one has not been missed yet"
+    assert steady.look("no answer from a", 11.0) == "no answer from a"
+    assert steady.look(None, 12.5) == "whole for 0.0 s only", "what was before the break does not count"
+    assert steady.look(None, 14.0) == "whole for 1.5 s only"
+    assert steady.look(None, 14.5) is None
+    assert steady.since_s == 12.5
 
 
 def test_without_a_root_nothing_is_whole() -> None:

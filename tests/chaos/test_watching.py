@@ -16,6 +16,14 @@ def cluster_of(**pids: int) -> Any:
     return SimpleNamespace(managers={}, addresses={}, pids=lambda: pids)
 
 
+def test_what_was_said_before_the_last_fault_is_forgotten() -> None:
+    watch = Watch(cluster_of())
+    watch.status, watch.agents = {"manager-a": {"version": 3}}, {"host-1-0": {"in_ring": True}}
+    watch.forget()
+    assert watch.root() is None
+    assert watch.agents == {"host-1-0": None}
+
+
 def test_a_process_is_sampled() -> None:
     watch = Watch(cluster_of(me=os.getpid()))
     watch.sample()
