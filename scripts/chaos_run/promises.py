@@ -233,16 +233,19 @@ def role_of(name: str) -> str:
     return word if word in ("manager", "launcher") else "agent"
 
 
-def descriptors_left(ends: Iterable[Sample], warm: Iterable[Sample], connections_max: int) -> list[str]:
-    """Processes that at the end hold more connections than there are peers to have them with, or more of anything else than any of
-    their role did before the first fault, and SPARE_DESCRIPTORS."""
-    most: dict[str, int] = {}
+def descriptors_left(ends: Iterable[Sample], warm: Iterable[Sample], spare_connections: Mapping[str, int]) -> list[str]:
+    """Processes that at the end hold more connections, or more of anything else, than any of their role did before the first fault, and
+    spare_connections of the role or SPARE_DESCRIPTORS."""
+    most: dict[str, tuple[int, int]] = {}
     for sample in warm:
-        most[role_of(sample.name)] = max(most.get(role_of(sample.name), 0), sample.others + SPARE_DESCRIPTORS)
+        connections, others = most.get(role_of(sample.name), (0, 0))
+        most[role_of(sample.name)] = max(connections, sample.connections), max(others, sample.others)
     found = []
     for sample in ends:
-        others_max = most[role_of(sample.name)]
-        for what, count, limit in (("connections", sample.connections, connections_max), ("other descriptors", sample.others, others_max)):
+        connections, others = most[role_of(sample.name)]
+        connections_max = connections + spare_connections[role_of(sample.name)]
+        limits = ("connections", sample.connections, connections_max), ("other descriptors", sample.others, others + SPARE_DESCRIPTORS)
+        for what, count, limit in limits:
             if count > limit:
                 kinds = f" ({sample.what})" if sample.what else ""
                 found.append(f"{sample.name} (pid {sample.pid}) holds {count} {what}, where {limit} are the most{kinds}")

@@ -11,8 +11,12 @@ from protocol.aio.lane import LINKS_MAX
 from scripts.chaos_run import promises
 from scripts.chaos_run.promises import Life, Sample, Thetas
 
-NODES_MAX = 2
-"""Of a manager's process that took over: the standby that it was, and the tree's root."""
+MANAGERS = 2
+NODES_MAX = {"agent": 1, "manager": 2, "launcher": 0}
+"""By role. Of a manager's process that took over: the standby that it was, and the tree's root."""
+YOUNG_LINKS = 2
+"""With each peer, that a process has before the first fault. After faults there may be LINKS_MAX of each node: a fresh dial found an old
+life well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +65,9 @@ def judge(seen: Seen, undisturbed: Thetas) -> dict[str, Any]:
         differ.append(f"not shown: theta is {upto}, and round {seen.rounds} is the last that was opened")
     if not seen.faults:
         stuck.append("no fault struck: nothing is shown")
-    connections_max = LINKS_MAX * NODES_MAX * (seen.agents + NODES_MAX)
-    kept = promises.descriptors_left(promises.least_since(seen.samples, seen.calm_s), seen.warm, connections_max)
+    peers = seen.agents + MANAGERS
+    spare = {role: (LINKS_MAX * nodes - YOUNG_LINKS) * peers if nodes else 0 for role, nodes in NODES_MAX.items()}
+    kept = promises.descriptors_left(promises.least_since(seen.samples, seen.calm_s), seen.warm, spare)
     troubles = promises.troubles(seen.logs) + list(seen.odd_ends)
     strays = [f"process {pid} is nobody's" for pid in seen.strays] + [f"{name} did not leave in order" for name in seen.late]
     grown = promises.growths(seen.samples)
