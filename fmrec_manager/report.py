@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -43,6 +43,11 @@ def digest_of(theta: dict[str, Array]) -> bytes:
         digest.update(f"{name}|{tensor.dtype}|{tensor.shape}|".encode())
         digest.update(tensor.tobytes())
     return digest.digest()
+
+
+def digest_of_owners(owners: Iterable[NodeId]) -> str:
+    """16 digits that tell whose contributions these are, whatever their order: equal only for the same agents, each as often."""
+    return sha256(b"".join(owner.pack() for owner in sorted(owners))).hexdigest()[:16]
 
 
 def tree_document(facts: Facts) -> dict[str, object]:

@@ -21,7 +21,7 @@ import numpy as np
 from fmrec_manager.ledger import Ledger, ledger_of
 from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, LocateOwn, Order, Recover, Say, StepDown
 from fmrec_manager.plan import Plan, Resumed
-from fmrec_manager.report import Facts, digest_of, tree_document
+from fmrec_manager.report import Facts, digest_of, digest_of_owners, tree_document
 from fmrec_manager.root import Root
 from fmrec_manager.round import Terms
 from fmrec_manager.selection import GRADIENT_NORM, Seen, Selection
@@ -300,7 +300,8 @@ class TreeHost:
                 case Aggregate(number, slots):
                     ways = Counter(slot.way for slot in slots.values())
                     told = " ".join(f"{way}={count}" for way, count in sorted(ways.items()))
-                    self._log.info("aggregates round=%d contributions=%d %s", number, len(slots), told)
+                    owners = digest_of_owners(slot.record.owner for slot in slots.values())
+                    self._log.info("aggregates round=%d contributions=%d owners=%s %s", number, len(slots), owners, told)
                     self._spawn(self._aggregate(order))
                 case Commit(version, number):
                     self._spawn(self._commit(version, number))

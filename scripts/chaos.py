@@ -18,6 +18,7 @@ import logging
 import shutil
 import signal
 import sys
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from scripts.chaos_run.cluster import MANAGERS, places  # noqa: E402
 from scripts.chaos_run.plan import KINDS, Kind, draw_plan  # noqa: E402
-from scripts.chaos_run.run import ChaosRun, Options  # noqa: E402
+from scripts.chaos_run.run import PARTS, ChaosRun, Options  # noqa: E402
 from scripts.chaos_run.verdict import judge  # noqa: E402
 from scripts.demo_report import hardware  # noqa: E402
 from scripts.hosts import Network, OneMachine, Unable, enter  # noqa: E402
@@ -91,9 +92,11 @@ def run(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str
         parser.error(unable)
     try:
         names = list(places(chosen.agents, network.hosts))
-        plan = draw_plan(chosen.seed, chosen.seconds, chosen.every, kinds, names, list(MANAGERS), network.hosts)
+        if not (plan := draw_plan(chosen.seed, chosen.seconds, chosen.every, kinds, names, list(MANAGERS), network.hosts)):
+            parser.error(f"no fault is drawn within {chosen.seconds:g} seconds: ask for more, or for more often")
         say("\n".join([command_of(chosen, kinds), hardware(), *([unable] if unable else []), *map(str, plan)]))
-        shutil.rmtree(chosen.out, ignore_errors=True)
+        for part in PARTS:
+            shutil.rmtree(chosen.out / part, ignore_errors=True)
         if isinstance(network, Network):
             enter(network.switch)  # from where no fault of a host's hides another
         chaos = ChaosRun(Options(chosen.seed, chosen.agents, tuple(plan)), network, chosen.out, say)
@@ -114,8 +117,12 @@ def main() -> int:
     """Parse, run, print; the exit code."""
     parser = arguments()
     chosen = parser.parse_args()
-    if chosen.seconds <= 0 or chosen.every <= 0 or chosen.agents < AGENTS_MIN:
-        parser.error(f"--seconds and --every are above 0, --agents is at least {AGENTS_MIN}")
+    if not 0 < chosen.seconds < inf or not 0 < chosen.every < inf or chosen.agents < AGENTS_MIN:
+        parser.error(f"--seconds and --every are above 0 and finite, --agents is at least {AGENTS_MIN}")
+    try:
+        chosen.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out is a folder: {error}")
     logging.disable(logging.WARNING)  # a daemon that does not answer is no news here
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)  # also in the background of a shell: nothing may be left running

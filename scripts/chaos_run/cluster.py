@@ -143,7 +143,10 @@ class ChaosCluster(LocalCluster):
         return self._pids | managers | launchers
 
     async def leave(self, agents_s: float, managers_s: float) -> list[str]:
-        """Ask all to leave, the agents first, through their launchers; which processes have not ended within so many seconds."""
+        """Ask all to leave, the agents first, through their launchers; which processes have not ended within so many seconds.
+
+        How managers and launchers ended is noted where it was not with 0: nobody kills them any more.
+        """
         names = self.pids()
         late = []
         for group, within_s in (("launcher", agents_s), ("manager", managers_s)):
@@ -153,6 +156,10 @@ class ChaosCluster(LocalCluster):
                 send(pid, signal.SIGTERM)
             left = await self._ended(set(awaited.values()), within_s)
             late += sorted(f"{name} (pid {pid})" for name, pid in awaited.items() if pid in left)
+        ours = {manager.name: manager.process for manager in self.managers.values()}
+        for name, process in (ours | {f"launcher-{host}": process for host, process in self.launchers.items()}).items():
+            if process is not None and process.poll():
+                self.odd_ends.append(f"{name} ended with exit code {process.returncode}")
         return late
 
     async def _ended(self, pids: set[int], within_s: float) -> set[int]:

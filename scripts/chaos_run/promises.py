@@ -20,12 +20,15 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-AGGREGATES = re.compile(r"aggregates round=(\d+) contributions=(\d+)")
+AGGREGATES = re.compile(r"aggregates round=(\d+) contributions=(\d+)(?: owners=(\w+))?")
 COMMITTED = re.compile(r"(committed|goes_on) round=(\d+) version=(\d+)")
 TROUBLE = re.compile(r"Traceback|this is a mistake in FMRec|died \d+ times within a minute| ERROR ")
 GROWTH_MAX_PCT, LIVES_MIN = 10.0, 3
 """What the median process of a role may grow from the second quarter of its life to the last, and of how many this can be said. A tenth
 within a minute and a half would double a process in a quarter of an hour; the one run so far that left files aside told of 2 %."""
+SLOPE_MAX_MB, LEAKS_MIN, LONG_S = 2.0, 2, 600.0
+"""What any process may grow by in a minute after its youth. More is held against its role where two lives of that role do it, or one of
+ten minutes: a single short life may have its reasons."""
 SPARE_DESCRIPTORS = 4
 """What a process may hold beyond what any of its role did before the first fault, when the ring was young."""
 SPAN_MIN_S = 120.0
@@ -47,6 +50,8 @@ class Life:
         """A status document of this life."""
         self.last_s = now_s
         self.durable = max(self.durable, status["durable_version"])
+        if self.worked:
+            return  # what it finds now comes too late
         if status["resumed_from"] is not None:
             self.began_from = status["resumed_from"]["version"]
         self.worked = status["version"] > self.began_from
@@ -64,6 +69,25 @@ class Sample:
     others: int
     pss_mb: float
     what: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """One process that was seen for span_s: its PSS in the second quarter of that and in the last, whose middles are apart_s apart."""
+
+    name: str
+    span_s: float
+    second_mb: float
+    last_mb: float
+    apart_s: float
+
+    @property
+    def pct(self) -> float:
+        return 100 * (self.last_mb / self.second_mb - 1)
+
+    @property
+    def mb_a_minute(self) -> float:
+        return (self.last_mb - self.second_mb) / (self.apart_s / 60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +134,18 @@ def rounds_lost(told: Sequence[Commit]) -> list[str]:
     ]
 
 
-def contributions_again(logs: Iterable[str], agents: int) -> list[str]:
-    """Aggregates of another number of contributions than there are agents: all have one, in mode exact (P1)."""
-    found = [(int(match[1]), int(match[2])) for log in logs for match in AGGREGATES.finditer(log)]
-    return [f"round {number} was aggregated from {count} contributions of {agents} agents" for number, count in found if count != agents]
+def contributions_again(logs: Iterable[str], agents: int, owners: str) -> list[str]:
+    """Aggregates of other contributions than one of each agent: all have one, in mode exact (P1). owners: the digest of all agents."""
+    found = [(int(match[1]), int(match[2]), match[3]) for log in logs for match in AGGREGATES.finditer(log)]
+    wrong = [f"round {n} was aggregated from {count} contributions of {agents} agents" for n, count, _ in found if count != agents]
+    others = [n for n, count, told in found if count == agents and told != owners]
+    return wrong + [f"round {n} was aggregated from one agent twice, or from a stranger" for n in others]
+
+
+def aggregated_by_nobody(told: Sequence[Commit], logs: Iterable[str]) -> list[str]:
+    """Committed rounds of whose making no manager told: nothing could be said of their contributions (P1)."""
+    made = {int(match[1]) + 1 for log in logs for match in AGGREGATES.finditer(log)}
+    return [f"nobody told how round {n} was made" for n in sorted({commit.round for commit in told if not commit.again} - made - {0})]
 
 
 def thetas_differ(seen: Thetas, undisturbed: Thetas) -> list[str]:
@@ -160,6 +192,24 @@ def unhealed(tree: Mapping[str, Any] | None, agents: Mapping[str, Mapping[str, A
     return None
 
 
+class Steady:
+    """A reason why not, gone only when for_s seconds have passed without any: a dead one may not have been missed yet."""
+
+    def __init__(self, for_s: float) -> None:
+        self._for_s = for_s
+        self.since_s: float | None = None
+        """When the time without a reason began."""
+
+    def look(self, why_not: str | None, now_s: float) -> str | None:
+        """The reason as of now."""
+        if why_not is not None:
+            self.since_s = None
+            return why_not
+        self.since_s = now_s if self.since_s is None else self.since_s
+        steady_s = now_s - self.since_s
+        return None if steady_s >= self._for_s else f"whole for {steady_s:.1f} s only"
+
+
 def _no_way_up(address: str, parents: Mapping[str, str | None]) -> str | None:
     """Why the way up from this agent does not end outside of the agents, at the manager."""
     passed = {address}
@@ -183,16 +233,19 @@ def role_of(name: str) -> str:
     return word if word in ("manager", "launcher") else "agent"
 
 
-def descriptors_left(ends: Iterable[Sample], warm: Iterable[Sample], connections_max: int) -> list[str]:
-    """Processes that at the end hold more connections than there are peers to have them with, or more of anything else than any of
-    their role did before the first fault, and SPARE_DESCRIPTORS."""
-    most: dict[str, int] = {}
+def descriptors_left(ends: Iterable[Sample], warm: Iterable[Sample], spare_connections: Mapping[str, int]) -> list[str]:
+    """Processes that at the end hold more connections, or more of anything else, than any of their role did before the first fault, and
+    spare_connections of the role or SPARE_DESCRIPTORS."""
+    most: dict[str, tuple[int, int]] = {}
     for sample in warm:
-        most[role_of(sample.name)] = max(most.get(role_of(sample.name), 0), sample.others + SPARE_DESCRIPTORS)
+        connections, others = most.get(role_of(sample.name), (0, 0))
+        most[role_of(sample.name)] = max(connections, sample.connections), max(others, sample.others)
     found = []
     for sample in ends:
-        others_max = most[role_of(sample.name)]
-        for what, count, limit in (("connections", sample.connections, connections_max), ("other descriptors", sample.others, others_max)):
+        connections, others = most[role_of(sample.name)]
+        connections_max = connections + spare_connections[role_of(sample.name)]
+        limits = ("connections", sample.connections, connections_max), ("other descriptors", sample.others, others + SPARE_DESCRIPTORS)
+        for what, count, limit in limits:
             if count > limit:
                 kinds = f" ({sample.what})" if sample.what else ""
                 found.append(f"{sample.name} (pid {sample.pid}) holds {count} {what}, where {limit} are the most{kinds}")
@@ -215,32 +268,51 @@ def least_since(samples: Iterable[Sample], since_s: float) -> list[Sample]:
     return found
 
 
-def growth_pct(samples: Iterable[Sample]) -> dict[str, tuple[float, int]]:
-    """By role, how much the median process grew from the second quarter of the time in which it was seen to the last, in % of its PSS, and
-    of how many processes that is.
+def growths(samples: Iterable[Sample]) -> list[Growth]:
+    """How each process grew from the second quarter of the time in which it was seen to the last.
 
     Of those that were seen for SPAN_MIN_S; each quarter is its median: whether a sibling that shares pages lives just then does not count.
     """
     lives: dict[tuple[str, int], list[Sample]] = {}
     for sample in sorted(samples, key=lambda sample: sample.at_s):
         lives.setdefault((sample.name, sample.pid), []).append(sample)
-    grown: dict[str, list[float]] = {}
-    for (name, _), seen in lives.items():
+    grown = []
+    for (name, _), seen in sorted(lives.items()):
         began_s, span_s = seen[0].at_s, seen[-1].at_s - seen[0].at_s
-        second = [sample.pss_mb for sample in seen if 0.25 <= (sample.at_s - began_s) / max(span_s, 1e-9) < 0.5]
-        last = [sample.pss_mb for sample in seen if (sample.at_s - began_s) / max(span_s, 1e-9) >= 0.75]
-        if span_s >= SPAN_MIN_S and second and median(second) > 0:
-            grown.setdefault(role_of(name), []).append(100 * (median(last) / median(second) - 1))
-    return {role: (round(median(values), 2), len(values)) for role, values in sorted(grown.items())}
+        if span_s < SPAN_MIN_S:
+            continue
+        second = [sample for sample in seen if 0.25 <= (sample.at_s - began_s) / span_s < 0.5]
+        last = [sample for sample in seen if (sample.at_s - began_s) / span_s >= 0.75]
+        if second:
+            apart_s = median(s.at_s for s in last) - median(s.at_s for s in second)
+            grown.append(Growth(name, span_s, median(s.pss_mb for s in second), median(s.pss_mb for s in last), apart_s))
+    return grown
 
 
-def memory_grown(growth: Mapping[str, tuple[float, int]]) -> list[str]:
-    """Roles whose processes go on growing (P8)."""
-    return [
+def growth_pct(grown: Iterable[Growth]) -> dict[str, tuple[float, int]]:
+    """By role, what the median process grew by, in % of its PSS, and of how many processes that is."""
+    by_role: dict[str, list[float]] = {}
+    for life in grown:
+        by_role.setdefault(role_of(life.name), []).append(life.pct)
+    return {role: (round(median(values), 2), len(values)) for role, values in sorted(by_role.items())}
+
+
+def memory_grown(grown: Sequence[Growth]) -> list[str]:
+    """Roles whose median process goes on growing, and those of which some do, be they few (P8)."""
+    found = [
         f"the median {role} of {lives} that were seen for {SPAN_MIN_S:.0f} s grew by {pct} %, where {GROWTH_MAX_PCT:g} are the most"
-        for role, (pct, lives) in growth.items()
+        for role, (pct, lives) in growth_pct(grown).items()
         if pct > GROWTH_MAX_PCT and lives >= LIVES_MIN
     ]
+    leaking: dict[str, list[Growth]] = {}
+    for life in grown:
+        if life.mb_a_minute > SLOPE_MAX_MB:
+            leaking.setdefault(role_of(life.name), []).append(life)
+    for role, lives in leaking.items():
+        if len(lives) >= LEAKS_MIN or any(life.span_s >= LONG_S for life in lives):
+            told = ", ".join(f"{life.name} by {life.mb_a_minute:.1f}" for life in sorted(lives, key=lambda life: -life.mb_a_minute))
+            found.append(f"{role}s grow, MB a minute, where {SLOPE_MAX_MB:g} are the most: {told}")
+    return found
 
 
 def troubles(logs: Mapping[str, str]) -> list[str]:

@@ -11,20 +11,25 @@ from protocol.aio.lane import LINKS_MAX
 from scripts.chaos_run import promises
 from scripts.chaos_run.promises import Life, Sample, Thetas
 
-NODES_MAX = 2
-"""Of a manager's process that took over: the standby that it was, and the tree's root."""
+MANAGERS = 2
+NODES_MAX = {"agent": 1, "manager": 2, "launcher": 0}
+"""By role. Of a manager's process that took over: the standby that it was, and the tree's root."""
+YOUNG_LINKS = 2
+"""With each peer, that a process has before the first fault. After faults there may be LINKS_MAX of each node: a fresh dial found an old
+life well."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
     """All that was seen of a run.
 
-    faults: their kinds. stuck: why it did not go on, if so. manager_logs: as they were before all left. warm: samples before the first
-    fault. calm_s: when everybody was back, in the time of the samples. strays: processes that nobody knows; late: those that did not leave
-    in order.
+    owners: the digest of all agents' ids. faults: their kinds. stuck: why it did not go on, if so. manager_logs: as they were before all
+    left. warm: samples before the first fault. calm_s: when everybody was back, in the time of the samples. strays: processes that nobody
+    knows; late: those that did not leave in order.
     """
 
     agents: int
+    owners: str
     faults: tuple[str, ...]
     healed_s: float | None
     stuck: str | None
@@ -47,26 +52,33 @@ class Seen:
 
 def judge(seen: Seen, undisturbed: Thetas) -> dict[str, Any]:
     """The figures, and under `broken` each promise that does not hold, in a sentence that begins with its number."""
+    stuck = [seen.stuck] if seen.stuck is not None else []
     told = promises.commits(seen.manager_logs)
-    twice = promises.rounds_again(told) + promises.contributions_again(seen.manager_logs.values(), seen.agents)
+    logs = seen.manager_logs.values()
+    twice = promises.rounds_again(told) + promises.contributions_again(logs, seen.agents, seen.owners)
+    twice += promises.aggregated_by_nobody(told, logs)
     back = promises.rounds_lost(told)
     lost = promises.durable_lost(seen.lives)
     differ = promises.thetas_differ(seen.thetas, undisturbed)
-    if seen.rounds not in undisturbed:
-        differ.append(f"the undisturbed run has no theta of round {seen.rounds}, the last one")
-    connections_max = LINKS_MAX * NODES_MAX * (seen.agents + NODES_MAX)
-    kept = promises.descriptors_left(promises.least_since(seen.samples, seen.calm_s), seen.warm, connections_max)
+    if (last := max(undisturbed, default=None)) is None or last < seen.rounds:
+        upto = "not compared" if last is None else f"compared only up to round {last}"
+        differ.append(f"not shown: theta is {upto}, and round {seen.rounds} is the last that was opened")
+    if not seen.faults:
+        stuck.append("no fault struck: nothing is shown")
+    peers = seen.agents + MANAGERS
+    spare = {role: (LINKS_MAX * nodes - YOUNG_LINKS) * peers if nodes else 0 for role, nodes in NODES_MAX.items()}
+    kept = promises.descriptors_left(promises.least_since(seen.samples, seen.calm_s), seen.warm, spare)
     troubles = promises.troubles(seen.logs) + list(seen.odd_ends)
     strays = [f"process {pid} is nobody's" for pid in seen.strays] + [f"{name} did not leave in order" for name in seen.late]
-    growth = promises.growth_pct(seen.samples)
-    found = {"P1": twice, "P2": lost, "P5": differ, "P6": back, "P8": [*kept, *strays, *promises.memory_grown(growth), *troubles]}
-    stuck = [seen.stuck] if seen.stuck is not None else []
+    grown = promises.growths(seen.samples)
+    growth = promises.growth_pct(grown)
+    found = {"P1": twice, "P2": lost, "P5": differ, "P6": back, "P8": [*kept, *strays, *promises.memory_grown(grown), *troubles]}
     return {
         "agents": seen.agents,
         "faults": len(seen.faults),
         "faults_by_kind": dict(sorted(Counter(seen.faults).items())),
         "lives": sum(len(lives) for lives in seen.lives.values()),
-        "takeovers": sum(log.count("this standby takes over") for log in seen.manager_logs.values()),
+        "takeovers": sum(log.count("this standby takes over") for log in logs),
         "healed_s": seen.healed_s,
         "rounds": seen.rounds,
         "rounds_lost": len(back),
@@ -77,6 +89,7 @@ def judge(seen: Seen, undisturbed: Thetas) -> dict[str, Any]:
         "leaked_processes": len(strays),
         "leaked_fds": len(kept),
         "memory_growth_pct": max((pct for pct, _ in growth.values()), default=None),
+        "memory_slope_mb_a_minute": max((round(life.mb_a_minute, 2) for life in grown), default=None),
         "memory_growth_by_role_pct": {role: pct for role, (pct, _) in growth.items()},
         "troubles": len(troubles),
         "broken": stuck + [f"{number}: {sentence}" for number, sentences in found.items() for sentence in sentences],

@@ -23,6 +23,8 @@ from scripts.local_cluster import CLUSTER, Status, pss_mb
 
 MANAGER_PERIOD_S, AGENT_PERIOD_S, PROCESS_PERIOD_S = 0.1, 0.4, 2.0
 ANSWER_S = 1.0
+STALE_S = AGENT_PERIOD_S + ANSWER_S
+"""So long may what an agent last said be held for what it says now."""
 ESTABLISHED = "01"
 """In the column `st` of /proc/PID/net/tcp."""
 OPEN_STAGES = ("train", "done")
@@ -59,6 +61,11 @@ class Watch:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for task in failed:
             task.result()
+
+    def forget(self) -> None:
+        """What all last said, so that what is judged from here on was said later, but for answers that are under way."""
+        self.status = dict.fromkeys(self.status)
+        self.agents = dict.fromkeys(self.agents)
 
     @property
     def now_s(self) -> float:
@@ -99,7 +106,8 @@ class Watch:
         for name, pid in self._cluster.pids().items():
             with contextlib.suppress(OSError):  # it has just died
                 connections, others, what = _descriptors(pid)
-                self.samples.append(Sample(name, pid, self.now_s, connections, others, pss_mb(pid, "Pss_Anon"), what))
+                if size_mb := pss_mb(pid, "Pss_Anon"):  # 0: it has just died, as above
+                    self.samples.append(Sample(name, pid, self.now_s, connections, others, size_mb, what))
 
 
 async def _ask(address: Address) -> dict[str, Any] | None:

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "chaos.py"
 WITHIN_S = 600.0
@@ -34,8 +36,11 @@ def test_every_promise_holds_under_chaos(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_leaves_nobody_behind(tmp_path: Path) -> None:
-    """Also in the background of a shell, where SIGINT is ignored."""
-    command = [sys.executable, str(SCRIPT), "--agents", "4", "--out", str(tmp_path / "out")]
+    """Also in the background of a shell, where SIGINT is ignored. Nor does it take away what is not its own."""
+    out = tmp_path / "out"
+    for path in (out / "of the user", out / "chaos" / "of an earlier run"):
+        path.mkdir(parents=True)
+    command = [sys.executable, str(SCRIPT), "--agents", "4", "--out", str(out)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
         deadline = time.monotonic() + WITHIN_S
         while len(running(tmp_path)) < 5:  # itself, two managers, and the agents that have a disk
@@ -45,6 +50,8 @@ def test_an_interrupt_leaves_nobody_behind(tmp_path: Path) -> None:
         run.terminate()
         assert run.wait(WITHIN_S) == 130
     assert running(tmp_path) == []
+    assert (out / "of the user").exists()
+    assert not (out / "chaos" / "of an earlier run").exists()
 
 
 def running(folder: Path) -> list[int]:
@@ -57,7 +64,26 @@ def running(folder: Path) -> list[int]:
     return found
 
 
-def test_options_that_make_no_run() -> None:
-    done = chaos("--agents", "2")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--agents", "2"), "--agents is at least"),
+        (("--seconds", "inf"), "above 0 and finite"),
+        (("--seconds", "nan"), "above 0 and finite"),
+        (("--every", "inf"), "above 0 and finite"),
+        (("--seconds", "0.001"), "no fault is drawn within 0.001 seconds"),
+    ],
+)
+def test_options_that_make_no_run(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    done = chaos(*options, "--out", str(tmp_path))
     assert done.returncode == 2
-    assert "--agents is at least" in done.stderr
+    assert said in done.stderr
+
+
+def test_a_file_is_no_folder_to_write_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in ("file", "file/below"):
+        done = chaos("--out", str(tmp_path / out))
+        assert done.returncode == 2
+        assert "--out is a folder" in done.stderr
+        assert "Traceback" not in done.stderr

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fmrec_manager.report import digest_of_owners
 from fmrec_manager.selection import Seen
 from fmrec_manager.settings import ManagerSettings, TreeSettings
 from fmrec_manager.tree_host import OWN_RECORD, TreeHost
@@ -112,6 +113,16 @@ async def test_contributions_become_theta_and_theta_a_record(hosted: Hosted) -> 
     assert held is not None
     np.testing.assert_array_equal(open_record(*held).tensors["theta"]["w"], host.theta["w"])
     assert (host.root.stage, host.root.next_round, host.root.losses) == ("train", 1, [0.5])
+
+
+async def test_whose_contributions_make_an_aggregate_is_told(hosted: Hosted, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "fmrec")
+    host = await in_round_0(await hosted())
+    assert await bring(host, "b", 0) is None
+    assert await bring(host, "a", 0) is None
+    owners = digest_of_owners(peer.id for peer in AGENTS.values())
+    assert f"aggregates round=0 contributions=2 owners={owners} upload=2" in caplog.messages
+    assert owners != digest_of_owners([AGENTS["a"].id] * 2)
 
 
 async def test_brought_twice_a_contribution_still_counts_once(hosted: Hosted) -> None:
