@@ -1,4 +1,5 @@
-"""The floor of a transfer: the same bytes through a bare BufferedProtocol on uvloop, into a new buffer, from another process."""
+"""The floor of a transfer: the same bytes through a bare BufferedProtocol on uvloop, from another process, into memory that
+the caller chooses: what was received into before is warm, and new memory may have to come from the host first."""
 
 from __future__ import annotations
 
@@ -9,7 +10,6 @@ import signal
 import time
 from collections.abc import Iterator
 
-import numpy as np
 import uvloop
 
 from scripts.local_cluster import HOST, free_ports
@@ -26,8 +26,8 @@ class _Sender(asyncio.Protocol):
 
 
 class _Receiver(asyncio.BufferedProtocol):
-    def __init__(self, size: int, done: asyncio.Future[None]) -> None:
-        self._view: memoryview = np.empty(size, np.uint8).data
+    def __init__(self, into: memoryview, done: asyncio.Future[None]) -> None:
+        self._view = into
         self._done = done
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -74,11 +74,11 @@ async def _serve(port: int, told: int) -> None:
     await asyncio.get_running_loop().create_future()
 
 
-async def raw_ms(port: int, size: int) -> float:
-    """One transfer, from the dial to the last byte."""
+async def raw_ms(port: int, into: memoryview) -> float:
+    """One transfer that fills this buffer, from the dial to the last byte."""
     loop = asyncio.get_running_loop()
     done = loop.create_future()
     began = time.perf_counter()
-    await loop.create_connection(lambda: _Receiver(size, done), HOST, port)
+    await loop.create_connection(lambda: _Receiver(into, done), HOST, port)
     await done
     return 1000 * (time.perf_counter() - began)

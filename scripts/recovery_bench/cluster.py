@@ -16,7 +16,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import cycle
 from pathlib import Path
 from random import Random
@@ -52,6 +52,22 @@ def importable(root: Path) -> Iterator[None]:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+
+
+def is_worth_a_signal(agent: Status, recoveries: Iterable[Status]) -> bool:
+    """In the middle of a job, with a durable record that is newer than the one it was resumed from and than every one that the manager has
+    fetched of it: those the manager holds already, and another recovery of them would move nothing."""
+    fetched = [recovery["version"] or 0 for recovery in recoveries if recovery["agent"] == agent["name"]]
+    resumed = agent["resumed_from"]["version"] if agent["resumed_from"] else 0
+    return bool(agent["durable_version"] > max([resumed, *fetched]) and 0 < agent["job"]["done"] < agent["job"]["total"])
+
+
+def checked(recovery: Status, before: Status) -> Status:
+    """The recovery; ClusterError where it has lost what this agent had called durable."""
+    if recovery["outcome"] != "verified" or recovery["version"] < before["durable_version"]:
+        found = f"{recovery['outcome']}, version {recovery['version']}"
+        raise ClusterError(f"{before['name']} had version {before['durable_version']} durable, and the recovery of it ended so: {found}")
+    return recovery
 
 
 class Fleet:
@@ -132,20 +148,29 @@ class Fleet:
 
     # --- trials -------------------------------------------------------------------------------------------------------
 
-    async def trial(self, number: signal.Signals) -> Figures:
-        """One agent, killed or hung at any moment of a job of which it has a durable record, until it trains again."""
+    async def trial(self, number: signal.Signals, period_s: float) -> Figures:
+        """One agent, killed or hung at work, until it trains again. They take turns, so that the others make their next records meanwhile.
+
+        period_s: between two checkpoints of an agent; a moment is drawn from it, so that no part of it is preferred.
+        """
         index = next(self._victims)
-        await asyncio.sleep(self._rng.uniform(0, 0.2))
-        before = await self._at_work(index)
+        began = time.monotonic()
+        await asyncio.sleep(self._rng.uniform(0, period_s))
+        before = await self._at_work(index, WITHIN_S + 2 * period_s)
+        waited_s = time.monotonic() - began
         when = time.time()
         os.kill(before["pid"], number)
         again = asyncio.create_task(self._again(index, before, when)) if number == signal.SIGKILL else None
-        recovery = await self._recovered(before, when)
+        recovery = checked(await self._recovered(before, when), before)
         if number == signal.SIGSTOP:
             send(before["pid"], signal.SIGCONT)
         detect_ms = 1000 * (recovery["noticed_unix_s"] - when)
         figures = {
             "agent": before["name"],
+            "waited_s": waited_s,
+            "durable_version": before["durable_version"],
+            "version": recovery["version"],
+            "holder": recovery["holder"],
             "outcome": recovery["outcome"],
             "bytes": recovery["bytes"],
             "detect_ms": detect_ms,
@@ -157,14 +182,14 @@ class Fleet:
         await self.cluster.until(lambda status: status["counts"]["alive"] == AGENTS, WITHIN_S)
         return figures
 
-    async def _at_work(self, index: int) -> Status:
-        deadline = time.monotonic() + WITHIN_S
+    async def _at_work(self, index: int, within_s: float) -> Status:
+        deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
-            agent = await self.cluster.agent(index)
-            if agent and agent["durable_version"] > 0 and 0 < agent["job"]["done"] < agent["job"]["total"]:
+            agent, tree = await self.cluster.agent(index), await self.cluster.status()
+            if agent and tree and is_worth_a_signal(agent, tree["recoveries"]):
                 return agent
             await asyncio.sleep(WATCH_S)
-        raise ClusterError(f"agent-{index} was not met in the middle of a job within {WITHIN_S:.0f} s")
+        raise ClusterError(f"agent-{index} was not met with a new record in the middle of a job within {within_s:.0f} s")
 
     async def _recovered(self, before: Status, when: float) -> Figures:
         """The recovery that the signal at this Unix time has led to. A life that hung has had others, and one that was slow may have."""

@@ -12,6 +12,7 @@ Figures = dict[str, Any]
 
 UP_TO_10_MB = ("0.1", "1", "10.396")
 PAIR = ("p50", "p99")
+"""As bench_recovery.py tells them: p99 is the worst of fewer than a hundred trials."""
 
 
 def judged(report: Figures) -> list[Figures]:
@@ -26,17 +27,19 @@ def judged(report: Figures) -> list[Figures]:
     for size in (size for size in UP_TO_10_MB if size in sizes):
         for name, bound in (("p50", 60.0), ("p99", 250.0)):
             aim(f"SIGKILL to the verified record, {size} MB, {name}, ms", sizes[size]["kill_ms"][name], bound)
-        aim(f"training again after SIGKILL, {size} MB, ms", sizes[size]["restart_ms"], 400.0)
+    for size, found in sizes.items():
+        aim(f"training again after SIGKILL, {size} MB, ms", found["restart_ms"], 400.0)
     if "100" in sizes:
         aim("SIGKILL, 100 MB: from detection to the verified record, by the raw transfer", sizes["100"]["beyond_by_raw"], 2.0)
     for size, found in sizes.items():
-        if found["stop_ms"]["p50"] is not None:
-            aim(f"SIGSTOP to the verified record, {size} MB, p50, ms", found["stop_ms"]["p50"], 1200.0)
+        for name in PAIR:
+            aim(f"SIGSTOP to the verified record, {size} MB, {name}, ms", found["stop_ms"][name], 1200.0)
         if size in ("10.396", "100"):
             aim(f"bulk transfer, {size} MB, share of the floor's speed", found["bulk_ratio"], 0.7, above=True)
             aim(f"bulk transfer with digests, {size} MB, share of the floor's speed", found["bulk_digest_ratio"], 0.5, above=True)
     if "10.396" in sizes:
-        aim("snapshot pause, 10.396 MB, ms", sizes["10.396"]["pause_ms"], 5.0)
+        pause_ms, clock_ms = (sizes["10.396"][name] for name in ("pause_ms", "snapshot_ms"))
+        aim(f"snapshot pause, 10.396 MB, ms, without waiting for a processor; {clock_ms:g} by the clock", pause_ms, 5.0)
     costs = (("checkpoint_overhead_pct", "checkpoints every 50 iterations, % of training time", 1.0),
              ("standby_kill_s", "standby after SIGKILL of the manager, s", 2.0),
              ("standby_stop_s", "standby after SIGSTOP of the manager, s", 4.0),
@@ -87,11 +90,12 @@ def _recoveries(sizes: dict[str, Figures]) -> Table:
 
 
 def _readiness(sizes: dict[str, Figures]) -> Table:
-    columns = ("MB", "bytes", "pause", "snapshot", "durable", "raw", "raw meanwhile", "its first", "moved", "of", "beyond detection / raw")
+    columns = ("MB", "bytes", "pause", "by the clock", "durable", "raw", "new", "raw meanwhile", "new", "moved", "of", "beyond / raw")
     columns += ("raw / bulk", "raw / with digests")
-    table = _table("checkpoints and transfers; ms, medians; the raw transfer alone and beside the twelve agents", columns)
+    title = "checkpoints and transfers; ms, medians; pause: without waiting for a processor; raw: alone, and beside the twelve agents"
+    table = _table(title, columns)
     for size, found in sizes.items():
-        times = ("pause_ms", "snapshot_ms", "durable_ms", "raw_ms", "raw_meanwhile_ms", "raw_first_ms", "moved_ms")
+        times = ("pause_ms", "snapshot_ms", "durable_ms", "raw_ms", "raw_new_ms", "raw_meanwhile_ms", "raw_first_ms", "moved_ms")
         ratios = ("beyond_by_raw", "bulk_ratio", "bulk_digest_ratio")
         shown = [[_shown(found.get(name)) for name in names] for names in (times, ratios)]
         table.add_row(size, f"{found['bytes']:,}", *shown[0], f"{found['moved']}/{found['kills']}", *shown[1])

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scripts.bulk_bench import measures
+import numpy as np
+import pytest
+import uvloop
+
+from scripts.bulk_bench import floor, measures
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_bulk.py"
 
@@ -16,8 +20,30 @@ def test_transfers_are_measured_beside_their_floor() -> None:
     """As scripts/bench_recovery.py calls it."""
     found = measures.transfers(("0.1",), trials=2)["0.1"]
     assert 100_000 < found["record_bytes"] < 110_000
+    assert found["raw_new_ms"] > 0
     for name in ("bulk", "bulk_digest", "push"):
         assert found[f"{name}_ratio"] == round(found["raw_ms"] / found[f"{name}_ms"], 3)
+
+
+def test_the_floor_that_judges_is_received_into_the_same_memory_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    into = []
+
+    async def raw_ms(port: int, buffer: memoryview) -> float:
+        into.append(np.frombuffer(buffer, np.uint8))  # keeps the memory from being given again
+        return 1.0 if len(into) % 2 else 3.0
+
+    monkeypatch.setattr(measures, "raw_ms", raw_ms)
+    found = measures.transfers(("0.1",), trials=2)["0.1"]
+    new, same = ({buffer.ctypes.data for buffer in into[first::2]} for first in (0, 1))
+    assert (len(new), len(same)) == (3, 1)
+    assert (found["raw_new_ms"], found["raw_ms"]) == (1.0, 3.0)
+
+
+def test_the_floor_fills_the_memory_that_it_is_given() -> None:
+    buffer = np.zeros(100_000, np.uint8)
+    with floor.raw_sender(len(buffer)) as port:
+        assert uvloop.run(floor.raw_ms(port, buffer.data)) > 0
+        assert buffer.tobytes() == floor.DATA
 
 
 def test_a_changed_tenth_moves_a_tenth() -> None:
