@@ -60,6 +60,14 @@ def test_ink_is_one_and_the_same_character_of_two_places_counts_once(archive: Pa
     assert drawings[0, 20, 20] == 0
 
 
+def test_an_archive_that_was_listed_is_no_open_file(archive: Path) -> None:
+    """Agents are forked from one process that has listed it: a file's position would be theirs together, and each would read at another's."""
+    omniglot = Omniglot(str(archive))
+    expected = Omniglot(str(archive)).drawings(omniglot.names[3])
+    archive.write_bytes(b"")
+    assert np.array_equal(omniglot.drawings(omniglot.names[3]), expected)
+
+
 def test_an_unpacked_folder_is_read_as_well(archive: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(archive) as file:
         file.extractall(tmp_path / "unpacked")

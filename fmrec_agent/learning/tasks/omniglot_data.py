@@ -25,6 +25,7 @@ from PIL import Image
 from fmrec_agent.learning.learner import LearnerError
 
 SIDE = 28
+ARCHIVE_BYTES_MAX = 1 << 28
 PICTURE_BYTES_MAX = 1 << 20
 PICTURE_SIDE_MAX = 1024
 
@@ -78,7 +79,10 @@ def _pictures(root: Path) -> Iterator[tuple[PurePosixPath, str, Reader]]:
 
 def _members(file: Path) -> Iterator[tuple[PurePosixPath, str, Reader]]:
     try:
-        archive = zipfile.ZipFile(file)
+        if file.stat().st_size > ARCHIVE_BYTES_MAX:
+            raise zipfile.BadZipFile(f"it is longer than {ARCHIVE_BYTES_MAX} bytes")
+        # In memory: an open file's position would be shared with every process forked from this one.
+        archive = zipfile.ZipFile(io.BytesIO(file.read_bytes()))
     except (zipfile.BadZipFile, OSError) as error:
         raise LearnerError(f"{file} is not a zip file that can be read ({error}): fetch it again, or correct task.data") from error
     for member in archive.infolist():
