@@ -64,7 +64,7 @@ def test_ink_is_one_and_the_same_character_of_two_places_counts_once(archive: Pa
 
 
 def test_an_archive_that_was_listed_is_no_open_file(archive: Path) -> None:
-    """Agents are forked from one process that has listed it: a file's position would be theirs together, and each would read at another's."""
+    """Agents are forked from one process that has listed it: they would share a file's position, and read at each other's."""
     omniglot = Omniglot(str(archive))
     expected = Omniglot(str(archive)).drawings(omniglot.names[3])
     archive.write_bytes(b"")
@@ -211,7 +211,7 @@ def test_what_is_too_large_is_said_and_not_read(tmp_path: Path) -> None:
         Omniglot(str(tmp_path)).drawings("A/c")
     with (tmp_path / "images.zip").open("wb") as file:
         file.truncate(ARCHIVE_BYTES_MAX + 1)
-    with pytest.raises(LearnerError, match=rf"images.zip is not a zip file that can be read \(it is longer than {ARCHIVE_BYTES_MAX} bytes\)"):
+    with pytest.raises(LearnerError, match=rf"images.zip is not a zip file .* \(it is longer than {ARCHIVE_BYTES_MAX} bytes\)"):
         Omniglot(str(tmp_path))
 
 
