@@ -2,7 +2,8 @@
 
 A *course* is two jobs in a row, so that what one job leaves to the next counts too. It is run undisturbed; then, from up to
 POINTS_MAX moments of each job, a new learner is given the state of that moment, as a record brings it (sealed and opened), and must
-end the course with equal bytes: contributions, losses, metrics and states. Another process, which hashes strings differently, runs
+end the course with equal bytes: contributions, losses, metrics and states. So must, from some of the moments, a learner that has worked at
+another run. A job is begun again after its end, and anew after half of its steps. Another process, which hashes strings differently, runs
 the course too.
 
 `fmrec-agent check-learner my_module:MyLearner` prints the findings; a test of one's own may call `findings()`.
@@ -39,6 +40,7 @@ UNCHANGED = "finish() changes nothing that state() holds"
 COPIES = "state() returns copies"
 EXACT = "restored at any iteration, it ends with equal bytes"
 AGAIN = "a round that is begun again is the same round"
+REUSED = "restored after other work, it ends with equal bytes"
 ELSEWHERE = "another process ends with equal bytes"
 WORKS = "it can be taken through two jobs"
 
@@ -83,9 +85,14 @@ def findings(make: Make, role: Role, seed: int = SEED) -> Iterator[Finding]:
         course = undisturbed(make("a"), role, seed)
         for promise in (FITS, UNCHANGED, COPIES):
             yield Finding(promise, course.faults.get(promise))
-        faults = (_faulty_sequel(make("a"), role, seed, course, moment) for moment in course.moments)
+        remedy = "state() must hold all that is read later, and restore() bring all of it back"
+        faults = (_faulty_sequel(make("a"), role, seed, course, moment, "", remedy) for moment in course.moments)
         yield Finding(EXACT, next((fault for fault in faults if fault), None))
-        yield Finding(AGAIN, course.faults.get(AGAIN))
+        yield Finding(AGAIN, course.faults.get(AGAIN) or _given_up(make("a"), role, seed, course))
+        where, remedy = " into a learner that had worked", "restore() must put all that is read later in the place of what was there"
+        used = ((_worked(make("a"), role, seed + 1), moment) for moment in course.moments[1::3])
+        faults = (_faulty_sequel(learner, role, seed, course, moment, where, remedy) for learner, moment in used)
+        yield Finding(REUSED, next((fault for fault in faults if fault), None))
     except Exception as error:  # it is a stranger's code, and whatever it raises is the finding
         yield Finding(WORKS, str(error) if isinstance(error, LearnerError) else f"{type(error).__name__}: {error}")
 
@@ -135,15 +142,39 @@ def undisturbed(learner: Learner, role: Role, seed: int) -> Course:
         if fault := _misfit(contribution, theta, role):
             course.faults[FITS] = fault
         course.outcomes.append(_outcome(contribution, learner))
-    for _ in range(learner.begin(_job(role, seed, index), theta)):
-        learner.step()
-    if _outcome(learner.finish(), learner) != course.outcomes[-1]:
+    if _ended(learner, role, seed, index) != course.outcomes[-1]:
         course.faults[AGAIN] = f"job {index + 1}, begun twice, ended with other bytes: what it leaves counts from the next round on"
     return course
 
 
-def _faulty_sequel(learner: Learner, role: Role, seed: int, course: Course, moment: Moment) -> str | None:
-    """What is wrong with how a new learner goes on from the moment, if anything is."""
+def _ended(learner: Learner, role: Role, seed: int, index: int) -> str:
+    """The job's outcome, from its beginning."""
+    for _ in range(learner.begin(_job(role, seed, index), _theta(learner, seed, index))):
+        learner.step()
+    return _outcome(learner.finish(), learner)
+
+
+def _worked(learner: Learner, role: Role, seed: int) -> Learner:
+    """It, after a job of that seed's run."""
+    _ended(learner, role, seed, 0)
+    return learner
+
+
+def _given_up(learner: Learner, role: Role, seed: int, course: Course) -> str | None:
+    """What is wrong with jobs that are begun anew after half of their steps, if anything is."""
+    for index, expected in enumerate(course.outcomes):
+        total = learner.begin(_job(role, seed, index), _theta(learner, seed, index))
+        half = (total + 1) // 2
+        for _ in range(half):
+            learner.step()
+        if _ended(learner, role, seed, index) != expected:
+            begun = f"job {index + 1}, begun anew after {half} of {total} steps"
+            return f"{begun}, ended with other bytes: begin() must make anew whatever belongs to one job"
+    return None
+
+
+def _faulty_sequel(learner: Learner, role: Role, seed: int, course: Course, moment: Moment, where: str, remedy: str) -> str | None:
+    """What is wrong with how the learner goes on from the moment, if anything is: `where` (into what) and the remedy are words for it."""
     learner.restore(*_through_a_record(moment))
     for index in range(moment.job, len(ROUNDS)):
         done, total = moment.done, moment.total
@@ -153,8 +184,8 @@ def _faulty_sequel(learner: Learner, role: Role, seed: int, course: Course, mome
             learner.step()
         if _outcome(learner.finish(), learner) != course.outcomes[index]:
             return (
-                f"restored after {moment.done} of {moment.total} steps of job {moment.job + 1}, it ended job {index + 1} with other bytes: "
-                "state() must hold all that is read later, and restore() bring all of it back"
+                f"restored after {moment.done} of {moment.total} steps of job {moment.job + 1}{where}, "
+                f"it ended job {index + 1} with other bytes: {remedy}"
             )
     return None
 

@@ -23,6 +23,7 @@ theta is what adapts, first and second are Adam's moments), and `Progress` as JS
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import abstractmethod
 from typing import Any, ClassVar
@@ -43,6 +44,8 @@ from fmrec_agent.learning.task import Batch, Parameters, SourceTask, TargetTask,
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
 MOMENTS = ("first", "second")
+NO_PART_OF_A_STATE: Any = {"device": True, "task": {"data"}}
+"""Options that may be others when a state is restored: where one computes, and where the data lies."""
 JOB_OF_ROLE: dict[Role, JobKind] = {"source": "train", "target": "adapt"}
 
 
@@ -65,8 +68,13 @@ class GradientLearner(Learner):
         self._task = task
         self._name = name
         self._layout = {key: (tuple(value.shape), value.dtype) for key, value in self._made(0).items()}
+        for key, (_, dtype) in self._layout.items():
+            if options.dtype == "float64" and dtype != torch.float64:
+                raise LearnerError(f"learning.dtype is float64, but {key} of {task.label} is {dtype}: make the model and its data float64")
         self._model_keys = tuple(task.initial_parameters(0))
-        self._progress = Progress(method=self.method)
+        said = options.model_dump_json(exclude=NO_PART_OF_A_STATE).encode()
+        self._options_digest = hashlib.sha256(said).hexdigest()[:16]
+        self._progress = Progress(method=self.method, options=self._options_digest)
         self._generator: np.random.Generator | None = None
         self._groups: dict[str, dict[str, Tensor]] = {}
 
@@ -116,7 +124,7 @@ class GradientLearner(Learner):
         beside = self._begun(job, parameters) if job.kind == "train" else {name: zeros(parameters) for name in MOMENTS}
         self._groups = {"theta": parameters, **beside}
         self._generator = stream(job.seed, self._name, job.kind, job.round)
-        self._progress = Progress(method=self.method, kind=job.kind, round=job.round, seed=job.seed)
+        self._progress = Progress(method=self.method, options=self._options_digest, kind=job.kind, round=job.round, seed=job.seed)
         return self._iterations(job.kind)
 
     def step(self) -> float:
@@ -152,7 +160,7 @@ class GradientLearner(Learner):
         return as_numpy(tensors), self._progress.model_copy(update={"random": random}).model_dump_json().encode()
 
     def restore(self, tensors: Tensors, extra: bytes) -> None:
-        """LearnerError, with nothing changed, where the state is of another method, role, task or size."""
+        """LearnerError, with nothing changed, where the state is of another method, role, task or size, or of other options."""
         try:
             progress = Progress.model_validate_json(extra)
         except ValidationError as error:
@@ -172,8 +180,18 @@ class GradientLearner(Learner):
         unknown = sorted(key for key in tensors if key.partition("/")[0] not in names)
         if unknown:
             raise LearnerError(f"{self._name} cannot restore a state with tensor {unknown[0]!r}: it is of another learner")
-        self._groups = {group: self._take(group, strip(group, tensors)) for group in names}
-        self._progress = progress
+        groups = {group: self._take(group, strip(group, tensors)) for group in names}
+        if progress.options != self._options_digest:
+            raise LearnerError(
+                f"{self._name} cannot restore a state that was made under other options of {self.method} or of its task: "
+                "set them as they were, or give the new run another name (task, and task in the manager's tree)"
+            )
+        if progress.kind is not None and progress.iteration > self._iterations(progress.kind):
+            raise LearnerError(
+                f"{self._name} cannot restore a state after {progress.iteration} iterations of a job of {self._iterations(progress.kind)}: "
+                "it is not a state of this learner"
+            )
+        self._groups, self._progress = groups, progress
         self._generator = None if progress.random is None else progress.random.generator()
 
     def _running(self) -> tuple[JobKind, np.random.Generator]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -29,9 +30,20 @@ class Factory(Protocol):
 def load_learner(options: LearningOptions, *, name: str, role: Role, index: int) -> Learner:
     """The learner of agent `name`, the `index`-th (from 0) of its role.
 
-    LearnerError where the learner is unknown or cannot be imported, and where its data is not to be had.
+    LearnerError where the learner is unknown, cannot be imported or cannot be made, and where its data is not to be had.
     """
-    learner = _factory(options.learner)(options, name=name, role=role, index=index)
+    if options.learner in LEARNERS:
+        return load_method(options.learner)(options, load_task(options, role=role, index=index), name=name)
+    factory = _factory(options.learner)
+    try:
+        learner = factory(options, name=name, role=role, index=index)
+    except LearnerError:
+        raise
+    except Exception as error:  # it is a stranger's code, and may raise anything
+        raise LearnerError(
+            f"learner {options.learner!r} cannot be made ({_told(error)}): "
+            "mend it; it is called as (options, name=..., role=..., index=...)"
+        ) from error
     if not isinstance(learner, Learner):
         raise LearnerError(
             f"{options.learner} made a {type(learner).__name__}, not a Learner: "
@@ -80,13 +92,7 @@ def load_method(name: str) -> type[GradientLearner]:
     return method
 
 
-def _of_a_known_method(options: LearningOptions, *, name: str, role: Role, index: int) -> Learner:
-    return load_method(options.learner)(options, load_task(options, role=role, index=index), name=name)
-
-
 def _factory(name: str) -> Factory:
-    if name in LEARNERS:
-        return _of_a_known_method
     module_name, colon, attribute = name.partition(":")
     if not (colon and module_name and attribute):
         near = difflib.get_close_matches(name, LEARNERS, n=1, cutoff=0.0)[0]
@@ -100,8 +106,18 @@ def _factory(name: str) -> Factory:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise LearnerError(f"learner {name!r} cannot be imported ({error}): install it, or correct learner") from error
+    except Exception as error:  # it is a stranger's code, and may raise anything
+        raise LearnerError(f"learner {name!r} cannot be imported ({_told(error)}): mend its module") from error
     factory: Factory | None = getattr(module, attribute, None)
     if factory is None:
         near = ", ".join(difflib.get_close_matches(attribute, dir(module), n=1, cutoff=0.0))
         raise LearnerError(f"learner {name!r}: module {module_name} has no {attribute!r}: did you mean {near!r}?")
+    if not callable(factory):
+        raise LearnerError(f"learner {name!r} is a {type(factory).__name__}: name a Learner class, or a function that makes a Learner")
     return factory
+
+
+def _told(error: Exception) -> str:
+    """What was raised, and on which line."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error}, raised in {at.filename}, line {at.lineno}"

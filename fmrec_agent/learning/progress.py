@@ -38,6 +38,8 @@ class Progress(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")
     method: str
+    options: str
+    """A digest of the method's and the task's options, under which alone the rest has its meaning."""
     kind: JobKind | None = None
     round: int = 0
     seed: int = 0

@@ -117,6 +117,39 @@ class MovesOnAtEachBegin(Sound):
         self.jobs = extra[1]
 
 
+class KeepsWhatWasGivenUp(Sound):
+    """A job that is begun after one that was given up half-way goes on with that one's sum."""
+
+    def begin(self, job: Job, theta: Tensors) -> int:
+        kept = self.sum if 0 < self.done < 3 else np.zeros(2)
+        total = super().begin(job, theta)
+        self.sum = kept.copy()
+        return total
+
+
+class KeepsItsFirstTheta(Sound):
+    """It is state, but restore() leaves what is there already."""
+
+    first: float | None = None
+
+    def begin(self, job: Job, theta: Tensors) -> int:
+        self.first = float(theta["theta"][0]) if self.first is None else self.first
+        return super().begin(job, theta)
+
+    def drawn(self) -> float:
+        assert self.first is not None
+        return self.first
+
+    def state(self) -> tuple[Tensors, bytes]:
+        tensors, extra = super().state()
+        return ({**tensors, "first": np.array([self.first])} if self.first is not None else tensors), extra
+
+    def restore(self, tensors: Tensors, extra: bytes) -> None:
+        super().restore(tensors, extra)
+        if self.first is None and "first" in tensors:
+            self.first = float(tensors["first"][0])
+
+
 class HasNothingToDo(Sound):
     def begin(self, job: Job, theta: Tensors) -> int:
         return 0

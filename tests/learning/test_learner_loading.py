@@ -79,6 +79,26 @@ def test_a_learner_that_is_not_there_is_one_sentence(name: str, message: str) ->
         load(name)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def own(:", r"cannot be imported \(SyntaxError: .*\): mend its module"),
+        ("raise ValueError('a mistake')", r"cannot be imported \(ValueError: a mistake, raised in .*_learner.py, line 1\): mend"),
+        ("own = 3", r"is a int: name a Learner class, or a function that makes a Learner"),
+        ("def own(options): ...", r"cannot be made \(TypeError: .*'name'.*\): mend it; it is called as \(options, name="),
+        ("def own(*_, **__):\n    open('no.csv')", r"cannot be made \(FileNotFoundError: .*'no.csv', raised in .*, line 2\): mend it"),
+    ],
+)
+def test_a_mistake_in_a_learner_of_ones_own_is_one_sentence(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spoilt_learner.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "spoilt_learner", raising=False)
+    with pytest.raises(LearnerError, match=f"learner 'spoilt_learner:own' {message}"):
+        load("spoilt_learner:own")
+
+
 def test_an_index_past_the_lots_is_refused() -> None:
     with pytest.raises(LearnerError, match="there is no source lot number 2"):
         load("maml", index=2, task={"sources": 2})

@@ -165,6 +165,13 @@ def test_initial_parameters_are_equal_across_agents_and_roles() -> None:
         assert digest(thetas[0], b"") != digest(made(options, "source").initial_parameters(seed=12), b"")
 
 
+def test_a_state_may_be_restored_on_another_device() -> None:
+    learner, other = made({**PARKING, "device": "auto"}, "source"), made({**PARKING, "device": "cpu"}, "source")
+    learner.begin(JOBS["source"], learner.initial_parameters(7))
+    other.restore(*learner.state())
+    assert digest(*other.state()) == digest(*learner.state())
+
+
 def test_a_state_of_something_else_is_refused_and_changes_nothing() -> None:
     source, target = made(PARKING, "source"), made(PARKING, "target")
     source.begin(JOBS["source"], source.initial_parameters(7))
@@ -176,6 +183,10 @@ def test_a_state_of_something_else_is_refused_and_changes_nothing() -> None:
         (source, tensors, b"\x80\x04}.", "its JSON is unreadable"),
         (source, tensors, position.replace(b'"maml"', b'"reptile"'), "runs maml and cannot restore a state of reptile"),
         (source, tensors, position.replace(b'"iteration":0', b'"iteration":-1'), "iteration is unreadable"),
+        (source, tensors, position.replace(b'"iteration":0', b'"iteration":6'), "a state after 6 iterations of a job of 5"),
+        (made({**PARKING, "inner_rate": 0.2}, "source"), tensors, position, "made under other options of maml or of its task: set them"),
+        (made({**PARKING, "iterations_per_round": 4}, "source"), tensors, position, "made under other options of maml or of its task"),
+        (made({**PARKING, "task": {"days": 3}}, "source"), tensors, position, "made under other options of maml or of its task"),
         (source, {**tensors, "dual/x": np.zeros(1)}, position, "tensor 'dual/x'"),
         (source, {"theta/x": np.zeros(1)}, position, "theta/decoder.bias is missing"),
         (made({**PARKING, "task": {"hidden": 3}}, "source"), tensors, position, "give every agent of a tree the same task options"),

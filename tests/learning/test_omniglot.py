@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from fmrec_agent.learning.learner import LearnerError
 from fmrec_agent.learning.loading import load_learner, load_task
 from fmrec_agent.learning.options import LearningOptions
 from fmrec_agent.learning.task import SourceTask, TargetTask
-from fmrec_agent.learning.tasks.omniglot_data import Omniglot
+from fmrec_agent.learning.tasks.omniglot_data import ARCHIVE_BYTES_MAX, Omniglot
 from fmrec_agent.learning.tasks.omniglot_jitter import jittered
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "../shared/data/omniglot-small"
@@ -58,6 +61,14 @@ def test_ink_is_one_and_the_same_character_of_two_places_counts_once(archive: Pa
     assert drawings.mean() == pytest.approx(30 * 20 / 105**2, rel=0.025)
     assert drawings[0, 2, 2] == 1
     assert drawings[0, 20, 20] == 0
+
+
+def test_an_archive_that_was_listed_is_no_open_file(archive: Path) -> None:
+    """Agents are forked from one process that has listed it: they would share a file's position, and read at each other's."""
+    omniglot = Omniglot(str(archive))
+    expected = Omniglot(str(archive)).drawings(omniglot.names[3])
+    archive.write_bytes(b"")
+    assert np.array_equal(omniglot.drawings(omniglot.names[3]), expected)
 
 
 def test_an_unpacked_folder_is_read_as_well(archive: Path, tmp_path: Path) -> None:
@@ -162,6 +173,46 @@ def test_what_is_no_data_is_said(tmp_path: Path) -> None:
     (tmp_path / "A" / "c" / "1.png").write_bytes(b"no picture")
     with pytest.raises(LearnerError, match=r"1.png is not a PNG picture \(.*\): fetch the data again, or take that file away"):
         Omniglot(str(tmp_path)).drawings("A/c")
+
+
+def inflates_to_nothing(data: bytearray) -> None:
+    data[data.index(b"1.png") + len("1.png")] = 0xFF
+
+
+def encrypted(data: bytearray) -> None:
+    data[6] |= 1
+    data[data.index(b"PK\1\2") + 8] |= 1
+
+
+def of_an_unknown_compression(data: bytearray) -> None:
+    data[8] = data[data.index(b"PK\1\2") + 10] = 99
+
+
+@pytest.mark.parametrize("spoilt", [inflates_to_nothing, encrypted, of_an_unknown_compression])
+def test_a_spoilt_archive_is_said(tmp_path: Path, spoilt: Callable[[bytearray], None]) -> None:
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("A/c/1.png", picture(0, 0))
+    data = bytearray(path.read_bytes())
+    spoilt(data)
+    path.write_bytes(data)
+    with pytest.raises(LearnerError, match=r"A/c/1.png in .*images.zip is not a PNG picture \(.*\): fetch the data again"):
+        Omniglot(str(path)).drawings("A/c")
+
+
+def test_what_is_too_large_is_said_and_not_read(tmp_path: Path) -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0))
+    (tmp_path / "A" / "c").mkdir(parents=True)
+    (tmp_path / "A" / "c" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    with pytest.raises(LearnerError, match=r"1.png is not a PNG picture \(.*decompression bomb"):
+        Omniglot(str(tmp_path)).drawings("A/c")
+    with (tmp_path / "images.zip").open("wb") as file:
+        file.truncate(ARCHIVE_BYTES_MAX + 1)
+    with pytest.raises(LearnerError, match=rf"images.zip is not a zip file .* \(it is longer than {ARCHIVE_BYTES_MAX} bytes\)"):
+        Omniglot(str(tmp_path))
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"Omniglot's small sets are not at {PUBLISHED}")

@@ -21,7 +21,7 @@ LINEAR = {"name": "parking", "model": "linear"}
 
 def options(method: str, **more: Any) -> LearningOptions:
     task = LINEAR if method == "ridge" else CAR_PARKS
-    sizes = {"batch": 16, "iterations_per_round": 3, "adapt_iterations": 5}
+    sizes = {"batch": 16, "iterations_per_round": 3, "adapt_iterations": 1 if method == "ridge" else 5}
     return LearningOptions.model_validate({"learner": method, "device": "cuda", "dtype": "float64", "task": task, **sizes, **more})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -124,6 +125,16 @@ def test_what_is_not_there_is_said(site: Site, tmp_path: Path) -> None:
         get_parking(tmp_path, site.url)
 
 
+@pytest.mark.parametrize("name", ["../../escaped", "/escaped", "a/b", "", "a\\b"])
+def test_a_name_that_leads_out_of_the_folder_is_refused_before_anything_is_fetched_by_it(site: Site, tmp_path: Path, name: str) -> None:
+    header = "NAME,GPSX,GPSY,TYPE,POI_DENSITY,NUM_SPACE"
+    site.files["information.csv"] = f"{header}\ncme1,1,2,x,3,4\n{name},1,2,x,3,4\n".encode()
+    with pytest.raises(DownloadError, match=rf"does not hold the published data \({re.escape(repr(name))} is no lot's name\)"):
+        get_parking(tmp_path / "deep" / "parking", site.url)
+    assert site.asked == ["information.csv"]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_nobody_listens(tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match=r"http://127.0.0.1:1/information.csv cannot be fetched \(.*refused.*\): see to the network"):
         get_parking(tmp_path, "http://127.0.0.1:1")
@@ -133,7 +144,10 @@ def test_nobody_listens(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("TIME,NUMBER,OCCUPANCY\n1,2,0.5\n", r"members/a.csv has 1 rows and should have 8640"),
-        ("TIME,NUMBER,OCCUPANCY\n" + "1,two,0.5\n" * 8640, r"members/a.csv holds what is no number \(.*'two'\)"),
+        ("TIME,NUMBER,OCCUPANCY\n" + "1,two,0.5\n" * 8640, r"members/a.csv holds what is no number of cars or no rate \(.*'two'\)"),
+        ("TIME,NUMBER,OCCUPANCY\n" + "1,0,0.5\n" * 8640, r"members/a.csv holds what is no number of cars .* \(division by zero\)"),
+        ("TIME,NUMBER,OCCUPANCY\n" + "1,5,1e-320\n" * 8640, r"members/a.csv holds what is no number of cars .* \(.*infinity.*\): remove"),
+        ("<html>" + "x" * 200_000, r"members/a.csv is not a CSV file \(field larger than field limit"),
         ("TIME,NUMBER\n" + "1,2\n" * 8640, r"members/a.csv has no column OCCUPANCY"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 from fmrec_agent.learning.conformance import ELSEWHERE, elsewhere, findings, maker
 from fmrec_agent.learning.learner import Contribution, Job, Learner, LearnerError, Role, Tensors
 from fmrec_agent.learning.loading import load_learner
+from fmrec_agent.learning.methods.maml import MAML
 from fmrec_agent.learning.module_task import ModuleSource, ModuleTarget
 from fmrec_agent.learning.options import LearningOptions
 from fmrec_manager.aggregation import Aggregator
@@ -35,7 +37,7 @@ def options(learner: str, **more: Any) -> LearningOptions:
 @pytest.mark.parametrize("learner", EXAMPLES)
 def test_the_examples_keep_the_contract(learner: str, role: Role) -> None:
     found = list(findings(maker(options(learner), role), role))
-    assert [finding.fault for finding in found] == [None] * 6
+    assert [finding.fault for finding in found] == [None] * 7
 
 
 @pytest.mark.parametrize("learner", EXAMPLES)
@@ -74,6 +76,8 @@ def job_done(learner: Learner, job: Job, theta: Tensors) -> Contribution:
         (broken_learners.SendsAnotherShape, "a contribution fits theta", "tensor theta of the contribution is (dtype('float64'), (3,))"),
         (broken_learners.StartsByName, "theta_0 is the same", "seed 1 gave different bytes"),
         (broken_learners.MovesOnAtEachBegin, "a round that is begun again", "job 2, begun twice, ended with other bytes"),
+        (broken_learners.KeepsWhatWasGivenUp, "a round that is begun again", "job 1, begun anew after 2 of 3 steps, ended with other"),
+        (broken_learners.KeepsItsFirstTheta, "restored after other work", "into a learner that had worked, it ended job 1 with"),
         (broken_learners.HasNothingToDo, "it can be taken through two jobs", "begin() returned 0: a job has at least one iteration"),
     ],
 )
@@ -104,7 +108,7 @@ def test_the_command_checks_a_learner_from_the_working_directory() -> None:
     few = ("--set", "learning.adapt_iterations=3", "--set", "task=line")
     kept = check_learner("examples.numpy_learner:Line", *few)
     assert (kept.returncode, kept.stderr) == (0, "")
-    assert kept.stdout.count("kept") == 14
+    assert kept.stdout.count("kept") == 16
     broken = check_learner(f"{BROKEN}:ForgetsWhereItIs", "--role", "source")
     assert broken.returncode == 1
     assert "source  broken  restored at any iteration, it ends with equal bytes: restored after 1 of 3 steps" in broken.stdout
@@ -141,3 +145,57 @@ def test_a_module_with_a_buffer_is_refused() -> None:
     x = torch.zeros(2, 1)
     with pytest.raises(LearnerError, match=r"the model has the buffer 0.running_mean, which would be neither learnt nor recovered"):
         ModuleSource(lambda: nn.Sequential(nn.BatchNorm1d(1)), nn.functional.mse_loss, (x, x), (x, x), batch=1)
+
+
+def data(inputs: int, targets: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(inputs, 1), torch.ones(targets, 1)
+
+
+def test_data_of_no_rows_or_of_two_lengths_are_refused() -> None:
+    def source(support: tuple[torch.Tensor, torch.Tensor], query: tuple[torch.Tensor, torch.Tensor]) -> None:
+        ModuleSource(lambda: nn.Linear(1, 1), nn.functional.mse_loss, support, query, batch=4)
+
+    with pytest.raises(LearnerError, match="the support data have 0 rows of inputs and 0 of targets: give at least one"):
+        source(data(0, 0), data(3, 3))
+    with pytest.raises(LearnerError, match="the query data have 3 rows of inputs and 9 of targets"):
+        source(data(3, 3), data(3, 9))
+    with pytest.raises(LearnerError, match="the test data have 0 rows"):
+        ModuleTarget(lambda: nn.Linear(1, 1), nn.functional.mse_loss, data(3, 3), data(0, 0), batch=4)
+
+
+class Scaled(nn.Module):
+    """A line, and a parameter beside it that is unused, or a constant factor."""
+
+    def __init__(self, *, constant: bool) -> None:
+        super().__init__()
+        self.line = nn.Linear(1, 1)
+        self.factor = nn.Parameter(torch.full((1,), 3.0), requires_grad=not constant)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.line(inputs)
+        return outputs if self.factor.requires_grad else self.factor * outputs
+
+
+def module_source(model: Callable[[], nn.Module]) -> ModuleSource:
+    return ModuleSource(model, nn.functional.mse_loss, data(9, 9), data(9, 9), batch=4)
+
+
+def test_a_parameter_that_the_loss_leaves_out_is_refused() -> None:
+    with pytest.raises(LearnerError, match=r"the loss does not depend on the model's parameter factor: take it out, or make it a constant"):
+        module_source(lambda: Scaled(constant=False))
+
+
+def test_a_parameter_without_gradient_is_a_constant() -> None:
+    source = module_source(lambda: Scaled(constant=True))
+    theta = source.initial_parameters(0)
+    assert theta.keys() == {"line.weight", "line.bias"}
+    zero = {key: torch.zeros_like(value) for key, value in theta.items()}
+    assert float(source.loss({**zero, "line.bias": torch.ones(1)}, data(2, 2))) == 4.0, "(3 * 1 - 1)^2"
+    learner = MAML(LearningOptions(), source, name="a")
+    contribution = job_done(learner, Job("train", 0, 0), learner.initial_parameters(0))
+    assert contribution.tensors.keys() == theta.keys()
+
+
+def test_a_model_less_exact_than_asked_is_refused() -> None:
+    with pytest.raises(LearnerError, match=r"learning.dtype is float64, but weight of a Linear is torch.float32: make the model"):
+        MAML(LearningOptions(dtype="float64"), module_source(lambda: nn.Linear(1, 1)), name="a")

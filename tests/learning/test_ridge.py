@@ -107,3 +107,11 @@ def test_on_the_published_data_it_beats_the_published_figures() -> None:
 def test_a_model_that_is_not_linear_is_refused_in_a_sentence(task: dict[str, str]) -> None:
     with pytest.raises(LearnerError, match=f"ridge is for losses that are quadratic.* task '{task['name']}'"):
         load_learner(LearningOptions.model_validate({"learner": "ridge", "task": task}), name="a", role="source", index=0)
+
+
+@pytest.mark.parametrize("asked", [{"gradient_norm_max": 1.0}, {"adapt_iterations": 20}, {"adapt_optimizer": "sgd"}], ids=str)
+def test_what_a_closed_form_cannot_do_is_refused(asked: dict[str, object]) -> None:
+    (key,) = asked
+    for role in ("source", "target"):
+        with pytest.raises(LearnerError, match=f"ridge is solved in closed form, and so knows no {key} = .*: set it to "):
+            load_learner(options().model_copy(update=asked), name="a", role=role, index=0)  # type: ignore[arg-type]

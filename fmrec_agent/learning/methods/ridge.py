@@ -33,6 +33,8 @@ from fmrec_agent.learning.streams import stream
 from fmrec_agent.learning.task import Batch, Parameters, SourceTask, TargetTask, Task
 
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+UNABLE_BUT = {"gradient_norm_max": 0.0, "adapt_iterations": 1, "adapt_optimizer": "adam"}
+"""Options of descent: a bound would spoil the sums, a second solution count the data twice, and no optimizer but the default is taken."""
 JITTER = 1e-12
 """Added to a prior's H: features that no source has ever shown get the weight 0."""
 
@@ -48,6 +50,9 @@ class Ridge(MeanLearner):
     method = "ridge"
 
     def __init__(self, options: LearningOptions, task: Task, *, name: str) -> None:
+        for key, able in UNABLE_BUT.items():
+            if (asked := getattr(options, key)) != able:
+                raise LearnerError(f"ridge is solved in closed form, and so knows no {key} = {asked!r}: set it to {able!r}")
         self._shapes = {key: value.shape for key, value in task.initial_parameters(0).items()}
         if isinstance(task, SourceTask) and not self._is_quadratic(task):
             raise LearnerError(

@@ -25,6 +25,7 @@ from PIL import Image
 from fmrec_agent.learning.learner import LearnerError
 
 SIDE = 28
+ARCHIVE_BYTES_MAX = 1 << 28
 PICTURE_BYTES_MAX = 1 << 20
 PICTURE_SIDE_MAX = 1024
 
@@ -78,8 +79,11 @@ def _pictures(root: Path) -> Iterator[tuple[PurePosixPath, str, Reader]]:
 
 def _members(file: Path) -> Iterator[tuple[PurePosixPath, str, Reader]]:
     try:
-        archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, OSError) as error:
+        if file.stat().st_size > ARCHIVE_BYTES_MAX:
+            raise zipfile.BadZipFile(f"it is longer than {ARCHIVE_BYTES_MAX} bytes")
+        # In memory: an open file's position would be shared with every process forked from this one.
+        archive = zipfile.ZipFile(io.BytesIO(file.read_bytes()))
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise LearnerError(f"{file} is not a zip file that can be read ({error}): fetch it again, or correct task.data") from error
     for member in archive.infolist():
         path = PurePosixPath(member.filename)
@@ -102,6 +106,6 @@ def _decoded(where: str, reader: Reader) -> npt.NDArray[np.float32]:
             if max(picture.size) > PICTURE_SIDE_MAX:
                 raise ValueError(f"{picture.size[0]} x {picture.size[1]} pixels, more than {PICTURE_SIDE_MAX} a side")
             small = picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
-    except (OSError, ValueError, zipfile.BadZipFile, SyntaxError) as error:
+    except Exception as error:  # zipfile, its decompressors and Pillow each raise several kinds of their own
         raise LearnerError(f"{where} is not a PNG picture ({error}): fetch the data again, or take that file away") from error
     return np.float32(1) - np.asarray(small, dtype=np.float32) / np.float32(255)

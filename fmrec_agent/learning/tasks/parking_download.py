@@ -19,6 +19,7 @@ import hashlib
 import http.client
 import io
 import os
+import re
 import shutil
 import urllib.error
 import urllib.request
@@ -37,6 +38,8 @@ TARGETS = tuple(f"target{number}" for number in range(1, 13))
 STEPS = 8640
 START, STEP = datetime(2018, 6, 1), timedelta(minutes=5)
 ROUNDING = 1e-9
+LOT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""It becomes a part of a path."""
 DIGESTS: Mapping[str, str] = {
     LOTS_FILE: "68630ec5c54ec7c53b5fd5edf0dc906f07e00938748c13d2bedb6960e2349e78",
     COUNTS_FILE: "7844e3808f9268bcd56278d7f53b3b0120f7bd6fce1aa7389f7d9578566669cd",
@@ -45,6 +48,7 @@ DIGESTS: Mapping[str, str] = {
 """SHA-256 of each converted file."""
 FILE_BYTES_MAX = 4 << 20
 TIMEOUT_S = 30.0
+REMEDY = "remove the folder's .download and try again"
 
 
 class DownloadError(UserError):
@@ -59,6 +63,10 @@ def get_parking(folder: Path, source: str = SOURCE, tell: Callable[[str], None] 
     try:
         information = _fetched(source, INFORMATION, kept, tell)
         members = [row["NAME"] for row in _rows(INFORMATION, information, ("NAME", "GPSX", "GPSY", "TYPE", "POI_DENSITY", "NUM_SPACE"))]
+        for name in members:
+            if not LOT_NAME.fullmatch(name):
+                shutil.rmtree(kept)
+                raise DownloadError(f"{source} does not hold the published data ({name!r} is no lot's name): try another source")
         paths = {name: f"members/{name}.csv" for name in members} | {name: f"targets/{name}.csv" for name in TARGETS}
         lots = {name: _fetched(source, path, kept, tell) for name, path in paths.items()}
         files = converted(information, {name: (paths[name], text) for name, text in lots.items()})
@@ -81,16 +89,15 @@ def converted(information: str, lots: Mapping[str, tuple[str, str]]) -> dict[str
     for name, (path, text) in lots.items():
         rows = _rows(path, text, ("NUMBER", "OCCUPANCY"))
         if len(rows) != STEPS:
-            raise DownloadError(f"{path} has {len(rows)} rows and should have {STEPS}: remove the folder's .download and try again")
+            raise DownloadError(f"{path} has {len(rows)} rows and should have {STEPS}: {REMEDY}")
         try:
             numbers, rates = [int(row["NUMBER"]) for row in rows], [float(row["OCCUPANCY"]) for row in rows]
             capacity = round(median(number / rate for number, rate in zip(numbers, rates, strict=True) if rate > 0))
-        except ValueError as error:
-            raise DownloadError(f"{path} holds what is no number ({error}): remove the folder's .download and try again") from error
+            odd = [row for row in range(STEPS) if abs(numbers[row] / capacity - rates[row]) > ROUNDING]
+        except (ValueError, ArithmeticError) as error:
+            raise DownloadError(f"{path} holds what is no number of cars or no rate ({error}): {REMEDY}") from error
         columns.append([str(number) for number in numbers])
-        exceptions += [
-            (name, str(row), rows[row]["OCCUPANCY"]) for row in range(STEPS) if abs(numbers[row] / capacity - rates[row]) > ROUNDING
-        ]
+        exceptions += [(name, str(row), rows[row]["OCCUPANCY"]) for row in odd]
         known = about.get(name)
         of_source = [known[key] for key in ("NUM_SPACE", "TYPE", "POI_DENSITY", "GPSX", "GPSY")] if known else [""] * 5
         entries.append((name, "source" if known else "target", "Guangzhou" if known else "Shenzhen", str(capacity), *of_source))
@@ -120,7 +127,8 @@ def _downloaded(url: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
             data: bytes = answer.read(FILE_BYTES_MAX + 1)
-            wanted = answer.headers.get("Content-Length")
+            length = answer.headers.get("Content-Length")
+            wanted = len(data) if length is None else int(length)
     except urllib.error.HTTPError as error:
         raise DownloadError(f"{url} answers {error.code} ({error.reason}): try again later, or name another source with --from") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -128,16 +136,19 @@ def _downloaded(url: str) -> bytes:
         raise DownloadError(f"{url} cannot be fetched ({reason}): see to the network and try again; what has come is kept") from error
     if len(data) > FILE_BYTES_MAX:
         raise DownloadError(f"{url} is longer than {FILE_BYTES_MAX} bytes, so it is not the published data: name another with --from")
-    if wanted is not None and int(wanted) != len(data):
+    if wanted != len(data):
         raise DownloadError(f"{url} broke off after {len(data)} of {wanted} bytes: try again; what has come is kept")
     return data
 
 
 def _rows(path: str, text: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    rows = list(csv.DictReader(io.StringIO(text)))
+    try:
+        rows = list(csv.DictReader(io.StringIO(text)))
+    except csv.Error as error:
+        raise DownloadError(f"{path} is not a CSV file ({error}): {REMEDY}") from error
     missing = [column for column in columns if any(row.get(column) is None for row in rows)]
     if missing or not rows:
-        raise DownloadError(f"{path} has no column {', '.join(missing or columns)}: remove the folder's .download and try again")
+        raise DownloadError(f"{path} has no column {', '.join(missing or columns)}: {REMEDY}")
     return rows
 
 
