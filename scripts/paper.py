@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -83,6 +84,8 @@ def arguments() -> argparse.Namespace:
         parser.error(f"the data folder {given.data} does not exist: name one with counts.csv, lots.csv and occupancy_exceptions.csv")
     if given.repeats < 1:
         parser.error(f"--repeats is {given.repeats}: one at least is needed")
+    if given.quick and given.out.resolve() == DOCS:
+        parser.error(f"--quick makes no figures, and would write over those in {DOCS}: name another folder by --out")
     return given
 
 
@@ -91,7 +94,7 @@ def main() -> int:
     given = arguments()
     data = given.data if given.data == "synthetic" else str(Path(given.data).resolve())
     label = "synthetic parking (seeded generator)" if given.data == "synthetic" else "real parking, Guangzhou to Shenzhen"
-    target = "make paper" if given.data == "synthetic" else "make paper DATA=folder"
+    command = shlex.join(["scripts/paper.py", *sys.argv[1:]])
     logging.disable(logging.WARNING)  # a daemon that is not up yet is no news here
     failed = False
     for part in given.only or PARTS:
@@ -103,7 +106,8 @@ def main() -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
         seconds, load = round(time.monotonic() - began, 1), round(os.getloadavg()[1], 1)
-        about = {"data": label, "command": target, "seconds": seconds, "resumed": given.resume, "hardware": hardware(), "load": load}
+        about = {"data": label, "command": command, "quick": given.quick, "seconds": seconds, "resumed": given.resume}
+        about |= {"hardware": hardware(), "load": load}
         keep(part, report, about, given.out)
         if not exact(part, report):
             print(f"error: {part}: FMRec's result is not the undisturbed one's; see {given.out / part}.json", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scripts.paper import exact
+from scripts.paper import arguments, exact
 from scripts.paper_run import fig4, recovery
 from scripts.paper_run.runs import Seen
 
@@ -47,10 +47,19 @@ def test_recovery(paper: Path) -> None:
     assert len(row["killed"]) == len(recovery.VICTIMS)
 
 
-def test_the_page_has_each_part(paper: Path) -> None:
+def test_the_page_has_each_part_and_says_what_was_run_and_how(paper: Path) -> None:
     page = (paper / "README.md").read_text()
+    assert page.count("Run small (`--quick`)") == 2
+    assert page.count("`scripts/paper.py --quick --only fig1 --only recovery --seeds 1 --out ") == 2
     assert "equals the undisturbed one's bit for bit" in page
     assert "| admm | yes |" in page
+
+
+def test_a_small_run_does_not_write_over_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["paper.py", "--quick", "--only", "recovery"])
+    with pytest.raises(SystemExit):
+        arguments()
+    assert "--quick makes no figures, and would write over those in" in capsys.readouterr().err
 
 
 def seen(theta: str) -> Seen:
