@@ -21,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fmrec_agent.learning.learner import LearnerError
+from fmrec_manager.aggregation import AggregationError
 from scripts.demo_report import hardware
 from scripts.local_cluster import ClusterError
 from scripts.paper_run import fig1, fig4, page, parking, pictures, recovery
@@ -102,7 +103,7 @@ def main() -> int:
         began = time.monotonic()
         try:
             report = asyncio.run(measured(part, data, given))
-        except (ClusterError, LearnerError) as error:
+        except (AggregationError, ClusterError, LearnerError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
         seconds, load = round(time.monotonic() - began, 1), round(os.getloadavg()[1], 1)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scripts.paper import arguments, exact
+import scripts.paper
+from fmrec_manager.aggregation import AggregationError
+from scripts.paper import arguments, exact, main
 from scripts.paper_run import fig4, recovery
+from scripts.paper_run.finished import Finished
 from scripts.paper_run.runs import Seen
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "paper.py"
@@ -60,6 +65,45 @@ def test_a_small_run_does_not_write_over_the_figures(monkeypatch: pytest.MonkeyP
     with pytest.raises(SystemExit):
         arguments()
     assert "--quick makes no figures, and would write over those in" in capsys.readouterr().err
+
+
+def test_a_round_that_fails_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fails(*_: Any) -> dict[str, Any]:
+        raise AggregationError("the step makes tensor w of theta overflow: lower server_rate")
+
+    monkeypatch.setattr(sys, "argv", ["paper.py", "--quick", "--only", "parking", "--out", str(tmp_path)])
+    monkeypatch.setattr(scripts.paper, "measured", fails)
+    assert main() == 1
+    assert capsys.readouterr().err == "error: the step makes tensor w of theta overflow: lower server_rate\n"
+
+
+def test_an_interruption_while_a_result_is_written_leaves_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "finished.json"
+    write = Path.write_text
+
+    def interrupted(self: Path, text: str) -> int:
+        write(self, text[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    async def two_results() -> None:
+        finished = Finished(path, resume=False)
+        await finished.once("first", partial(result, 1))
+        await finished.once("second", partial(result, 2))
+
+    async def result(value: int) -> int:
+        made.append(value)
+        if value == 2:
+            monkeypatch.setattr(Path, "write_text", interrupted)
+        return value
+
+    made: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(two_results())
+    monkeypatch.undo()
+    assert asyncio.run(Finished(path, resume=True).once("first", partial(result, 0))) == 1
+    assert made == [1, 2]
 
 
 def seen(theta: str) -> Seen:
