@@ -41,7 +41,7 @@ async def measured(part: str, data: str, given: argparse.Namespace) -> dict[str,
         return await fig4.measure(data, given.seeds[0], runs, finished, given.quick, given.repeats)
     if part == "fig1":
         return await fig1.measure(data, given.seeds, runs, finished, given.quick)
-    return await parking.measure(data, given.seeds, finished)
+    return await parking.measure(data, given.seeds, finished, given.quick)
 
 
 def exact(part: str, report: dict[str, Any]) -> bool:

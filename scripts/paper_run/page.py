@@ -62,10 +62,10 @@ Aggregator. *rounds lost*: the most work that one agent did again, in rounds, an
 the rounds in which agents were killed, beside the median of the others of that run.
 """
 PARKING_TEXT = """
-One process, by the Learner contract and the manager's Aggregator: a run of real processes ends with the same theta. Mean over 12
-targets of RMSE x 100. *ridge* is the linear model with a learnt prior, trained for each number of days; *maml* and *fedavg* are LSTMs,
-trained once, *fedavg* the published one; all on the sources alone (docs/learning.md). The published rows are of Qu et al. (2022), on
-the real data.
+By the Learner contract and the manager's Aggregator, without a network: a run of real processes ends with the same theta. Mean over
+the targets of RMSE x 100. *ridge* is the linear model with a learnt prior, trained for each number of days; *maml* and *fedavg* are
+LSTMs, trained once, *fedavg* the published one and from one seed; all on the sources alone (docs/learning.md). The published rows are
+of Qu et al. (2022), on the real data.
 """
 
 
