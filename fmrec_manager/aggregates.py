@@ -18,6 +18,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -68,8 +69,12 @@ class Stack:
 
 
 def weighted_mean(stack: Stack, shares: Sequence[float]) -> torch.Tensor:
-    """Rule 1, float64 of P. shares: one a row, at least 0 and not all 0; rounded to float32."""
-    rounded = np.asarray(shares, np.float32).astype(np.float64)
+    """Rule 1, float64 of P. shares: one a row, at least 0 and not all 0; rounded to float32.
+
+    First they are divided by a power of two, the greatest to [0.5, 1): the mean is the same, and none is beyond a float32.
+    """
+    exponent = math.frexp(max(shares))[1]
+    rounded = np.asarray([math.ldexp(share, -exponent) for share in shares], np.float32).astype(np.float64)
     result = torch.zeros(stack.size, dtype=torch.float64, device=stack.device)
     for where, rows in stack.pieces(COLUMNS_MAX if stack.is_there else MOVED_COLUMNS):
         for some in _turns(stack):
@@ -101,8 +106,9 @@ def median(stack: Stack) -> torch.Tensor:
 
 
 def trimmed_mean(stack: Stack, trim: float) -> torch.Tensor:
-    """Rule 2, float64 of P. trim: in [0, 0.5), the share of n left out at either end."""
-    cut = math.floor(trim * stack.rows)
+    """Rule 2, float64 of P. trim: in [0, 0.5), the share of n left out at either end; as the decimal that it was written as, for
+    0.29 x 100 is less than 29 in binary."""
+    cut = math.floor(Fraction(str(trim)) * stack.rows)
     kept = stack.rows - 2 * cut
     divisor = torch.full((1,), kept, dtype=torch.float64, device=stack.device)
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -90,13 +90,16 @@ class Aggregator:
 
         theta: float32 or float64 arrays by name. contributions: by agentId (meta-gradient of theta's names, shapes and dtypes,
         samples |D_i|, factor f_i). AggregationError where a contribution does not fit or is not finite, where they are too few or no
-        weight is above 0, or where the step overflows; the state is then unchanged.
+        weight is above 0, or where theta or the optimizer's state overflows; the state is then unchanged.
         """
         layout = _Layout(theta)
         self._expect(layout.size)
         mean, weights = self._aggregate(layout, contributions)
         steps = self._steps + 1
         delta, vectors = self._delta(mean, steps)
+        for name, vector in vectors.items():
+            if not vector.isfinite().all():
+                self._blame_greatest(layout, contributions, name)
         layout.check_finite(theta)
         stepped = layout.unflat((self._vector(layout.flat(theta)) - delta).cpu().numpy())
         self._steps, self._vectors = steps, vectors
@@ -163,6 +166,20 @@ class Aggregator:
         """AggregationError for the first contribution that is not finite."""
         for agent in sorted(contributions):
             layout.check_finite(contributions[agent][0], agent)
+
+    def _blame_greatest(self, layout: _Layout, contributions: Mapping[NodeId, tuple[Tensors, int, float]], vector: str) -> NoReturn:
+        """AggregationError for the contribution with the greatest value: no aggregate has a greater one."""
+        greatest = {
+            (agent, name): float(np.abs(tensors[name]).max(initial=0.0))
+            for agent, (tensors, _, _) in sorted(contributions.items())
+            for name in layout.tensors
+        }
+        agent, name = max(greatest, key=greatest.__getitem__)
+        raise AggregationError(
+            f"tensor {name} of agent {agent.short} makes {vector} of the optimizer's state overflow: "
+            f"it has a value of {greatest[agent, name]:.3g}",
+            agent,
+        )
 
     def _shares(self, contributions: Mapping[NodeId, tuple[Tensors, int, float]]) -> dict[NodeId, float]:
         """|D_i| f_i, or f_i, by agentId in ascending order."""

@@ -41,9 +41,10 @@ def falling(rounds: int, rate: float, *, parts: int = 20) -> tuple[Stage, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """theta, and what it cost. loss: the mean loss of the last round's contributions."""
+    """theta, of so many sources, and what it cost. loss: the mean loss of the last round's contributions."""
 
     theta: Tensors
+    sources: int
     loss: float
     rounds: int
     wall_s: float
@@ -83,16 +84,17 @@ def train(
             theta, _ = aggregator.aggregate(theta, by_agent)
             losses = [result.loss for result in results]
         state, done = aggregator.state(), done + stage.rounds
-    return Trained(theta, mean(losses), done, time.perf_counter() - began, time.process_time() - cpu_began)
+    return Trained(theta, len(names), mean(losses), done, time.perf_counter() - began, time.process_time() - cpu_began)
 
 
-def adapted(options: LearningOptions, theta: Tensors, *, targets: int, seed: int) -> dict[str, float]:
-    """Each metric's mean over the first so many targets, each of which adapts theta."""
-    results = []
-    for index in range(targets):
-        learner = load_learner(options, name=f"target-{index}", role="target", index=index)
-        results.append(worked(learner, Job("adapt", 0, seed), theta).metrics)
-    return {metric: mean(result[metric] for result in results) for metric in results[0]}
+def adapted(options: LearningOptions, trained: Trained, *, targets: int, seed: int) -> list[dict[str, float]]:
+    """The metrics of each of the first so many targets, which adapts theta.
+
+    What a target draws depends on its name and on the number of rounds before, so both are those of real processes, whose sources come
+    first.
+    """
+    learners = [load_learner(options, name=f"agent-{trained.sources + index}", role="target", index=index) for index in range(targets)]
+    return [dict(worked(learner, Job("adapt", trained.rounds, seed), trained.theta).metrics) for learner in learners]
 
 
 def evaluated(options: LearningOptions, model: Parameters, *, targets: int) -> dict[str, float]:
@@ -102,7 +104,12 @@ def evaluated(options: LearningOptions, model: Parameters, *, targets: int) -> d
         task = load_task(options, role="target", index=index)
         assert isinstance(task, TargetTask)
         results.append(task.evaluate(model)[1])
-    return {metric: mean(result[metric] for result in results) for metric in results[0]}
+    return means(results)
+
+
+def means(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Each metric's mean over the targets."""
+    return {metric: mean(one[metric] for one in metrics) for metric in metrics[0]}
 
 
 def linear_prior(theta: Tensors) -> Parameters:

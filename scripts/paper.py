@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fmrec_agent.learning.learner import LearnerError
+from fmrec_manager.aggregation import AggregationError
 from scripts.demo_report import hardware
 from scripts.local_cluster import ClusterError
 from scripts.paper_run import fig1, fig4, page, parking, pictures, recovery
@@ -39,7 +41,7 @@ async def measured(part: str, data: str, given: argparse.Namespace) -> dict[str,
         return await fig4.measure(data, given.seeds[0], runs, finished, given.quick, given.repeats)
     if part == "fig1":
         return await fig1.measure(data, given.seeds, runs, finished, given.quick)
-    return await parking.measure(data, given.seeds, finished)
+    return await parking.measure(data, given.seeds, finished, given.quick)
 
 
 def exact(part: str, report: dict[str, Any]) -> bool:
@@ -83,6 +85,8 @@ def arguments() -> argparse.Namespace:
         parser.error(f"the data folder {given.data} does not exist: name one with counts.csv, lots.csv and occupancy_exceptions.csv")
     if given.repeats < 1:
         parser.error(f"--repeats is {given.repeats}: one at least is needed")
+    if given.quick and given.out.resolve() == DOCS:
+        parser.error(f"--quick makes no figures, and would write over those in {DOCS}: name another folder by --out")
     return given
 
 
@@ -91,7 +95,7 @@ def main() -> int:
     given = arguments()
     data = given.data if given.data == "synthetic" else str(Path(given.data).resolve())
     label = "synthetic parking (seeded generator)" if given.data == "synthetic" else "real parking, Guangzhou to Shenzhen"
-    target = "make paper" if given.data == "synthetic" else "make paper DATA=folder"
+    command = shlex.join(["scripts/paper.py", *sys.argv[1:]])
     logging.disable(logging.WARNING)  # a daemon that is not up yet is no news here
     failed = False
     for part in given.only or PARTS:
@@ -99,11 +103,12 @@ def main() -> int:
         began = time.monotonic()
         try:
             report = asyncio.run(measured(part, data, given))
-        except (ClusterError, LearnerError) as error:
+        except (AggregationError, ClusterError, LearnerError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
         seconds, load = round(time.monotonic() - began, 1), round(os.getloadavg()[1], 1)
-        about = {"data": label, "command": target, "seconds": seconds, "resumed": given.resume, "hardware": hardware(), "load": load}
+        about = {"data": label, "command": command, "quick": given.quick, "seconds": seconds, "resumed": given.resume}
+        about |= {"hardware": hardware(), "load": load}
         keep(part, report, about, given.out)
         if not exact(part, report):
             print(f"error: {part}: FMRec's result is not the undisturbed one's; see {given.out / part}.json", file=sys.stderr)

@@ -38,7 +38,7 @@ from fmrec_agent.learning.tasks.synthetic_parking import synthetic_lot
 from fmrec_manager.aggregation import AggregationError, Optimizer
 from scripts import published_lstm
 from scripts.demo_report import hardware
-from scripts.federation import Stage, Trained, adapted, evaluated, falling, linear_prior, train
+from scripts.federation import Stage, Trained, adapted, evaluated, falling, linear_prior, means, train
 
 Row = dict[str, Any]
 """case: what was trained how. seed. rounds, wall_s, cpu_s: of the training. One entry more for each figure."""
@@ -56,6 +56,8 @@ LEFT_OUT = 5
 """One source lot in so many is left out of the training by which an adaptation is chosen."""
 OMNIGLOT_CASES = (("MAML, 1 agent", 1, 8, 3600), ("MAML, 12 agents", 12, 1, 1500))
 """case, agents, episodes of each in a round, rounds."""
+WITH_CASES = ("sinusoid", "omniglot")
+"""The experiments that know --only and --threads."""
 SHORT = 20
 """--quick divides rounds and targets by this: to see that everything runs, not for figures."""
 
@@ -78,7 +80,8 @@ def sinusoid(seed: int, given: Given) -> Iterator[Row]:
         stages = falling(rounds // given.share, 0.003)
         trained = train(options, sources=1, stages=stages, optimizer="adam", seed=seed, threads=given.threads)
         for rate in rates or (options.adapt_rate,):
-            figures = adapted(options.model_copy(update={"adapt_rate": rate}), trained.theta, targets=600 // given.share, seed=seed)
+            at_rate = options.model_copy(update={"adapt_rate": rate})
+            figures = means(adapted(at_rate, trained, targets=600 // given.share, seed=seed))
             yield {**described(f"{case}, at {rate}" if rates else case, seed, trained), **figures}
 
 
@@ -96,7 +99,7 @@ def synthetic(seed: int, given: Given) -> Iterator[Row]:
         options = LearningOptions.model_validate({**adapt, **own, "iterations_per_round": 5, "batch": 20, "task": task})
         rate, optimizer = OUTER[case]
         trained = train(options, sources=30, stages=(Stage(200 // given.share, rate),), optimizer=optimizer, seed=seed)
-        yield {**described(case, seed, trained), **adapted(options, trained.theta, targets=30, seed=seed)}
+        yield {**described(case, seed, trained), **means(adapted(options, trained, targets=30, seed=seed))}
 
 
 def omniglot(seed: int, given: Given) -> Iterator[Row]:
@@ -107,7 +110,7 @@ def omniglot(seed: int, given: Given) -> Iterator[Row]:
         trained = train(options, sources=sources, stages=stages, optimizer="adam", seed=seed, threads=given.threads)
         for shots in (1, 5):
             test = omniglot_options(given.data, sources, meta_batch, queries=15, shots=shots)
-            figures = adapted(test, trained.theta, targets=600 // given.share, seed=seed)
+            figures = means(adapted(test, trained, targets=600 // given.share, seed=seed))
             yield {**described(f"{case}, {shots}-shot", seed, trained), **figures}
 
 
@@ -150,7 +153,7 @@ def parking_lstm_choice(seed: int, given: Given) -> Iterator[Row]:
     for days in DAYS:
         for optimizer, rate, steps in published_lstm.CANDIDATES:
             options = [published_lstm.options(given.data, days, (optimizer, rate, steps), lot=name) for name in names]
-            errors = [adapted(each, trained.theta, targets=1, seed=seed)["rmse_pp"] for each in options]
+            errors = [adapted(each, trained, targets=1, seed=seed)[0]["rmse_pp"] for each in options]
             yield {**described(f"{days} days, {optimizer} {rate} x {steps}", seed, trained), "rmse_pp": mean(errors)}
 
 
@@ -167,7 +170,7 @@ def parking_options(data: str, days: int, method: dict[str, Any], **task: Any) -
 
 def parking_row(case: str, options: LearningOptions, trained: Trained, model: Parameters, seed: int) -> Row:
     """model: what theta is before a target adapts it."""
-    figures = adapted(options, trained.theta, targets=12, seed=seed)
+    figures = means(adapted(options, trained, targets=12, seed=seed))
     return {**described(case, seed, trained), **figures, "without_target_data": evaluated(options, model, targets=12)["rmse_pp"]}
 
 
@@ -191,11 +194,16 @@ def main() -> int:
     parser.add_argument("--data", default="synthetic", help="the folder of the real data (parking, omniglot)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="train from each of these")
     parser.add_argument("--quick", action="store_true", help=f"1 / {SHORT} of the rounds and targets: to see that it runs")
-    parser.add_argument("--only", default="", help="of sinusoid and omniglot, the cases whose name holds this (\"1 agent\")")
-    parser.add_argument("--threads", type=int, default=1, help="torch's, of sinusoid and omniglot in training (default 1)")
+    parser.add_argument("--only", help="of sinusoid and omniglot, the cases whose name holds this (\"1 agent\")")
+    parser.add_argument("--threads", type=int, help="torch's, of sinusoid and omniglot in training (default 1)")
     parser.add_argument("--json", action="store_true", help="one object on standard output")
     arguments = parser.parse_args()
-    given = Given(arguments.data, SHORT if arguments.quick else 1, arguments.threads, arguments.only)
+    if arguments.experiment not in WITH_CASES:
+        for option, value in (("--only", arguments.only), ("--threads", arguments.threads)):
+            if value is not None:
+                parser.error(f"{option} is of {' and '.join(WITH_CASES)}, and does nothing to {arguments.experiment}: leave it out")
+    threads = 1 if arguments.threads is None else arguments.threads
+    given = Given(arguments.data, SHORT if arguments.quick else 1, threads, arguments.only or "")
     try:
         rows = []
         for seed in arguments.seeds:

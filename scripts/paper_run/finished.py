@@ -21,6 +21,12 @@ class Finished:
         if key not in self._results:
             self._results[key] = await make()
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(json.dumps(self._results))
+            self._keep()
             print(f"  {key}: {self._results[key]}"[:200], flush=True)
         return self._results[key]
+
+    def _keep(self) -> None:
+        """Written beside and then put in place, so that an interruption leaves the old file or the new one."""
+        beside = self._path.with_suffix(".new")
+        beside.write_text(json.dumps(self._results))
+        beside.replace(self._path)

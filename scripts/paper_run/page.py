@@ -18,6 +18,9 @@ PUBLISHED = {
     "LSTM alone": (6.38, 4.96, 5.49, 5.51),
 }
 """Mean RMSE x 100 over the targets for 1, 3, 6 and 24 days: Qu et al., Mathematics 10(12) 2039, 2022."""
+QUICK = """
+**Run small (`--quick`): this shows that it runs. Its figures are none.**
+"""
 FIG1_ROWS = {"undisturbed": "undisturbed", "fmrec": "FMRec", "anew": "unprotected, time left", "unprotected": "unprotected"}
 ABOUT = """# The paper again
 
@@ -59,10 +62,10 @@ Aggregator. *rounds lost*: the most work that one agent did again, in rounds, an
 the rounds in which agents were killed, beside the median of the others of that run.
 """
 PARKING_TEXT = """
-One process, by the Learner contract and the manager's Aggregator: a run of real processes ends with the same theta. Mean over 12
-targets of RMSE x 100. *ridge* is the linear model with a learnt prior, trained for each number of days; *maml* and *fedavg* are LSTMs,
-trained once, *fedavg* the published one; all on the sources alone (docs/learning.md). The published rows are of Qu et al. (2022), on
-the real data.
+By the Learner contract and the manager's Aggregator, without a network: a run of real processes ends with the same theta. Mean over
+the targets of RMSE x 100. *ridge* is the linear model with a learnt prior, trained for each number of days; *maml* and *fedavg* are
+LSTMs, trained once, *fedavg* the published one and from one seed; all on the sources alone (docs/learning.md). The published rows are
+of Qu et al. (2022), on the real data.
 """
 
 
@@ -87,7 +90,7 @@ def _table(head: list[str], rows: list[list[Any]]) -> str:
 
 def _source(about: dict[str, Any]) -> str:
     took = f"{about['seconds']:.0f} s{' since it was resumed' if about['resumed'] else ''}"
-    return (
+    return (QUICK if about["quick"] else "") + (
         f"\nData: {about['data']}. `{about['command']}`, {took} on {about['hardware']}; "
         f"load average {about['load']}, which every time here depends on.\n"
     )

@@ -1,98 +1,119 @@
 """The parking table: RMSE on the test days of 12 target lots with 1, 3, 6 and 24 days of their data.
 
-One process, by the Learner contract and the manager's Aggregator (scripts/federation.py): exact recovery makes the runs of real
-processes the same. A method is trained from each seed on the sources alone. For the linear model that is done for each number of days,
-since its sources draw tasks as long as a target's data; with an LSTM the days matter to the targets only, and one theta serves
-all. persistence: in 35 minutes it will be as now.
+By the Learner contract and the manager's Aggregator, without a network (scripts/federation.py): exact recovery makes the runs of real
+processes the same. A method is trained from each seed on the sources alone, methods and seeds beside each other on the cores. For the
+linear model that is done for each number of days, since its sources draw tasks as long as a target's data; with an LSTM the days matter
+to the targets only, and one theta serves all. persistence: in 35 minutes it will be as now.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from statistics import mean
 from typing import Any, NamedTuple
 
-import torch
-
-from fmrec_agent.learning.learner import Job
-from fmrec_agent.learning.loading import load_learner
 from fmrec_agent.learning.options import LearningOptions
-from fmrec_manager.aggregation import Optimizer
 from scripts import published_lstm
-from scripts.federation import Stage, Trained, train, worked
+from scripts.federation import Stage, Trained, adapted, train
 from scripts.paper_run.finished import Finished
 
 DAYS = (1, 3, 6, 24)
-SOURCES, TARGETS = 30, 12
 HIDDEN = 4
 
 
+class Size(NamedTuple):
+    """share: rounds, and the LSTMs' steps of adaptation, are divided by it."""
+
+    share: int
+    sources: int
+    targets: int
+
+
+FULL, QUICK = Size(1, 30, 12), Size(100, 2, 2)
+
+
 class Method(NamedTuple):
-    """options: for targets with (the data's name, so many days). train: (data, days, seed) -> theta. by_days: is that another theta for
-    each number of days? hidden: size of the LSTM, None without one. chance: does a seed matter?"""
+    """options: for targets with (the data's name, so many days). train: (data, days, seed, size) -> theta. by_days: is that another theta
+    for each number of days? hidden: size of the LSTM, None without one. seeds_max: so many of the seeds are used."""
 
     options: Callable[[str, int], LearningOptions]
-    train: Callable[[str, int, int], Trained]
+    train: Callable[[str, int, int, Size], Trained]
     by_days: bool = False
     hidden: int | None = None
-    chance: bool = True
+    seeds_max: int | None = None
 
 
 def parking(data: str, days: int, learner: str, **task: Any) -> LearningOptions:
     return LearningOptions.model_validate({"learner": learner, "task": {"name": "parking", "data": data, "days": days, **task}})
 
 
-def trained(options: LearningOptions, stage: Stage, optimizer: Optimizer, seed: int) -> Trained:
-    return train(options, sources=SOURCES, stages=(stage,), optimizer=optimizer, seed=seed)
-
-
 def ridge(data: str, days: int) -> LearningOptions:
     return parking(data, days, "ridge", model="linear")
+
+
+def train_ridge(data: str, days: int, seed: int, size: Size) -> Trained:
+    return train(ridge(data, days), sources=size.sources, stages=(Stage(2, 1.0),), optimizer="sgd", seed=seed)
 
 
 def maml(data: str, days: int) -> LearningOptions:
     return parking(data, days, "maml", hidden=HIDDEN)
 
 
+def train_maml(data: str, days: int, seed: int, size: Size) -> Trained:
+    stages = (Stage(max(1, 60 // size.share), 0.02),)
+    return train(maml(data, days), sources=size.sources, stages=stages, optimizer="adam", seed=seed)
+
+
+def train_published(data: str, days: int, seed: int, size: Size) -> Trained:
+    return published_lstm.trained(data, range(size.sources), seed, published_lstm.ROUNDS // size.share)
+
+
 METHODS: dict[str, Method] = {
-    "ridge": Method(ridge, lambda data, days, seed: trained(ridge(data, days), Stage(2, 1.0), "sgd", seed), by_days=True, chance=False),
-    "maml": Method(maml, lambda data, days, seed: trained(maml(data, days), Stage(60, 0.02), "adam", seed), hidden=HIDDEN),
-    "fedavg": Method(
-        published_lstm.options,
-        lambda data, days, seed: published_lstm.trained(data, range(SOURCES), seed),
-        hidden=published_lstm.MODEL["hidden"],
-    ),
+    "fedavg": Method(published_lstm.options, train_published, hidden=published_lstm.MODEL["hidden"], seeds_max=1),
+    "maml": Method(maml, train_maml, hidden=HIDDEN),
+    "ridge": Method(ridge, train_ridge, by_days=True, seeds_max=1),
 }
-"""fedavg: of the network as it was published."""
+"""fedavg: of the network as it was published; from one seed, for it takes as long as all the others (`scripts/train_tasks.py parking-lstm`
+takes several), and first, so that the cores end at about the same time. ridge: nothing in it is left to chance."""
 
 
-def by_target(given: LearningOptions, trained: Trained, seed: int) -> list[dict[str, float]]:
-    """Each target's metrics after its adaptation."""
-    learners = [load_learner(given, name=f"agent-{SOURCES + index}", role="target", index=index) for index in range(TARGETS)]
-    return [dict(worked(learner, Job("adapt", trained.rounds, seed), trained.theta).metrics) for learner in learners]
-
-
-async def adapted(data: str, name: str, seed: int) -> dict[str, list[dict[str, float]]]:
-    """By days: each target's metrics, of theta that this method has trained from this seed."""
+def by_days(data: str, name: str, seed: int, size: Size) -> dict[str, list[dict[str, float]]]:
+    """By days: each target's metrics after its adaptation, of theta that this method has trained from this seed."""
     method, found, theta = METHODS[name], {}, None
     for days in DAYS:
         if theta is None or method.by_days:
-            theta = method.train(data, days, seed)
-        found[str(days)] = by_target(method.options(data, days), theta, seed)
+            theta = method.train(data, days, seed, size)
+        options = method.options(data, days)
+        if method.hidden is not None:
+            options = options.model_copy(update={"adapt_iterations": options.adapt_iterations // size.share})
+        found[str(days)] = adapted(options, theta, targets=size.targets, seed=seed)
     return found
 
 
-async def measure(data: str, seeds: list[int], finished: Finished) -> dict[str, dict[str, dict[str, Any]]]:
-    """By days and method. rmse_pp_by_target: the mean over the seeds."""
-    torch.set_num_threads(1)
+async def measure(data: str, seeds: list[int], finished: Finished, quick: bool) -> dict[str, dict[str, dict[str, Any]]]:
+    """By days and method. rmse_pp_by_target: the mean over the seeds. quick: little of everything, and the first seed alone."""
+    size, seeds = (QUICK, seeds[:1]) if quick else (FULL, seeds)
+    own_seeds = {name: seeds[: method.seeds_max] for name, method in METHODS.items()}
+    pieces = [(name, seed) for name, own in own_seeds.items() for seed in own]
+    # Each is one thread's work, and none reads another's. Spawned, for a fork of a process in which torch has run may hang.
+    with ProcessPoolExecutor(min(len(pieces), os.cpu_count() or 1), get_context("spawn")) as pool:
+
+        async def piece(name: str, seed: int) -> dict[str, list[dict[str, float]]]:
+            return await asyncio.get_running_loop().run_in_executor(pool, by_days, data, name, seed, size)
+
+        keys = [f"{data}, {name}, seed {seed}{', quick' if quick else ''}" for name, seed in pieces]
+        made = (finished.once(key, partial(piece, *each)) for key, each in zip(keys, pieces, strict=True))
+        found = dict(zip(pieces, await asyncio.gather(*made), strict=True))
     table: dict[str, dict[str, dict[str, Any]]] = {str(days): {} for days in DAYS}
     for name, method in METHODS.items():
-        own_seeds = seeds if method.chance else seeds[:1]
-        found = [await finished.once(f"{data}, {name}, seed {seed}", partial(adapted, data, name, seed)) for seed in own_seeds]
         for days, row in table.items():
-            metrics = [one[days] for one in found]
-            row[name] = {**_figures("rmse_pp", metrics), "seeds": own_seeds, "hidden": method.hidden}
+            metrics = [found[name, seed][days] for seed in own_seeds[name]]
+            row[name] = {**_figures("rmse_pp", metrics), "seeds": own_seeds[name], "hidden": method.hidden}
             row["persistence"] = {**_figures("persistence_rmse_pp", metrics[:1]), "seeds": [], "hidden": None}
     return table
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scripts.paper import exact
-from scripts.paper_run import fig4, recovery
+import scripts.paper
+from fmrec_agent.learning.options import LearningOptions
+from fmrec_manager.aggregation import AggregationError
+from scripts.federation import Stage, adapted, train
+from scripts.paper import PARTS, arguments, exact, main
+from scripts.paper_run import fig1, fig4, recovery
+from scripts.paper_run.finished import Finished
 from scripts.paper_run.runs import Seen
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "paper.py"
@@ -19,10 +27,10 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "paper.py"
 
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fig. 1 in one process and a point of it on real ones, and the recovery of ADMM on real processes, with SIGKILL to three of them."""
+    """Every part; among them a point of Fig. 1, Fig. 4, and the recovery of ADMM, on real processes with SIGKILL."""
     out = tmp_path_factory.mktemp("paper")
-    command = [sys.executable, str(SCRIPT), "--quick", "--only", "fig1", "--only", "recovery", "--seeds", "1"]
-    subprocess.run([*command, "--out", str(out), "--runs", str(out / "runs")], check=True, timeout=300)
+    command = [sys.executable, str(SCRIPT), "--quick", "--seeds", "1", "2", "--repeats", "2"]
+    subprocess.run([*command, "--out", str(out), "--runs", str(out / "runs")], check=True, timeout=540)
     return out
 
 
@@ -38,6 +46,36 @@ def test_fig1(paper: Path) -> None:
     assert (paper / "fig1.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_target_in_one_process_draws_what_a_real_one_draws() -> None:
+    """Fig. 1 compares its fates with real processes (test_fig1)."""
+    options = LearningOptions.model_validate({"adapt_iterations": fig1.ITERATIONS, "task": {"name": "parking", "data": "synthetic"}})
+    trained = train(options, sources=fig1.SOURCES, stages=(Stage(1, fig1.SERVER_RATE),), optimizer="adam", seed=1)
+    found = [fig1.fate(options, trained.theta, index, 1, 1).undisturbed for index in range(2)]
+    assert [one["rmse_pp"] for one in adapted(options, trained, targets=2, seed=1)] == found
+
+
+def test_fig4(paper: Path) -> None:
+    report = json.loads((paper / "fig4.json").read_text())
+    (point,) = report["points"]
+    assert (point["iterations"], report["repeats"], report["result_equal"]) == (fig4.EVERY, 2, True)
+    assert point["fmrec_iterations_again"] < fig4.EVERY
+    began_anew = [run["iterations_again"] for run in report["runs"] if run["variant"] == "baseline_failure"]
+    assert min(began_anew) >= fig4.EVERY, "without checkpoints all that was done is done again"
+    assert (paper / "fig4.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_parking(paper: Path) -> None:
+    """Small: two targets, one seed; whose errors are the targets' own, and persistence the same for all."""
+    report = json.loads((paper / "parking.json").read_text())
+    assert list(report) == ["1", "3", "6", "24"]
+    for row in report.values():
+        assert row.keys() == {"fedavg", "maml", "ridge", "persistence"}
+        assert all(len(set(found["rmse_pp_by_target"])) == 2 for found in row.values())
+        assert row["persistence"] == report["1"]["persistence"]
+        assert row["maml"]["seeds"] == [1]
+    assert report["24"]["ridge"]["rmse_pp_mean"] < report["24"]["persistence"]["rmse_pp_mean"]
+
+
 def test_recovery(paper: Path) -> None:
     report = json.loads((paper / "recovery.json").read_text())
     assert report.keys() == {"admm"}
@@ -47,10 +85,62 @@ def test_recovery(paper: Path) -> None:
     assert len(row["killed"]) == len(recovery.VICTIMS)
 
 
-def test_the_page_has_each_part(paper: Path) -> None:
+def test_the_page_has_each_part_and_says_what_was_run_and_how(paper: Path) -> None:
     page = (paper / "README.md").read_text()
+    assert "Not run here yet: `" not in page
+    assert page.count("Run small (`--quick`)") == len(PARTS)
+    assert page.count("`scripts/paper.py --quick --seeds 1 2 --repeats 2 --out ") == len(PARTS)
+    assert re.search(r"^\| 50 \| \d\.\d\d \| ", page, re.MULTILINE), "Fig. 4's one point"
+    for method in ("fedavg, hidden size 1", "maml, hidden size 4", "persistence", "ridge"):
+        assert re.search(rf"^\| {method} (\| \d+\.\d\d ){{4}}\|$", page, re.MULTILINE)
     assert "equals the undisturbed one's bit for bit" in page
     assert "| admm | yes |" in page
+
+
+def test_a_small_run_does_not_write_over_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["paper.py", "--quick", "--only", "recovery"])
+    with pytest.raises(SystemExit):
+        arguments()
+    assert "--quick makes no figures, and would write over those in" in capsys.readouterr().err
+
+
+def test_a_round_that_fails_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fails(*_: Any) -> dict[str, Any]:
+        raise AggregationError("the step makes tensor w of theta overflow: lower server_rate")
+
+    monkeypatch.setattr(sys, "argv", ["paper.py", "--quick", "--only", "parking", "--out", str(tmp_path)])
+    monkeypatch.setattr(scripts.paper, "measured", fails)
+    assert main() == 1
+    assert capsys.readouterr().err == "error: the step makes tensor w of theta overflow: lower server_rate\n"
+
+
+def test_an_interruption_while_a_result_is_written_leaves_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "finished.json"
+    write = Path.write_text
+
+    def interrupted(self: Path, text: str) -> int:
+        write(self, text[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    async def two_results() -> None:
+        finished = Finished(path, resume=False)
+        await finished.once("first", partial(result, 1))
+        await finished.once("second", partial(result, 2))
+
+    async def result(value: int) -> int:
+        made.append(value)
+        if value == 2:
+            monkeypatch.setattr(Path, "write_text", interrupted)
+        return value
+
+    made: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(two_results())
+    monkeypatch.undo()
+    assert asyncio.run(Finished(path, resume=True).once("first", partial(result, 0))) == 1
+    assert made == [1, 2]
 
 
 def seen(theta: str) -> Seen:

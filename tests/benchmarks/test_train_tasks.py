@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train_tasks.py"
 
 
@@ -32,3 +34,11 @@ def test_a_case_that_there_is_not_names_those_that_there_are() -> None:
     done = run("sinusoid", "--quick", "--only", "meta")
     assert done.returncode == 2
     assert "'meta' is in no case's name: Meta-SGD, losses of steps 1 and 10, pre-trained" in done.stderr
+
+
+@pytest.mark.parametrize("option", [("--only", "ridge"), ("--threads", "2")], ids=str)
+@pytest.mark.parametrize("experiment", ["synthetic", "parking"])
+def test_an_option_that_an_experiment_does_not_know_is_refused(experiment: str, option: tuple[str, str]) -> None:
+    done = run(experiment, "--quick", *option)
+    assert done.returncode == 2
+    assert f"{option[0]} is of sinusoid and omniglot, and does nothing to {experiment}" in done.stderr

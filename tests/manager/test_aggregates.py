@@ -55,7 +55,21 @@ def test_the_mean_is_that_of_exact_arithmetic(dtype: type) -> None:
         assert abs(value - exact) <= 1e-14 * scale
 
 
-@pytest.mark.parametrize(("n", "trim", "cut"), [(7, 0.2, 1), (8, 0.25, 2), (9, 0.49, 4), (6, 0.1, 0), (1, 0.4, 0)])
+@pytest.mark.parametrize("unit", [1e-300, 1e-46, 1e-39, 1e39, 1e300])
+def test_no_unit_of_the_shares_shows(unit: float) -> None:
+    """Shares are numbers of samples times a factor of the round: a small factor for all, or very many samples, are still a mean."""
+    mean = weighted_mean(stack(rows(size=40)), [share * unit for share in SHARES])
+    np.testing.assert_allclose(mean.numpy(), weighted_mean(stack(rows(size=40)), SHARES).numpy(), rtol=1e-6)
+
+
+def test_a_power_of_two_in_the_shares_leaves_no_bit_behind() -> None:
+    assert bits(weighted_mean(stack(rows()), [share * 2.0**-200 for share in SHARES])) == bits(weighted_mean(stack(rows()), SHARES))
+
+
+CUTS = [(7, 0.2, 1), (8, 0.25, 2), (9, 0.49, 4), (6, 0.1, 0), (1, 0.4, 0), (100, 0.29, 29)]
+
+
+@pytest.mark.parametrize(("n", "trim", "cut"), CUTS)
 def test_median_and_trimmed_mean_are_those_of_numpy(n: int, trim: float, cut: int) -> None:
     given = rows(n, 300)
     table = np.sort(np.stack(given).astype(np.float64), axis=0)

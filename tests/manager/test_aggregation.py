@@ -211,6 +211,21 @@ def test_a_step_that_overflows_is_refused_and_changes_nothing() -> None:
     assert subject.state()["steps"] == 0
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "yogi"])
+def test_a_step_whose_moments_overflow_is_refused_and_changes_nothing(optimizer: Optimizer) -> None:
+    """1e160 is finite, and its square is not: the moment would stay infinite, and theta where it is, for good."""
+    subject, theta = aggregator(optimizer, rate=0.01), {"w": np.ones(2)}
+    theta, _ = subject.aggregate(theta, {AGENTS[0]: (theta, 1, 1.0)})
+    before = subject.state()
+    with pytest.raises(AggregationError, match=r"tensor w .* makes moment_2 of the optimizer's state overflow") as refused:
+        subject.aggregate(theta, {AGENTS[0]: ({"w": np.ones(2)}, 9, 1.0), AGENTS[1]: ({"w": np.array([1e160, 1.0])}, 1, 1.0)})
+    assert refused.value.agent == AGENTS[1]
+    after = subject.state()
+    assert all(np.array_equal(before[name], after[name]) for name in before | after)
+    moved, _ = subject.aggregate(theta, {AGENTS[0]: ({"w": np.ones(2)}, 1, 1.0)})
+    assert (moved["w"] != theta["w"]).all()
+
+
 def test_weights_that_make_no_mean_are_refused() -> None:
     theta = {"w": np.ones(1, np.float32)}
     with pytest.raises(AggregationError, match="none of 0 contributions"):
