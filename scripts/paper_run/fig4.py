@@ -83,7 +83,7 @@ async def timed(data: str, seed: int, runs: Path, variant: str, killed_at: int, 
 
 async def measure(data: str, seed: int, runs: Path, finished: Finished, quick: bool, repeats: int) -> dict[str, Any]:
     """The curves. quick: a small model, one point."""
-    points, hidden = ((EVERY,), 8) if quick else (KILLED_AT, HIDDEN)
+    points, hidden = ((EVERY,), 96) if quick else (KILLED_AT, HIDDEN)
     took: Runs = {}
     order = [(variant, at) for at in points for variant in ("baseline", "fmrec", "baseline_failure")]
     order.insert(1, ("checkpoints", points[0]))
