@@ -74,7 +74,7 @@ def weighted_mean(stack: Stack, shares: Sequence[float]) -> torch.Tensor:
     First they are divided by a power of two, the greatest to [0.5, 1): the mean is the same, and none is beyond a float32.
     """
     exponent = math.frexp(max(shares))[1]
-    rounded = np.asarray([math.ldexp(share, -exponent) for share in shares], np.float32).astype(np.float64)
+    rounded = np.ldexp(np.asarray(shares, np.float64), -exponent).astype(np.float32).astype(np.float64)
     result = torch.zeros(stack.size, dtype=torch.float64, device=stack.device)
     for where, rows in stack.pieces(COLUMNS_MAX if stack.is_there else MOVED_COLUMNS):
         for some in _turns(stack):
