@@ -137,11 +137,11 @@ class Terms:
         if before is NONE and self._is_full() and self._to_forget() is None:
             return f"this node is in {len(self._promises)} trees already"
         root = self._life_of(message.tree)
-        if root is not None and root.incarnation >= message.term + (not message.sounding):
-            return f"a later root lives at {root.address}"
-        if not message.sounding:
+        if root is None:
             return ""
-        return f"the root at {root.address} is heard" if root is not None and self._hears(root.id, now) else ""
+        if root.incarnation > message.term or (message.sounding and root.incarnation == message.term):
+            return f"a later root lives at {root.address}"
+        return f"the root at {root.address} is heard" if message.sounding and self._hears(root.id, now) else ""
 
     # --- as one who asks ----------------------------------------------------------------------------------------------
 
