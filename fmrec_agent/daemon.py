@@ -128,9 +128,7 @@ class AgentDaemon:
             self.driver.dispatch(RecordHeld(record))
         self.driver.dispatch(Started(self.settings.seeds(), self.book.read()[:PEERS_TRIED]))
         await self._active.wait()
-        self.worker.doing, waiting = "looking for what an earlier life knew", self.worker.doing
         await self._restore()
-        self.worker.doing = waiting
         member = MemberInfo(self.me, self.name, self.role, os.getpid())
         self.driver.dispatch(JoinTree(self.tree, member))
         reporting = asyncio.create_task(self._report())
@@ -148,13 +146,11 @@ class AgentDaemon:
                 f"the newest record of {self.name} cannot be opened: {error}; start it with the version of FMRec that made the record, "
                 "or under another name, from nothing"
             ) from error
-        if found is not None and found[0].version <= self.dispatcher.version:
-            return  # it is what we go on from already
-        if found is None and self.dispatcher.version:
-            return
-        if found is None:
-            log.info("%s: no record of an earlier life was found: starting from the beginning", self.name)
-            return
+        known = self.dispatcher.version
+        if found is None or found[0].version <= known:
+            if not known:
+                log.info("%s: no record of an earlier life was found: starting from the beginning", self.name)
+            return  # what there is, we go on from already
         record, knowledge = found
         self._resumed = {"version": record.version, "round": record.round, "iteration": record.iteration}
         try:

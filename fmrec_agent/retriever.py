@@ -47,9 +47,9 @@ class Retriever:
         somebody who might has not answered, it asks ASKS_MAX times; the overlay bounds each. RecordInvalid: there is one, whole, that
         this version of FMRec cannot open.
         """
-        wait_s = self._parameters.retry_min_s
-        for asked in count(1):
-            ended = await self._ask(owner, tree)
+        wait_s, asked = self._parameters.retry_min_s, 0
+        while True:
+            ended, asked = await self._ask(owner, tree), asked + 1
             held = self._store.get(owner, tree) if ended.record is not None else None
             if held is not None:
                 return held[0], await opened(*held)
@@ -60,7 +60,6 @@ class Retriever:
             say("the record of %s is not here yet: %s has one: %s", owner.short, holders, ended.reason)
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, self._parameters.retry_max_s)
-        raise AssertionError("unreachable")
 
     async def _ask(self, owner: NodeId, tree: TreeId) -> RetrievalEnded:
         number = next(self._numbers)

@@ -99,7 +99,7 @@ class Worker:
         self._finished: Finished | None = None
         """The last contribution, for whoever asks again."""
         self._tasks: set[asyncio.Task[tuple[RecordSummary, Data]]] = set()
-        self.doing = "waiting for orders"
+        self.doing = "looking for what an earlier life knew"
         self.gaps = 0
         """How often orders were missed."""
 
@@ -136,7 +136,7 @@ class Worker:
 
     async def run(self) -> None:
         """Work until cancelled. LearnerError where the learner cannot go on."""
-        self._began = asyncio.get_running_loop().time()
+        self._began, self.doing = asyncio.get_running_loop().time(), "waiting for orders"
         try:
             while True:
                 await self._news.wait()
