@@ -223,7 +223,7 @@ class Worker:
             await self._restore_newest()
         if self._may_lack(body):
             log.error(
-                "round %d is asked for, and no record after round %d was found: what this agent has learnt between them is lost",
+                "round %d is asked for, and no record after round %d was found: what this agent may have learnt between them is lost",
                 body.round,
                 self._trainer.round,
             )

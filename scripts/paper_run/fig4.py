@@ -83,6 +83,7 @@ async def timed(data: str, seed: int, runs: Path, variant: str, killed_at: int, 
 
 async def measure(data: str, seed: int, runs: Path, finished: Finished, quick: bool, repeats: int) -> dict[str, Any]:
     """The curves. quick: a small model, one point."""
+    # Run small, an adaptation still lasts half a second: a kill has to meet it.
     points, hidden = ((EVERY,), 96) if quick else (KILLED_AT, HIDDEN)
     took: Runs = {}
     order = [(variant, at) for at in points for variant in ("baseline", "fmrec", "baseline_failure")]
