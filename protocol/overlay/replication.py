@@ -15,8 +15,8 @@ retrieval.py (the way back).
    quorum is left, else soon. A holder that is no longer in the leaf set does not count: a look-up would not ask it. When the owner is dead,
    the closest node stands in (takeover.py).
 5. Look-up. Routed to the owner's id, it ends at the live node closest to it (the owner itself after a restart), which asks its leaf set
-   who holds what, and answers as soon as nobody is left to wait for, newest first, and says how many were silent. It counts what it
-   holds itself.
+   who holds what, and answers as soon as nobody is left to wait for, newest first, and says how many were silent; before that where what
+   is durable must have been found already. It counts what it holds itself.
 6. Retrieval. Look up, fetch the newest, verify; where a holder fails, the next one. No holder left: lost, and said, never a silent zero.
 """
 
@@ -114,6 +114,7 @@ class Replication:
 
     def leaf_set_changed(self, now: float) -> list[Effect]:
         """Rule 4."""
+        self._look_ups.leaf_set_changed(now)
         return [*self._takeover.leaf_set_changed(now), *self._placements.leaf_set_changed(now)]
 
     def died(self, peer: Peer, now: float, *, in_order: bool = False) -> list[Effect]:

@@ -247,6 +247,71 @@ def test_rule_5_a_killed_neighbour_costs_only_the_time_until_it_is_found_dead() 
     assert (len(reply.holdings), reply.silent) == (1, 0)
 
 
+SETTLED = P.mend_after_s + P.verdict_max_s + 0.01
+
+
+def asked(node: Node, asker: Peer = ASKER, now: float = SETTLED) -> int:
+    """The number of the queries with which this node goes round for `asker`."""
+    return sent(node.machine.look_up_delivered(look_up(asker), now), HoldingsQuery)[0][1].request
+
+
+def settled(*neighbours: Peer) -> Node:
+    """A node of a leaf set in which all of this is so since long ago."""
+    node = Node(*neighbours)
+    node.machine.leaf_set_changed(0.0)
+    return node
+
+
+def answers(node: Node, number: int, *holders: Peer) -> list[LookUpReply]:
+    """What a look-up is told once these have said that they hold version 3."""
+    effects = [effect for holder in holders for effect in node.machine.reply_received(holder, HoldingsReply(number, record(OWNER, 3)))]
+    return [reply for _, reply in sent(effects, LookUpReply)]
+
+
+def test_rule_5_of_fewer_than_a_quorum_nobody_waits_for_the_slowest() -> None:
+    """Of two holders of what is durable one has been heard, whoever the last is. The owner's own death changes nothing in that."""
+    node = settled(*FIVE[:3], OWNER)
+    node.leaf_set.remove(OWNER.id)
+    node.machine.leaf_set_changed(SETTLED)
+    number = asked(node)
+    assert answers(node, number, FIVE[0]) == [], "two are unheard"
+    [reply] = answers(node, number, FIVE[2])
+    assert (len(reply.holdings), reply.silent) == (2, 1)
+    assert answers(node, number, FIVE[1]) == [], "once"
+
+
+def test_rule_5_everybody_is_heard_where_nothing_was_found_or_the_owner_itself_asks() -> None:
+    node = settled(*FIVE[:2])
+    number = asked(node)
+    assert node.machine.reply_received(FIVE[0], HoldingsReply(number, None)) == [], "the other may have it"
+    assert answers(node, number, FIVE[1])
+    number = asked(node, OWNER)
+    assert answers(node, number, FIVE[0]) == []
+    assert answers(node, number, FIVE[1])
+
+
+@pytest.mark.parametrize("moved", ["joined", "died", "dies meanwhile"])
+def test_rule_5_everybody_is_heard_while_holders_are_being_replaced(moved: str) -> None:
+    """Who died may have been the other holder, and who joined may have taken the place of one."""
+    node = settled(*FIVE[:4])
+    if moved == "joined":
+        node.leaf_set.insert(FIVE[4])
+    elif moved == "died":
+        node.leaf_set.remove(FIVE[3].id)
+    if moved != "dies meanwhile":
+        node.machine.leaf_set_changed(SETTLED)
+    number = asked(node)
+    others = FIVE[1:5] if moved == "joined" else FIVE[1:4] if moved != "died" else FIVE[1:3]
+    if moved == "dies meanwhile":
+        node.machine.died(FIVE[3], SETTLED)
+        others = FIVE[1:3]
+    assert answers(node, number, *others) == []
+    assert answers(node, number, FIVE[0])
+    later = asked(node, now=2 * SETTLED)
+    if moved != "dies meanwhile":
+        assert answers(node, later, *others), "long ago"
+
+
 def test_rule_5_a_ring_of_one_answers_at_once() -> None:
     node = Node()
     assert sent(node.machine.look_up_delivered(look_up(), 0.0), LookUpReply) == [(ASKER, LookUpReply(7, ()))]
