@@ -22,6 +22,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from protocol.parameters import loopback
 from scripts.life_line import send
 from scripts.local_cluster import ClusterError, LocalCluster, Status
 
@@ -106,6 +107,9 @@ class Fleet:
             abrupt=True,
             **options,
         )
+        limits = loopback()
+        self._replaced_s = limits.mend_after_s + limits.verdict_max_s
+        """One failure at a time: the next comes when the copies that the last has cost are in other places."""
         self._victims = cycle(range(training))
         self._rng = Random(size_mb)
 
@@ -180,6 +184,7 @@ class Fleet:
             "restart_ms": await again if again is not None else None,
         }
         await self.cluster.until(lambda status: status["counts"]["alive"] == AGENTS, WITHIN_S)
+        await asyncio.sleep(self._replaced_s)
         return figures
 
     async def _at_work(self, index: int, within_s: float) -> Status:
