@@ -25,6 +25,7 @@ from fmrec_agent.learning.loading import load_learner
 from fmrec_agent.retriever import Retriever
 from fmrec_agent.settings import AgentSettings
 from fmrec_agent.trainer import Trainer
+from fmrec_agent.turns import Turns
 from fmrec_agent.worker import Worker
 from protocol.aio.connections import Connections
 from protocol.aio.driver import Driver
@@ -53,10 +54,16 @@ LOUD_FACTS = {"ring_lost", "slept"}
 
 
 class AgentDaemon:
-    """The agent at `index` of these settings. `ready` is told the bound port once the agent listens; in_training_thread: as Trainer's."""
+    """The agent at `index` of these settings. `ready` is told the bound port once the agent listens; in_training_thread, turns: as
+    Trainer's."""
 
     def __init__(
-        self, settings: AgentSettings, index: int, ready: Callable[[Peer], None], in_training_thread: Callable[[], None] = lambda: None
+        self,
+        settings: AgentSettings,
+        index: int,
+        ready: Callable[[Peer], None],
+        in_training_thread: Callable[[], None] = lambda: None,
+        turns: Turns | None = None,
     ) -> None:
         self.settings = settings
         self.index = index
@@ -65,6 +72,7 @@ class AgentDaemon:
         self.tree = tree_id(settings.tree, settings.task)
         self._ready = ready
         self._in_training_thread = in_training_thread
+        self._turns = turns
         self._stop = asyncio.Event()
         self._active = asyncio.Event()
         self._reason = ""
@@ -82,7 +90,7 @@ class AgentDaemon:
         self.book = PeerBook(self._directory("peers.json"))
         self.store = RecordStore(self._directory("records"), self.settings.record_store_bytes_max, log.warning)
         await self.store.load()
-        self.trainer = trainer = Trainer(self.settings.checkpoint_every, self._in_training_thread)
+        self.trainer = trainer = Trainer(self.settings.checkpoint_every, self._in_training_thread, self._turns)
         await trainer.load(self._learner)
         self.connections = Connections(self.settings.cluster, self.parameters)
         address = await self._listen()

@@ -34,6 +34,7 @@ from fmrec_agent.descriptors import keep_own_descriptors
 from fmrec_agent.learning.learner import Job, Learner, LearnerError, Tensors
 from fmrec_agent.learning.loading import load_learner
 from fmrec_agent.settings import AgentSettings
+from fmrec_agent.turns import Turns
 from protocol.aio.process import FAILED, FINE, INTERRUPTED, USAGE, UserError, run, set_up_logging
 from protocol.identifiers import NodeId, Peer
 from protocol.wire.codec import prepare
@@ -85,6 +86,8 @@ class Launcher:
 
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
+        processors = len(os.sched_getaffinity(0))
+        self._turns = Turns(processors) if settings.count > processors else None
         self._children: dict[int, Child] = {}
         self._followed: dict[int, tuple[Child, int]] = {}
         """Pids of lives that were killed, and the child and pid of the next one; until the kernel says how they ended."""
@@ -128,7 +131,7 @@ class Launcher:
         pid = os.fork()
         if pid == 0:
             os.close(reader)
-            os._exit(_be_agent(self._settings, child.index, writer))
+            os._exit(_be_agent(self._settings, child.index, writer, self._turns))
         os.close(writer)
         child.pid, child.line, child.ends = pid, reader, False
         self._children[pid] = child
@@ -269,7 +272,7 @@ def _forks_iterate(iterate: Callable[[], None]) -> bool:
     return status == 0
 
 
-def _be_agent(settings: AgentSettings, index: int, writer: int) -> int:
+def _be_agent(settings: AgentSettings, index: int, writer: int, turns: Turns | None) -> int:
     """In the child: the agent's whole life; the exit code, which is USAGE for what a user must mend: a restart would not."""
 
     def ready(peer: Peer) -> None:
@@ -278,7 +281,7 @@ def _be_agent(settings: AgentSettings, index: int, writer: int) -> int:
 
     async def main(stop: asyncio.Event) -> int:
         try:
-            return await AgentDaemon(settings, index, ready, partial(keep_own_descriptors, without=writer)).run(stop)
+            return await AgentDaemon(settings, index, ready, partial(keep_own_descriptors, without=writer), turns).run(stop)
         except UserError as error:
             print(f"error: {settings.name_of(index)}: {error}", file=sys.stderr)
             return USAGE

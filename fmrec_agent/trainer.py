@@ -4,6 +4,8 @@ The learner is built in that thread too: torch keeps its number of threads by th
 two cores. Between iterations the thread looks whether it has been told to stop, and takes a snapshot where one is due. The snapshot
 is the only pause that checkpointing costs training; its length is kept in `pause_s`.
 
+Where more agents are on a machine than it has processors, an iteration waits for its turn (turns.py); a life's first does not.
+
 A killed process is known by the end of its connections, and these end when no thread is left that shares their descriptors. The training
 thread gives way to all others and would be the last, so where a process is one agent's this thread has descriptors of its own.
 """
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fmrec_agent.learning.learner import Contribution, Job, Learner, Tensors
+from fmrec_agent.turns import Turns
 from protocol.wire.codec import pack, unpack
 from protocol.wire.messages import Phase
 
@@ -94,13 +97,14 @@ def _tidily(work: Callable[..., Result], *arguments: Any) -> Result:
 class Trainer:
     """One learner and its thread. `iteration` counts over the agent's whole life, restored ones included.
 
-    in_thread: called once in that thread, before anything else.
+    in_thread: called once in that thread, before anything else. turns: None where iterations need not wait for one.
     """
 
-    def __init__(self, checkpoint_every: int, in_thread: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, checkpoint_every: int, in_thread: Callable[[], None] = lambda: None, turns: Turns | None = None) -> None:
         self._learner: Learner | None = None
         self._checkpoint_every = checkpoint_every
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer", initializer=in_thread)
+        self._turns = turns
         self._yielding = False
         self._stop = threading.Event()
         self.phase: Phase | None = None
@@ -159,21 +163,32 @@ class Trainer:
     def _work(
         self, job: Job, theta: Tensors | None, digest: bytes, tell: Callable[[Snapshot], None]
     ) -> tuple[Contribution, Snapshot] | None:
-        if theta is not None:
-            self.total = self.learner.begin(job, theta)
-            self.phase, self.round, self.theta, self.done = job.kind, job.round, digest, 0
-        while self.done < self.total:
-            if self._stop.is_set():
-                return None
-            self.loss = self.learner.step()
-            self.done += 1
-            self.iteration += 1
-            if not self._yielding:
-                _yield_to_heartbeats()
-                self._yielding = True
-            if self.iteration % self._checkpoint_every == 0 and self.done < self.total:
-                tell(self._snapshot())
-        return self.learner.finish(), self._snapshot()
+        try:
+            if theta is not None:
+                self._in_turn()
+                self.total = self.learner.begin(job, theta)
+                self.phase, self.round, self.theta, self.done = job.kind, job.round, digest, 0
+            while self.done < self.total:
+                self._in_turn()
+                if self._stop.is_set():
+                    return None
+                self.loss = self.learner.step()
+                self.done += 1
+                self.iteration += 1
+                if not self._yielding:
+                    _yield_to_heartbeats()
+                    self._yielding = True
+                if self.iteration % self._checkpoint_every == 0 and self.done < self.total:
+                    tell(self._snapshot())
+            return self.learner.finish(), self._snapshot()
+        finally:
+            if self._turns is not None:
+                self._turns.end()
+
+    def _in_turn(self) -> None:
+        """Wait for this agent's turn, or go on in it."""
+        if self._turns is not None and self._yielding:
+            self._turns.go_on()
 
     def _snapshot(self) -> Snapshot:
         began, waited = time.perf_counter(), _waited_s()

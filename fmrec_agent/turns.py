@@ -1,0 +1,116 @@
+"""Turns: of the agents of one launcher, as many train at once as there are processors.
+
+Where twelve training threads share two cores, ten wait for one, and most of them hold their interpreter while they wait. The event loop
+beside such a thread can answer nothing before the thread has had a core again, tens of milliseconds later, however much nicer it
+is: a priority inversion, and a look-up waits for the slowest of its neighbours. A thread that waits for its turn waits in the kernel,
+without the interpreter; and of two trainings that would alternate on one core, neither ends earlier for it.
+
+1. A turn is a lock in memory that the forks of one launcher share. It lasts TURN_S, or the iteration that is begun before that.
+2. One at a time looks for a turn, and holds the gate meanwhile, which is a lock, too: so nobody takes its own turn again while others
+   wait. It sleeps at one of the locks, and looks every LOOK_S whether another is free.
+3. The locks are robust mutexes (POSIX): who is killed has given back what it held.
+4. Who hangs (SIGSTOP, or an iteration of that length) has not. While a lock has been held for longer than HUNG_S, the others train without
+   turns, as they would where there are none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import struct
+import time
+
+TURN_S = 0.02
+LOOK_S = 0.001
+HUNG_S = 1.0
+PATIENCE_S = HUNG_S / 10
+"""Who waits at the gate looks so often whether somebody hangs."""
+SLOT_BYTES = 128
+"""A mutex of at most 64 bytes, then since when it is held, monotonic seconds, 0 where it is not."""
+_SINCE = struct.Struct("@d")
+_SINCE_AT = 64
+_PROCESS_SHARED = _ROBUST = 1
+"""Of <pthread.h>, on Linux."""
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+class Turns:
+    """Made before the forks; in each of them one thread uses it. Where the system has no robust mutexes, it is always one's turn."""
+
+    def __init__(self, number: int) -> None:
+        self._number = self._gate = number
+        self._memory = mmap.mmap(-1, (number + 1) * SLOT_BYTES)
+        self._locks = [(ctypes.c_char * _SINCE_AT).from_buffer(self._memory, slot * SLOT_BYTES) for slot in range(number + 1)]
+        self._libc = ctypes.CDLL(None)
+        self._kept = all(hasattr(self._libc, f"pthread_mutex_{name}") for name in ("timedlock", "consistent"))
+        self._mine: int | None = None
+        self._ends = 0.0
+        if self._kept:
+            attributes = ctypes.create_string_buffer(64)
+            self._libc.pthread_mutexattr_init(attributes)
+            self._libc.pthread_mutexattr_setpshared(attributes, _PROCESS_SHARED)
+            self._libc.pthread_mutexattr_setrobust(attributes, _ROBUST)
+            for lock in self._locks:
+                self._libc.pthread_mutex_init(lock, attributes)
+
+    def go_on(self) -> bool:
+        """Waits for a turn where this thread has none, or its last is over. False where it may go on without one (rule 4)."""
+        if self._mine is None or time.monotonic() >= self._ends:
+            self.end()
+            self._mine = self._next() if self._kept else None
+            self._ends = time.monotonic() + TURN_S
+        return self._mine is not None
+
+    def end(self) -> None:
+        """Give the turn back, where there is one."""
+        if self._mine is not None:
+            self._unlock(self._mine)
+            self._mine = None
+
+    def _next(self) -> int | None:
+        """Rule 2."""
+        while not self._lock(self._gate, PATIENCE_S):
+            if self._somebody_hangs(self._number + 1):
+                return None
+        slot = 0
+        try:
+            while True:
+                found = next((free for free in range(self._number) if self._lock(free)), None)
+                if found is None and self._lock(slot, LOOK_S):
+                    found = slot
+                if found is not None or self._somebody_hangs(self._number):
+                    return found
+                slot = (slot + 1) % self._number
+        finally:
+            self._unlock(self._gate)
+
+    def _lock(self, slot: int, patience_s: float = 0.0) -> bool:
+        """Whether it is ours now."""
+        lock = self._locks[slot]
+        result = self._libc.pthread_mutex_timedlock(lock, ctypes.byref(_after(patience_s)))
+        if result == errno.EOWNERDEAD:
+            self._libc.pthread_mutex_consistent(lock)
+        if result not in (0, errno.EOWNERDEAD):
+            return False
+        _SINCE.pack_into(self._memory, slot * SLOT_BYTES + _SINCE_AT, time.monotonic())
+        return True
+
+    def _unlock(self, slot: int) -> None:
+        _SINCE.pack_into(self._memory, slot * SLOT_BYTES + _SINCE_AT, 0.0)
+        self._libc.pthread_mutex_unlock(self._locks[slot])
+
+    def _somebody_hangs(self, locks: int) -> bool:
+        """Has one of the first so many been held for too long?"""
+        now = time.monotonic()
+        since = (_SINCE.unpack_from(self._memory, slot * SLOT_BYTES + _SINCE_AT)[0] for slot in range(locks))
+        return any(0 < began < now - HUNG_S for began in since)
+
+
+def _after(seconds: float) -> _Timespec:
+    """So long from now, by the clock that mutexes wait by."""
+    at = time.clock_gettime_ns(time.CLOCK_REALTIME) + int(1e9 * seconds)
+    return _Timespec(at // 10**9, at % 10**9)

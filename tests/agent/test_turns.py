@@ -1,0 +1,157 @@
+"""Turns: as many at once as there are, and none lost with who dies or hangs in one. Forks of this process, as the launcher's are."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fmrec_agent import turns as module
+from fmrec_agent.turns import HUNG_S, TURN_S, Turns
+
+WITHIN_S = 20.0
+
+
+class Fork:
+    """A process that does what it is told, one word at a time, and says what came of it."""
+
+    def __init__(self, turns: Turns) -> None:
+        heard, self._tell = os.pipe()
+        self._hear, tells = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                while word := os.read(heard, 1):
+                    done = turns.go_on() if word == b"g" else turns.end()
+                    os.write(tells, b"t" if done else b"n")
+            finally:
+                os._exit(0)
+        os.close(heard)
+        os.close(tells)
+
+    def asks(self) -> None:
+        """Go on, without waiting for what comes of it."""
+        os.write(self._tell, b"g")
+
+    def answer(self, within_s: float = WITHIN_S) -> bool:
+        """Is it in a turn now?"""
+        assert select.select([self._hear], [], [], within_s)[0], "no answer"
+        return os.read(self._hear, 1) == b"t"
+
+    def goes_on(self) -> bool:
+        self.asks()
+        return self.answer()
+
+    def ends(self) -> None:
+        os.write(self._tell, b"e")
+        self.answer()
+
+    def waits(self) -> None:
+        """Returns when it is known to wait in the kernel for a lock."""
+        deadline = time.monotonic() + WITHIN_S
+        while "futex" not in Path(f"/proc/{self.pid}/wchan").read_text():
+            assert time.monotonic() < deadline, "it does not wait"
+            os.sched_yield()
+
+    def has_answered(self) -> bool:
+        return bool(select.select([self._hear], [], [], 0)[0])
+
+    def signalled(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def close(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self._tell)
+        os.close(self._hear)
+
+
+Forked = Callable[[Turns], Fork]
+
+
+@pytest.fixture
+def forked() -> Iterator[Forked]:
+    forks: list[Fork] = []
+
+    def fork(turns: Turns) -> Fork:
+        forks.append(Fork(turns))
+        return forks[-1]
+
+    yield fork
+    for one in forks:
+        one.close()
+
+
+@pytest.fixture
+def endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is taken for hung, however slow this machine is."""
+    monkeypatch.setattr(module, "HUNG_S", 1000.0)
+
+
+@pytest.mark.usefixtures("endless")
+def test_as_many_at_once_as_there_are_and_the_next_when_one_ends(forked: Forked) -> None:
+    turns = Turns(2)
+    first, second, third = (forked(turns) for _ in range(3))
+    assert first.goes_on()
+    assert second.goes_on()
+    third.asks()
+    third.waits()
+    assert not third.has_answered()
+    second.ends()
+    assert third.answer()
+
+
+@pytest.mark.usefixtures("endless")
+def test_who_goes_on_beyond_its_turn_lets_the_next_one_in(forked: Forked, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns(1)
+    monkeypatch.setattr(module, "TURN_S", 1000.0)
+    patient = forked(turns)
+    monkeypatch.setattr(module, "TURN_S", 0.0)
+    short, other = forked(turns), forked(turns)
+    assert short.goes_on()
+    other.asks()
+    other.waits()
+    short.asks()
+    assert other.answer(), "short's turn was over"
+    other.ends()
+    assert short.answer()
+    short.ends()
+    assert patient.goes_on()
+    assert patient.goes_on(), "its turn lasts"
+
+
+@pytest.mark.usefixtures("endless")
+def test_who_is_killed_in_its_turn_has_given_it_back(forked: Forked) -> None:
+    turns = Turns(1)
+    first, second, third = (forked(turns) for _ in range(3))
+    assert first.goes_on()
+    second.asks()
+    second.waits()
+    first.signalled(signal.SIGKILL)
+    assert second.answer()
+    second.ends()
+    assert third.goes_on(), "the lock is as good as before"
+
+
+def test_while_somebody_hangs_in_its_turn_the_others_go_on_without(forked: Forked) -> None:
+    turns = Turns(1)
+    first, second = (forked(turns) for _ in range(2))
+    assert first.goes_on()
+    first.signalled(signal.SIGSTOP)
+    began = time.monotonic()
+    assert not second.goes_on(), "without a turn"
+    assert time.monotonic() - began > HUNG_S - TURN_S - 0.1
+    first.signalled(signal.SIGCONT)
+    first.ends()
+    assert second.goes_on(), "in a turn again"
+
+
+def test_where_there_are_no_such_locks_nobody_waits(forked: Forked, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns(1)
+    monkeypatch.setattr(turns, "_kept", False)
+    assert [forked(turns).goes_on() for _ in range(2)] == [False, False]
