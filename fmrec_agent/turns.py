@@ -59,7 +59,7 @@ class Turns:
 
     def go_on(self) -> bool:
         """Waits for a turn where this thread has none, or its last is over. False where it may go on without one (rule 4)."""
-        if self._mine is None or time.monotonic() >= self._ends:
+        if time.monotonic() >= self._ends:
             self.end()
             self._mine = self._next() if self._kept else None
             self._ends = time.monotonic() + TURN_S
@@ -67,14 +67,16 @@ class Turns:
 
     def end(self) -> None:
         """Give the turn back, where there is one."""
+        self._ends = 0.0
         if self._mine is not None:
             self._unlock(self._mine)
             self._mine = None
 
     def _next(self) -> int | None:
         """Rule 2."""
-        while not self._lock(self._gate, PATIENCE_S):
-            if self._somebody_hangs(self._number + 1):
+        everything = self._number + 1
+        while not self._lock(self._gate, 0.0 if self._somebody_hangs(everything) else PATIENCE_S):
+            if self._somebody_hangs(everything):
                 return None
         slot = 0
         try:

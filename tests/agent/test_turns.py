@@ -148,7 +148,24 @@ def test_while_somebody_hangs_in_its_turn_the_others_go_on_without(forked: Forke
     assert time.monotonic() - began > HUNG_S - TURN_S - 0.1
     first.signalled(signal.SIGCONT)
     first.ends()
+    second.ends()
     assert second.goes_on(), "in a turn again"
+
+
+def test_who_hangs_while_it_looks_for_a_turn_holds_up_nobody_either(forked: Forked) -> None:
+    turns = Turns(1)
+    first, second, third = (forked(turns) for _ in range(3))
+    assert first.goes_on()
+    second.asks()
+    second.waits()
+    second.signalled(signal.SIGSTOP)
+    first.ends()
+    assert not third.goes_on(), "without a turn: the gate is shut"
+    second.signalled(signal.SIGCONT)
+    second.answer()
+    second.ends()
+    third.ends()
+    assert third.goes_on(), "in a turn again"
 
 
 def test_where_there_are_no_such_locks_nobody_waits(forked: Forked, monkeypatch: pytest.MonkeyPatch) -> None:
