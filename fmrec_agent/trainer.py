@@ -56,13 +56,13 @@ class Snapshot:
 
     def sealed_state(self) -> bytes:
         """What a record keeps beside the tensors."""
-        return pack({"done": self.done, "total": self.total, "theta": self.theta, "extra": self.extra})
+        return pack({"done": self.done, "total": self.total, "extra": self.extra})
 
 
-def opened_state(state: bytes) -> tuple[int, int, bytes, bytes]:
-    """(done, total, theta's digest, the learner's own bytes) out of a record's state."""
+def opened_state(state: bytes) -> tuple[int, int, bytes]:
+    """(done, total, the learner's own bytes) out of a record's state."""
     fields = unpack(state, STATE_BYTES_MAX)
-    return int(fields["done"]), int(fields["total"]), bytes(fields.get("theta", b"")), bytes(fields["extra"])
+    return int(fields["done"]), int(fields["total"]), bytes(fields["extra"])
 
 
 def _yield_to_heartbeats() -> None:

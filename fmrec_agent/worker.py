@@ -123,7 +123,8 @@ class Worker:
         # It is ours to keep k copies of again, until the next version is there.
         self._driver.dispatch(Replicate(record))
         if knowledge.phase in ("train", "adapt"):
-            done, total, theta, extra = opened_state(knowledge.state)
+            done, total, extra = opened_state(knowledge.state)
+            theta = knowledge.theta
             kept = knowledge.tensors.get("state", {})
             await self._trainer.restore(
                 Snapshot(knowledge.phase, knowledge.round, theta, done, total, knowledge.iteration, knowledge.loss, kept, extra)
@@ -250,6 +251,7 @@ class Worker:
             True,
             loss=contribution.loss,
             samples=contribution.samples,
+            theta=last.theta,
             metrics=dict(contribution.metrics),
             state=last.sealed_state(),
             tensors={"contribution": dict(contribution.tensors), "state": dict(last.tensors)},
@@ -268,6 +270,7 @@ class Worker:
             last.iteration,
             False,
             loss=last.loss,
+            theta=last.theta,
             state=last.sealed_state(),
             tensors={"state": dict(last.tensors)},
         )

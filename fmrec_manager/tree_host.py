@@ -217,6 +217,8 @@ class TreeHost:
             self._log.warning("round %d: the record of %s is refused: %s", summary.round, summary.owner.short, unfit)
             self._obey(self.root.unfit(summary, knowledge.phase, unfit, now))
             return unfit
+        if (foreign := self._foreign(summary, knowledge)) is not None:
+            return foreign
         refused, orders = self.root.uploaded(summary, knowledge.phase, _figures(knowledge), now)
         if refused is not None:
             return refused
@@ -246,10 +248,18 @@ class TreeHost:
         if held is None or held[0] != record:
             raise RecordInvalid(f"version {record.version} of {record.owner.short} is no longer held here")
         knowledge = await opened(*held, USED)
-        unfit = _unfit(knowledge) if record.complete else None
+        unfit = (_unfit(knowledge) or self._foreign(record, knowledge)) if record.complete else None
         if unfit is not None:
             raise RecordInvalid(f"the record of {record.owner.short}, version {record.version}, cannot be used: {unfit}")
         return knowledge
+
+    def _foreign(self, record: RecordSummary, knowledge: Knowledge) -> str | None:
+        """Why this is no contribution to the round that is open, though it has its number: it was trained from another theta, before
+        the tree began anew. None where it may be one."""
+        work = self.root.work
+        if work is None or record.round != work.number or knowledge.phase != work.phase or knowledge.theta in (b"", self.theta_digest):
+            return None
+        return f"it was trained from another theta than that of {work.phase} round {work.number}"
 
     def _resume(self, effect: RetrievalEnded) -> Resumed | None:
         """What the tree's own newest record says; None where there is none."""

@@ -61,6 +61,7 @@ class Header:
     samples: int
     metrics: dict[str, float]
     sections: dict[str, int]
+    theta: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +69,7 @@ class Knowledge:
     """What an agent has learnt so far, and all that its next iteration reads.
 
     round, iteration, complete: as in RecordSummary. loss: the last one, None before the first. samples: |D_i|.
+    theta: the digest of the theta that the job began from, empty where there was none.
     tensors: arrays by name, by group ("theta", "contribution", "state"); a group's name has no "/".
     """
 
@@ -81,6 +83,7 @@ class Knowledge:
     complete: bool
     loss: float | None = None
     samples: int = 0
+    theta: bytes = b""
     metrics: Mapping[str, float] = field(default_factory=dict)
     state: bytes = b""
     tensors: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)

@@ -191,10 +191,10 @@ async def test_restored_in_another_process_it_goes_on_bit_for_bit(made: Made) ->
     whole = await _finished((await made(3))[0], THETA)
     trainer, learner = await made(3)
     last = await _stopped(trainer, learner, after=4)
-    done, total, theta, extra = opened_state(last.sealed_state())
-    assert (done, total, theta) == (4, 10, DIGEST)
+    done, total, extra = opened_state(last.sealed_state())
+    assert (done, total, last.theta) == (4, 10, DIGEST)
     heir, fresh = await made(3)
-    await heir.restore(Snapshot(last.phase, last.round, theta, done, total, last.iteration, last.loss, last.tensors, extra))
+    await heir.restore(Snapshot(last.phase, last.round, last.theta, done, total, last.iteration, last.loss, last.tensors, extra))
     assert heir.holds("train", 4, DIGEST)
     assert heir.iteration == 4
     again = await _finished(heir, None)

@@ -184,6 +184,24 @@ async def test_a_record_of_another_tree_is_refused(hosted: Hosted) -> None:
     assert await host.on_upload(record, data[:-1], AGENTS["a"]) is not None
 
 
+async def test_what_was_trained_from_another_theta_is_no_contribution_to_the_round_of_its_number(hosted: Hosted) -> None:
+    """The tree began anew, while its agents and their records lived on: round 0 is another round 0."""
+    host = await in_round_0(await hosted())
+    another = {"theta": b"another's"}
+    refused = await bring(host, "a", 0, **another)
+    assert refused == "it was trained from another theta than that of train round 0"
+    assert await bring(host, "a", 0, theta=host.theta_digest) is None
+    host(MembersChanged(host.tree, (), (Departed(AGENTS["b"].id, 1, "died", "refused"),)))
+    (recovery,) = host.root.recoveries
+    record, data = made(host, "b", 0, **another)
+    host.store.put(record, data)
+    host(RetrievalEnded(recovery.number, record, (), 0.0, 0.0, 1))
+    await until(host, lambda: "another theta" in recovery.reason)
+    assert (host.root.stage, host.root.work and set(host.root.work.slots)) == ("train", {AGENTS["a"].id}), "b's next life is awaited"
+    assert await bring(host, "b", 0, theta=host.theta_digest) is None
+    await committed(host, 2)
+
+
 async def test_a_replica_that_cannot_be_used_is_no_contribution_and_no_harm(hosted: Hosted) -> None:
     """P7: it has its digest, but inside is not what it is said to be, or no record at all."""
     host = await in_round_0(await hosted())
