@@ -4,7 +4,7 @@ The learner is built in that thread too: torch keeps its number of threads by th
 two cores. Between iterations the thread looks whether it has been told to stop, and takes a snapshot where one is due. The snapshot
 is the only pause that checkpointing costs training; its length is kept in `pause_s`.
 
-Where more agents are on a machine than it has processors, an iteration waits for its turn (turns.py); a life's first does not.
+Where a launcher has more agents than processors, an iteration waits for its turn (turns.py); a life's first does not.
 
 A killed process is known by the end of its connections, and these end when no thread is left that shares their descriptors. The training
 thread gives way to all others and would be the last, so where a process is one agent's this thread has descriptors of its own.

@@ -2,15 +2,18 @@
 
 Where twelve training threads share two cores, ten wait for one, and most of them hold their interpreter while they wait. The event loop
 beside such a thread can answer nothing before the thread has had a core again, tens of milliseconds later, however much nicer it
-is: a priority inversion, and a look-up waits for the slowest of its neighbours. A thread that waits for its turn waits in the kernel,
-without the interpreter; and of two trainings that would alternate on one core, neither ends earlier for it.
+is: a priority inversion, and a look-up waits for its neighbours. A thread that waits for its turn waits in the kernel, without the
+interpreter; and of two trainings that would alternate on one core, neither ends earlier for it.
 
 1. A turn is a lock in memory that the forks of one launcher share. It lasts TURN_S, or the iteration that is begun before that.
-2. One at a time looks for a turn, and holds the gate meanwhile, which is a lock, too: so nobody takes its own turn again while others
-   wait. It sleeps at one of the locks, and looks every LOOK_S whether another is free.
+2. One at a time looks for a turn, and holds the gate meanwhile, which is a lock, too: so who has had a turn stands in line again with
+   the others. It sleeps at one of the locks, and looks every LOOK_S whether another is free.
 3. The locks are robust mutexes (POSIX): who is killed has given back what it held.
 4. Who hangs (SIGSTOP, or an iteration of that length) has not. While a lock has been held for longer than HUNG_S, the others train without
-   turns, as they would where there are none.
+   turns, as they would where there are none. Each lock says since when it is held; of one whose holder was stopped before it could say so,
+   somebody who has waited for HUNG_S says it.
+
+Processors are those that this process may use; a container's quota of time is not seen, nor are other launchers.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import errno
 import mmap
 import struct
 import time
+from collections.abc import Iterable
 
 TURN_S = 0.02
 LOOK_S = 0.001
@@ -74,18 +78,21 @@ class Turns:
 
     def _next(self) -> int | None:
         """Rule 2."""
-        everything = self._number + 1
+        began, turns = time.monotonic(), range(self._number)
+        everything = range(self._number + 1)
         while not self._lock(self._gate, 0.0 if self._somebody_hangs(everything) else PATIENCE_S):
+            self._say_since(began, (self._gate,))
             if self._somebody_hangs(everything):
                 return None
-        slot = 0
+        began, slot = time.monotonic(), 0
         try:
             while True:
-                found = next((free for free in range(self._number) if self._lock(free)), None)
+                found = next((free for free in turns if self._lock(free)), None)
                 if found is None and self._lock(slot, LOOK_S):
                     found = slot
-                if found is not None or self._somebody_hangs(self._number):
+                if found is not None or self._somebody_hangs(turns):
                     return found
+                self._say_since(began, turns)
                 slot = (slot + 1) % self._number
         finally:
             self._unlock(self._gate)
@@ -98,18 +105,30 @@ class Turns:
             self._libc.pthread_mutex_consistent(lock)
         if result not in (0, errno.EOWNERDEAD):
             return False
-        _SINCE.pack_into(self._memory, slot * SLOT_BYTES + _SINCE_AT, time.monotonic())
+        self._stamp(slot, time.monotonic())
         return True
 
     def _unlock(self, slot: int) -> None:
-        _SINCE.pack_into(self._memory, slot * SLOT_BYTES + _SINCE_AT, 0.0)
+        self._stamp(slot, 0.0)
         self._libc.pthread_mutex_unlock(self._locks[slot])
 
-    def _somebody_hangs(self, locks: int) -> bool:
-        """Has one of the first so many been held for too long?"""
+    def _stamp(self, slot: int, since: float) -> None:
+        _SINCE.pack_into(self._memory, slot * SLOT_BYTES + _SINCE_AT, since)
+
+    def _since(self, slot: int) -> float:
+        return float(_SINCE.unpack_from(self._memory, slot * SLOT_BYTES + _SINCE_AT)[0])
+
+    def _somebody_hangs(self, locks: Iterable[int]) -> bool:
+        """Has one of these been held for too long?"""
         now = time.monotonic()
-        since = (_SINCE.unpack_from(self._memory, slot * SLOT_BYTES + _SINCE_AT)[0] for slot in range(locks))
-        return any(0 < began < now - HUNG_S for began in since)
+        return any(0 < self._since(slot) < now - HUNG_S for slot in locks)
+
+    def _say_since(self, began: float, locks: Iterable[int]) -> None:
+        """Rule 4: we have waited for these since then."""
+        if time.monotonic() > began + HUNG_S:
+            for slot in locks:
+                if self._since(slot) == 0.0:
+                    self._stamp(slot, began)
 
 
 def _after(seconds: float) -> _Timespec:

@@ -5,15 +5,19 @@ It answers as soon as nobody is left to wait for, and in any case within `gather
 not heard is counted in the answer, so that whoever must have the newest version knows when to ask again.
 
 The slowest of many is slow: on a busy machine the last answer takes longer than all others together. What is durable has `write_quorum`
-holders, so where fewer than that are unheard, one of them has been heard, and the answer is given: the newest durable version is in it, or
-is held by the asker itself. Not so to a record's owner, which wants certainty; nor where replicas are also far away; nor while holders
-are being replaced, that is within `mend_after_s` and a transfer after any but the owner has joined or left the leaf set.
+holders near its owner, so where fewer than that are unheard, one of them has been heard, and the answer is given: the newest durable
+version is in it, or is held by the asker itself. Not so to a record's owner, nor to whoever asks for all, for there may be another holder
+of that version whom nobody has heard; nor where replicas are also far away; nor while holders may be in replacement: when any but the
+owner has joined, left or begun another life near us, in less time than it takes to find it dead, to wait, and to bring a record of that
+size to another. That leaves what had fewer holders from the first, in a ring of fewer nodes, or where all others refused: an owner finds
+it, who hears everyone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 from protocol.identifiers import NodeId, Peer
 from protocol.overlay.deadlines import Deadlines
@@ -29,15 +33,17 @@ from protocol.wire.values import Holding, RecordSummary
 class Gathering:
     """A look-up that we answer: whom we wait for, and what was said. patient: suspects still have time.
 
-    spared: so many need not be waited for, once anything was found.
+    spared: so many need not be waited for, once anything was found. began; moved: when any but the owner last joined, left or was born.
     """
 
     asker: Peer
     number: int
     far: bool
     key: RecordKey
-    waiting: set[NodeId]
-    spared: int = 0
+    waiting: dict[NodeId, Peer]
+    spared: int
+    began: float
+    moved: float
     holdings: dict[NodeId, Holding] = field(default_factory=dict)
     patient: bool = True
 
@@ -62,28 +68,21 @@ class LookUps:
         self._deadlines = deadlines
         self._gatherings: dict[int, Gathering] = {}
         self._queries = 0
-        self._members: frozenset[NodeId] = frozenset()
+        self._members: frozenset[Peer] = frozenset()
         self._moved: dict[NodeId, float] = {}
-        """Who joined or left the leaf set of late, and when."""
+        """When who joined, left or was born near us last."""
 
     def leaf_set_changed(self, now: float) -> None:
-        """Somebody has joined or left it."""
-        members = frozenset(peer.id for peer in self._leaf_set)
-        moved = {identifier: when for identifier, when in self._moved.items() if not self._is_over(when, now)}
-        self._moved = moved | dict.fromkeys(members ^ self._members, now)
+        """Somebody has joined it, has left it, or lives anew."""
+        members = frozenset(self._leaf_set)
+        over = self._replaced_s(self._parameters.record_bytes_max)
+        self._moved = {identifier: when for identifier, when in self._moved.items() if now <= when + over}
+        self._moved |= {peer.id: now for peer in members ^ self._members}
         self._members = members
 
-    def _is_over(self, moved: float, now: float) -> bool:
-        """Have the holders that this has cost been replaced?"""
-        return now > moved + self._parameters.mend_after_s + self._parameters.verdict_max_s
-
-    def _spared(self, look_up: LookUp, now: float) -> int:
-        """How many neighbours may be unheard while what is durable has been found all the same."""
-        if look_up.asker.id == look_up.owner or self._parameters.placement != "local":
-            return 0
-        moved = {identifier for identifier, when in self._moved.items() if not self._is_over(when, now)}
-        moved |= self._members.symmetric_difference(peer.id for peer in self._leaf_set)
-        return self._parameters.write_quorum - 1 if moved <= {look_up.owner} else 0
+    def _replaced_s(self, record_bytes: int) -> float:
+        """After this the copies that a death has cost are in other places."""
+        return self._parameters.verdict_max_s + self._parameters.mend_after_s + self._parameters.transfer_timeout_s(record_bytes)
 
     def delivered(self, look_up: LookUp, now: float) -> list[Effect]:
         """We are the live node closest to the owner: ask the leaf set, and answer for it."""
@@ -91,9 +90,13 @@ class LookUps:
             return [Notify("look_up_dropped", {"asker": look_up.asker, "reason": "too many look-ups are being answered"})]
         self._queries += 1
         neighbours = [peer for peer in self._leaf_set.alternating() if peer.id != look_up.asker.id]
-        waiting = {peer.id for peer in neighbours}
+        waiting = {peer.id: peer for peer in neighbours}
+        self.leaf_set_changed(now)  # where it has changed, and we are about to be told
+        moved = max((when for identifier, when in self._moved.items() if identifier != look_up.owner), default=-inf)
+        certain = look_up.all or look_up.asker.id == look_up.owner or self._parameters.placement != "local"
+        spared = 0 if certain else self._parameters.write_quorum - 1
         key = (look_up.owner, look_up.tree)
-        gathering = Gathering(look_up.asker, look_up.request, look_up.far, key, waiting, self._spared(look_up, now))
+        gathering = Gathering(look_up.asker, look_up.request, look_up.far, key, waiting, spared, now, moved)
         mine = self._held.get(gathering.key)
         if mine is not None:
             gathering.holdings[self._me.id] = Holding(self._me, mine)
@@ -108,6 +111,9 @@ class LookUps:
 
     def reply_received(self, sender: Peer, reply: HoldingsReply) -> list[Effect]:
         holding = Holding(sender, reply.record) if reply.record is not None else None
+        gathering = self._gatherings.get(reply.request)
+        if gathering is not None and gathering.waiting.get(sender.id) != sender:
+            gathering.spared = 0  # the life that was asked is over
         return self._gathered(reply.request, sender.id, holding)
 
     def died(self, identifier: NodeId) -> list[Effect]:
@@ -122,15 +128,21 @@ class LookUps:
         gathering = self._gatherings.get(query)
         if gathering is None or who not in gathering.waiting:
             return []
-        gathering.waiting.discard(who)
+        del gathering.waiting[who]
         if holding is not None and holding.record.key == gathering.key:
             gathering.holdings[who] = holding
         return self.answer(query) if self._is_done(gathering) else []
 
     def _is_done(self, gathering: Gathering) -> bool:
-        if len(gathering.waiting) <= (gathering.spared if gathering.holdings else 0):
+        found = gathering.holdings.values()
+        if not gathering.waiting or (found and len(gathering.waiting) <= gathering.spared and self._is_settled(gathering)):
             return True
         return not gathering.patient and all(map(self._is_suspect, gathering.waiting))
+
+    def _is_settled(self, gathering: Gathering) -> bool:
+        """Have all holders of what was found been replaced who are no longer near?"""
+        largest = max(holding.record.record_bytes for holding in gathering.holdings.values())
+        return gathering.began > gathering.moved + self._replaced_s(largest)
 
     def doubtful(self, query: int) -> list[Effect]:
         """Suspects have had their time."""

@@ -2,6 +2,7 @@
 
     looking up --answer--> fetching --verified--> ended        no answer, or nothing yet and somebody unheard: look up again
     fetching --failed--> fetching from the next holder --none left--> ended: lost, and said, never a silent zero
+                    --the next holds an older version, and somebody was not heard--> look up again, and hear everyone
 
 Our own record, after a restart, must not be older than what was called durable: while somebody in the neighbourhood is unheard, who might
 hold a newer version, we ask again, until `verdict_max_s` is over and everyone there has answered or is dead.
@@ -41,6 +42,8 @@ class Retrieval:
     attempts: int = 0
     reason: str = ""
     complete: bool = False
+    thorough: bool = False
+    """Everyone is to be heard."""
     replies: dict[bool, LookUpReply] = field(default_factory=dict)
     """The last one from near, and from the far places where there may be any."""
 
@@ -82,7 +85,7 @@ class Retrievals:
         wanted = self._retrievals[request]
         self._deadlines.set(("look_up", request), now + self._parameters.look_up_timeout_s)
         wanted.replies.clear()
-        look_up = LookUp(request, wanted.owner, wanted.tree, self._me)
+        look_up = LookUp(request, wanted.owner, wanted.tree, self._me, all=wanted.thorough)
         near: list[Effect] = [RouteBody(wanted.owner, look_up)]
         return [*near, RouteBody(opposite(wanted.owner), replace(look_up, far=True))] if self._looks_far else near
 
@@ -131,6 +134,10 @@ class Retrievals:
 
     def _fetch_next(self, request: int, now: float) -> list[Effect]:
         wanted = self._retrievals[request]
+        if self._may_be_elsewhere(wanted):
+            wanted.thorough, wanted.located = True, None
+            wanted.look_ups += 1
+            return self._look_up(request, now)
         if not wanted.untried:
             return self._ends(request, None, now, wanted.reason or "no live node holds a record of it")
         holding = wanted.untried.pop(0)
@@ -143,6 +150,12 @@ class Retrievals:
         self._deadlines.set(("fetch", request), now + timeout_s)
         others = tuple(other.holder for other in wanted.untried if other.record == record and other.holder.id != self._me.id)
         return [Fetch(wanted.transfer, holding.holder, record, others)]
+
+    def _may_be_elsewhere(self, wanted: Retrieval) -> bool:
+        """All who hold the newest version that was found have failed: may one hold it who was not heard?"""
+        if wanted.complete or wanted.thorough or not wanted.attempts or wanted.look_ups >= LOOK_UPS_MAX:
+            return False
+        return not wanted.untried or wanted.untried[0].record.order < wanted.holdings[0].record.order
 
     def fetch_ended(self, transfer: int, record: RecordSummary | None, reason: str, now: float) -> list[Effect] | None:
         """None where the transfer is none of ours."""

@@ -282,7 +282,7 @@ class Multicast:
 class LookUp:
     """Routed with the owner's id as key: who holds which version of its record?
 
-    far: routed to the owner's far places instead, as FarQuery is.
+    far: routed to the owner's far places instead, as FarQuery is. all: the answer waits for everyone who can be heard.
     """
 
     request: int
@@ -291,6 +291,7 @@ class LookUp:
     asker: Peer
     far: bool = False
     turned: bool = False
+    all: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ ROUND = 400
 BATCH = 8
 WITHIN_S = 60.0
 WATCH_S = 0.01
+REPLACED_MAX_S = 6.0
+"""Of 100 MB by the longest that a transfer may take it would be half a minute."""
 
 Figures = dict[str, Any]
 
@@ -108,7 +110,8 @@ class Fleet:
             **options,
         )
         limits = loopback()
-        self._replaced_s = limits.mend_after_s + limits.verdict_max_s
+        replaced_s = limits.verdict_max_s + limits.mend_after_s + limits.transfer_timeout_s(int(1e6 * float(size_mb)))
+        self._replaced_s = min(REPLACED_MAX_S, replaced_s)
         """One failure at a time: the next comes when the copies that the last has cost are in other places."""
         self._victims = cycle(range(training))
         self._rng = Random(size_mb)

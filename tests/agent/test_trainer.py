@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from fmrec_agent.learning.learner import Contribution, Job, LearnerError
 from fmrec_agent.trainer import Snapshot, Trainer, opened_state
+from fmrec_agent.turns import Turns
 from tests.agent.counting import Counting
 
 JOB = Job("train", 4, seed=1)
@@ -200,6 +202,44 @@ async def test_restored_in_another_process_it_goes_on_bit_for_bit(made: Made) ->
     again = await _finished(heir, None)
     assert again.tensors["w"].tobytes() == whole.tensors["w"].tobytes()
     assert (fresh.steps, heir.iteration) == (6, 10), "only what was left is done"
+
+
+class Told(Turns):
+    """Turns that say what is done with them."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.told: list[str] = []
+
+    def go_on(self) -> bool:
+        self.told.append("go on")
+        return super().go_on()
+
+    def end(self) -> None:
+        if self._mine is not None:
+            self.told.append("end")
+        super().end()
+
+
+@pytest.mark.parametrize("how", ["done", "stopped", "failed"])
+async def test_iterations_but_the_first_of_a_life_are_done_in_a_turn_which_is_given_back(how: str) -> None:
+    turns = Told()
+    trainer = Trainer(3, turns=turns)
+
+    def before_step(done: int) -> None:
+        if done == 5 and how == "stopped":
+            trainer.stop()
+        if done == 5 and how == "failed":
+            raise LearnerError("on purpose")
+
+    await trainer.load(lambda: Counting(before_step=before_step))
+    with pytest.raises(LearnerError, match="on purpose") if how == "failed" else contextlib.nullcontext():
+        await trainer.run(JOB, THETA, DIGEST, None)
+    trainer.close()
+    asked = turns.told.count("go on")
+    assert asked == {"done": 9, "stopped": 6, "failed": 5}[how], "each after the first"
+    assert turns.told[-1] == "end"
+    assert Turns.go_on(turns), "nobody has it"
 
 
 async def test_a_state_of_another_learner_is_refused(made: Made) -> None:

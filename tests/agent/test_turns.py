@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fmrec_agent import turns as module
-from fmrec_agent.turns import HUNG_S, TURN_S, Turns
+from fmrec_agent.turns import HUNG_S, Turns
 
 WITHIN_S = 20.0
 
@@ -53,9 +53,12 @@ class Fork:
 
     def waits(self) -> None:
         """Returns when it is known to wait in the kernel for a lock."""
-        deadline = time.monotonic() + WITHIN_S
-        while "futex" not in Path(f"/proc/{self.pid}/wchan").read_text():
-            assert time.monotonic() < deadline, "it does not wait"
+        where, seen, deadline = Path(f"/proc/{self.pid}/wchan"), {"0"}, time.monotonic() + WITHIN_S
+        while "futex" not in (at := where.read_text()):
+            seen.add(at)
+            if time.monotonic() > deadline:
+                assert seen == {"0"}, f"it does not wait for a lock: it was in {sorted(seen)}"
+                pytest.skip("this kernel does not say where a process waits")
             os.sched_yield()
 
     def has_answered(self) -> bool:
@@ -141,11 +144,11 @@ def test_who_is_killed_in_its_turn_has_given_it_back(forked: Forked) -> None:
 def test_while_somebody_hangs_in_its_turn_the_others_go_on_without(forked: Forked) -> None:
     turns = Turns(1)
     first, second = (forked(turns) for _ in range(2))
+    began = time.monotonic()
     assert first.goes_on()
     first.signalled(signal.SIGSTOP)
-    began = time.monotonic()
     assert not second.goes_on(), "without a turn"
-    assert time.monotonic() - began > HUNG_S - TURN_S - 0.1
+    assert time.monotonic() - began > HUNG_S
     first.signalled(signal.SIGCONT)
     first.ends()
     second.ends()
@@ -166,6 +169,25 @@ def test_who_hangs_while_it_looks_for_a_turn_holds_up_nobody_either(forked: Fork
     second.ends()
     third.ends()
     assert third.goes_on(), "in a turn again"
+
+
+@pytest.mark.parametrize("lock", [0, 1], ids=["turn", "gate"])
+def test_who_was_stopped_before_it_could_say_since_when_is_found_out(forked: Forked, monkeypatch: pytest.MonkeyPatch, lock: int) -> None:
+    turns = Turns(1)
+    monkeypatch.setattr(turns, "_stamp", lambda slot, since: None)
+    silent = forked(turns)
+    monkeypatch.undo()
+    other = forked(turns)
+    if lock == 1:
+        first = forked(turns)
+        assert first.goes_on()
+        silent.asks()
+        silent.waits()
+        silent.signalled(signal.SIGSTOP)
+        first.ends()
+    else:
+        assert silent.goes_on()
+    assert not other.goes_on(), "without a turn"
 
 
 def test_where_there_are_no_such_locks_nobody_waits(forked: Forked, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 from protocol.identifiers import Peer
 from protocol.overlay import effects as fx
 from protocol.overlay.retrieval import LOOK_UPS_MAX
+from protocol.parameters import OverlayParameters
 from protocol.wire.messages import HoldingsQuery, HoldingsReply, LookUp, LookUpReply
 from protocol.wire.values import Holding, RecordSummary
 from tests.overlay.holder import ASKER, FIVE, OWNER, TREE, Node, targets
@@ -247,24 +248,29 @@ def test_rule_5_a_killed_neighbour_costs_only_the_time_until_it_is_found_dead() 
     assert (len(reply.holdings), reply.silent) == (1, 0)
 
 
-SETTLED = P.mend_after_s + P.verdict_max_s + 0.01
+BYTES = record(OWNER, 3).record_bytes
+REPLACED_S = P.verdict_max_s + P.mend_after_s + P.transfer_timeout_s(BYTES)
+"""As long as it may take until the copies of that record that a death has cost are in other places."""
+NOW = REPLACED_S + 0.01
 
 
-def asked(node: Node, asker: Peer = ASKER, now: float = SETTLED) -> int:
+def asked(node: Node, asker: Peer = ASKER, now: float = NOW, *, all: bool = False) -> int:
     """The number of the queries with which this node goes round for `asker`."""
-    return sent(node.machine.look_up_delivered(look_up(asker), now), HoldingsQuery)[0][1].request
+    wanted = replace(look_up(asker), all=all)
+    return sent(node.machine.look_up_delivered(wanted, now), HoldingsQuery)[0][1].request
 
 
-def settled(*neighbours: Peer) -> Node:
-    """A node of a leaf set in which all of this is so since long ago."""
-    node = Node(*neighbours)
+def settled(*neighbours: Peer, parameters: OverlayParameters = P) -> Node:
+    """A node of a leaf set in which all of this is so since time 0."""
+    node = Node(*neighbours, parameters=parameters)
     node.machine.leaf_set_changed(0.0)
     return node
 
 
-def answers(node: Node, number: int, *holders: Peer) -> list[LookUpReply]:
-    """What a look-up is told once these have said that they hold version 3."""
-    effects = [effect for holder in holders for effect in node.machine.reply_received(holder, HoldingsReply(number, record(OWNER, 3)))]
+def answers(node: Node, number: int, *holders: Peer, version: int = 3, size: int = BYTES) -> list[LookUpReply]:
+    """What a look-up is told once these have said that they hold this version."""
+    held = HoldingsReply(number, replace(record(OWNER, version), record_bytes=size))
+    effects = [effect for holder in holders for effect in node.machine.reply_received(holder, held)]
     return [reply for _, reply in sent(effects, LookUpReply)]
 
 
@@ -272,7 +278,7 @@ def test_rule_5_of_fewer_than_a_quorum_nobody_waits_for_the_slowest() -> None:
     """Of two holders of what is durable one has been heard, whoever the last is. The owner's own death changes nothing in that."""
     node = settled(*FIVE[:3], OWNER)
     node.leaf_set.remove(OWNER.id)
-    node.machine.leaf_set_changed(SETTLED)
+    node.machine.leaf_set_changed(NOW)
     number = asked(node)
     assert answers(node, number, FIVE[0]) == [], "two are unheard"
     [reply] = answers(node, number, FIVE[2])
@@ -280,36 +286,67 @@ def test_rule_5_of_fewer_than_a_quorum_nobody_waits_for_the_slowest() -> None:
     assert answers(node, number, FIVE[1]) == [], "once"
 
 
-def test_rule_5_everybody_is_heard_where_nothing_was_found_or_the_owner_itself_asks() -> None:
+@pytest.mark.parametrize(("quorum", "heard"), [(1, 5), (2, 4), (3, 3)])
+def test_rule_5_how_many_are_not_waited_for_follows_from_the_quorum(quorum: int, heard: int) -> None:
+    node = settled(*FIVE, parameters=replace(P, write_quorum=quorum))
+    number = asked(node)
+    assert answers(node, number, *FIVE[: heard - 1]) == []
+    assert answers(node, number, FIVE[heard - 1])
+
+
+def test_rule_5_everybody_is_heard_where_nothing_was_found() -> None:
     node = settled(*FIVE[:2])
     number = asked(node)
     assert node.machine.reply_received(FIVE[0], HoldingsReply(number, None)) == [], "the other may have it"
     assert answers(node, number, FIVE[1])
-    number = asked(node, OWNER)
+
+
+@pytest.mark.parametrize("why", ["the owner asks", "all are asked for", "replicas are far away too"])
+def test_rule_5_everybody_is_heard_where(why: str) -> None:
+    node = settled(*FIVE[:2], parameters=replace(P, placement="mixed") if why == "replicas are far away too" else P)
+    number = asked(node, OWNER if why == "the owner asks" else ASKER, all=why == "all are asked for")
     assert answers(node, number, FIVE[0]) == []
     assert answers(node, number, FIVE[1])
 
 
-@pytest.mark.parametrize("moved", ["joined", "died", "dies meanwhile"])
-def test_rule_5_everybody_is_heard_while_holders_are_being_replaced(moved: str) -> None:
-    """Who died may have been the other holder, and who joined may have taken the place of one."""
+@pytest.mark.parametrize("moved", ["joins", "dies", "is born again"])
+def test_rule_5_everybody_is_heard_while_holders_may_be_in_replacement(moved: str) -> None:
+    """Who died may have been the other holder, and who joined may have taken the place of one. A new life may be known before the death
+    of the old one is, and is then in the leaf set in its place."""
     node = settled(*FIVE[:4])
-    if moved == "joined":
-        node.leaf_set.insert(FIVE[4])
-    elif moved == "died":
+    others = FIVE[1:4]
+    if moved == "dies":
         node.leaf_set.remove(FIVE[3].id)
-    if moved != "dies meanwhile":
-        node.machine.leaf_set_changed(SETTLED)
-    number = asked(node)
-    others = FIVE[1:5] if moved == "joined" else FIVE[1:4] if moved != "died" else FIVE[1:3]
-    if moved == "dies meanwhile":
-        node.machine.died(FIVE[3], SETTLED)
         others = FIVE[1:3]
-    assert answers(node, number, *others) == []
-    assert answers(node, number, FIVE[0])
-    later = asked(node, now=2 * SETTLED)
-    if moved != "dies meanwhile":
-        assert answers(node, later, *others), "long ago"
+    else:
+        joins = FIVE[4] if moved == "joins" else replace(FIVE[3], incarnation=FIVE[3].incarnation + 1)
+        node.leaf_set.insert(joins)
+        others = [*FIVE[1:4], joins] if moved == "joins" else [*FIVE[1:3], joins]
+    node.machine.leaf_set_changed(NOW)
+    for now, waits in ((NOW, True), (NOW + REPLACED_S - 0.01, True), (NOW + REPLACED_S + 0.01, False)):
+        number = asked(node, now=now)
+        assert (answers(node, number, *others) == []) is waits
+        assert bool(answers(node, number, FIVE[0])) is waits
+
+
+def test_rule_5_a_large_record_takes_longer_to_replace() -> None:
+    node = settled(*FIVE[:2])
+    number = asked(node)
+    assert answers(node, number, FIVE[0], size=100 * BYTES) == []
+    number = asked(node, now=P.verdict_max_s + P.mend_after_s + P.transfer_timeout_s(100 * BYTES) + 0.01)
+    assert answers(node, number, FIVE[0], size=100 * BYTES)
+
+
+@pytest.mark.parametrize("how", ["it is found dead", "its next life answers"])
+def test_rule_5_everybody_is_heard_where_somebody_dies_meanwhile(how: str) -> None:
+    node = settled(*FIVE[:3])
+    number = asked(node)
+    if how == "it is found dead":
+        node.machine.died(FIVE[0], NOW)
+    else:
+        node.machine.reply_received(replace(FIVE[0], incarnation=2), HoldingsReply(number, None))
+    assert answers(node, number, FIVE[1]) == []
+    assert answers(node, number, FIVE[2])
 
 
 def test_rule_5_a_ring_of_one_answers_at_once() -> None:
@@ -367,6 +404,19 @@ def test_rule_6_the_newest_first_and_the_next_holder_where_one_fails() -> None:
     assert end.record == record(OWNER, 3)
     assert (end.attempts, end.located_s, round(end.transferred_s, 6)) == (2, 0.1, 0.2)
     assert record(OWNER, 3) in node.machine.held()
+
+
+def test_rule_6_where_the_newest_fails_and_somebody_was_not_heard_everyone_is_asked_before_an_older_one_will_do() -> None:
+    """The one that nobody waited for may hold the newest as well."""
+    node = Node()
+    node.machine.retrieve(1, OWNER.id, TREE, 0.0)
+    newest, older, unheard = Holding(FIVE[0], record(OWNER, 5)), Holding(FIVE[1], record(OWNER, 4)), Holding(FIVE[2], record(OWNER, 5))
+    first = fetches(node.machine.look_up_answered(LookUpReply(1, (newest, older), 1), 0.1))
+    assert first == [(FIVE[0], 5)]
+    [again] = of(fx.RouteBody, node.machine.fetch_ended(1, None, "connection reset", 0.2))
+    assert again.body == LookUp(1, OWNER.id, TREE, ME, all=True)
+    assert fetches(node.machine.look_up_answered(LookUpReply(1, (unheard, older), 0), 0.3)) == [(FIVE[2], 5)]
+    assert fetches(node.machine.fetch_ended(2, None, "connection reset", 0.4)) == [(FIVE[1], 4)], "now it is known that nobody else has it"
 
 
 def test_rule_6_a_holder_that_gives_an_older_version_than_it_said_has_failed() -> None:
