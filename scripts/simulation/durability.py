@@ -3,8 +3,9 @@
 P1  A contribution enters the chain of thetas once: what is folded into a theta are finished contributions to the very round that this theta
     is for, one for each agent.
 P2  A restored record is no older than what its owner was told is durable; else no copy as new is left on any living node (lost), or nobody
-    who has one could be reached (said: the answer was not complete). And the last copy does not die, one that has lived on alone, awake and
-    reachable, for longer than a repair takes.
+    who has one could be reached (said: the answer was not complete). So with a record that the root has retrieved, where a quorum of those
+    who hold what was durable could be reached: a look-up of another's record need not hear all. And the last copy does not die, one that
+    has lived on alone, awake and reachable, for longer than a repair takes.
 P5  Each contribution is what an undisturbed agent would have made, and so is theta at the end.
 P6  Nothing is announced that is not committed, and no life of the manager resumes before what another has committed.
 """
@@ -40,6 +41,7 @@ class Durability:
     def __init__(self, cluster: Cluster, tree: TreeId, seed: int, iterations: int, record_bytes: int) -> None:
         self.mistakes = {promise: Mistakes() for promise in ("P1", "P2", "P5", "P6")}
         self.durables = self.restores = self.found = self.lost = self.behind_said = self.resumes = 0
+        self.retrieved = self.retrieved_behind = 0
         self.committed_round = -1
         self._cluster = cluster
         self._tree = tree
@@ -49,6 +51,8 @@ class Durability:
         self._repair_s = repair_s(cluster.parameters, record_bytes)
         self._durable: dict[RecordKey, Order] = {}
         """The newest version of each record that its owner was told is durable."""
+        self._durable_at: dict[RecordKey, float] = {}
+        """Since when it is."""
         self._copies: dict[RecordKey, dict[int, tuple[Process, Order]]] = {}
         """On living nodes, by life."""
         self._alone: dict[RecordKey, float] = {}
@@ -115,6 +119,7 @@ class Durability:
         self.durables += 1
         if self._durable.get(record.key, (0, 0)) < record.order:
             self._durable[record.key] = record.order
+            self._durable_at[record.key] = self._cluster.clock.now
             self._lost.discard(record.key)
             self._alone.pop(record.key, None)
             self._count(record.key)
@@ -138,6 +143,21 @@ class Durability:
             return
         words = f"{self._cluster.clock.now:.4f}: {process} restored version {found[0]} and was told that {durable[0]} is durable"
         self.mistakes["P2"].add(f"{words}, which {reached[0]} holds", process, reached[0])
+
+    def retrieved_for_another(self, process: Process, owner: NodeId, ended: fx.RetrievalEnded) -> None:
+        """The root has looked for an agent's record, and goes on with what it got, or without."""
+        key, found = (owner, self._tree), ended.record.order if ended.record is not None else (0, 0)
+        self.retrieved += ended.record is not None
+        now = self._cluster.clock.now
+        began, durable = now - ended.located_s - ended.transferred_s, self._durable.get(key)
+        if durable is None or found >= durable or self._closed or self._durable_at[key] > began:
+            return
+        self.retrieved_behind += 1
+        holders = self._holders(key, durable)
+        reached = [holder for holder in holders if reached_since(self._cluster, process, holder, began - self._window_s)]
+        if key not in self._lost and len(reached) >= self._cluster.parameters.write_quorum:
+            words = f"{now:.4f}: {process} retrieved version {found[0]} of {owner}, and {durable[0]} is durable, which {reached[0]} holds"
+            self.mistakes["P2"].add(words, process, reached[0])
 
     # --- rounds -------------------------------------------------------------------------------------------------------
 

@@ -78,6 +78,9 @@ class Manager:
                 durability.resumed(self.process, effect)
                 self._obey(root.located(found, effect.complete and not effect.holdings, now))
             case fx.RetrievalEnded():
+                recovery = next((each for each in root.recoveries if each.number == effect.request), None)
+                if recovery is not None:
+                    durability.retrieved_for_another(self.process, recovery.agent, effect)
                 self._obey(root.retrieved(effect, {"loss": 0.0}, now))
             case fx.ElectorAnswered():
                 self._obey(root.elector_answered(effect, effect.request, now))

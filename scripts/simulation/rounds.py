@@ -74,6 +74,9 @@ class RoundResult:
     """Of the restores: the newest version could not be reached, and that was said."""
     lost: int = 0
     """Of the restores: all copies of what was durable had died before a repair was possible."""
+    retrieved: int = 0
+    retrieved_behind: int = 0
+    """Of the agents' records that the root has looked for, found and not: older than what was durable when the look began."""
     manager_lives: int = 0
     moved_mb: float = 0.0
     done_after_s: float | None = None
@@ -230,6 +233,7 @@ class RoundRun:
         result.rounds = judge.committed_round
         result.durables, result.restores, result.restored = judge.durables, judge.restores, judge.found
         result.restored_behind, result.lost = judge.behind_said, judge.lost
+        result.retrieved, result.retrieved_behind = judge.retrieved, judge.retrieved_behind
         result.double_contributions = judge.mistakes["P1"].count
         result.durable_lost, result.committed_lost = judge.mistakes["P2"].count, judge.mistakes["P6"].count
         result.moved_mb = round(self.cluster.transfers.moved_bytes / 1e6, 1)
