@@ -233,9 +233,9 @@ def role_of(name: str) -> str:
     return word if word in ("manager", "launcher") else "agent"
 
 
-def descriptors_left(ends: Iterable[Sample], warm: Iterable[Sample], spare_connections: Mapping[str, int]) -> list[str]:
-    """Processes that at the end hold more connections, or more of anything else, than any of their role did before the first fault, and
-    spare_connections of the role or SPARE_DESCRIPTORS."""
+def descriptors_left(ends: Iterable[Sample], warm: Iterable[Sample], pools: Mapping[str, int]) -> list[str]:
+    """Processes that at the end hold more connections than the pool of their role may, and any of their role did before the first fault;
+    or more of anything else than those, and SPARE_DESCRIPTORS."""
     most: dict[str, tuple[int, int]] = {}
     for sample in warm:
         connections, others = most.get(role_of(sample.name), (0, 0))
@@ -243,7 +243,7 @@ def descriptors_left(ends: Iterable[Sample], warm: Iterable[Sample], spare_conne
     found = []
     for sample in ends:
         connections, others = most[role_of(sample.name)]
-        connections_max = connections + spare_connections[role_of(sample.name)]
+        connections_max = max(connections, pools[role_of(sample.name)])
         limits = ("connections", sample.connections, connections_max), ("other descriptors", sample.others, others + SPARE_DESCRIPTORS)
         for what, count, limit in limits:
             if count > limit:

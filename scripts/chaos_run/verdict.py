@@ -14,9 +14,6 @@ from scripts.chaos_run.promises import Life, Sample, Thetas
 MANAGERS = 2
 NODES_MAX = {"agent": 1, "manager": 2, "launcher": 0}
 """By role. Of a manager's process that took over: the standby that it was, and the tree's root."""
-YOUNG_LINKS = 2
-"""With each peer, that a process has before the first fault. After faults there may be LINKS_MAX of each node: a fresh dial found an old
-life well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +63,9 @@ def judge(seen: Seen, undisturbed: Thetas) -> dict[str, Any]:
     if not seen.faults:
         stuck.append("no fault struck: nothing is shown")
     peers = seen.agents + MANAGERS
-    spare = {role: (LINKS_MAX * nodes - YOUNG_LINKS) * peers if nodes else 0 for role, nodes in NODES_MAX.items()}
-    kept = promises.descriptors_left(promises.least_since(seen.samples, seen.calm_s), seen.warm, spare)
+    # What a pool keeps at most: after faults it has more than before, for fresh dials found old lives well.
+    pools = {role: LINKS_MAX * nodes * peers for role, nodes in NODES_MAX.items()}
+    kept = promises.descriptors_left(promises.least_since(seen.samples, seen.calm_s), seen.warm, pools)
     troubles = promises.troubles(seen.logs) + list(seen.odd_ends)
     strays = [f"process {pid} is nobody's" for pid in seen.strays] + [f"{name} did not leave in order" for name in seen.late]
     grown = promises.growths(seen.samples)
