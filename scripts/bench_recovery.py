@@ -15,7 +15,7 @@ restart are. Beside that, for each size:
                 record has lost 200 on average
 
 and once: what checkpoints cost (recovery_bench/costs.py), how soon a standby manager takes over, what an agent weighs.
-Ends by itself, in about five minutes; 1 where an aim is missed. With --json, one object on standard output.
+Ends by itself, in about ten minutes; 1 where an aim is missed. With --json, one object on standard output.
 """
 
 from __future__ import annotations
