@@ -155,14 +155,19 @@ def test_while_somebody_hangs_in_its_turn_the_others_go_on_without(forked: Forke
     assert second.goes_on(), "in a turn again"
 
 
+def stopped_at_the_gate(one: Fork, other: Fork) -> None:
+    """It is stopped while it looks for the only turn, which the other has, and then gives back."""
+    assert other.goes_on()
+    one.asks()
+    one.waits()
+    one.signalled(signal.SIGSTOP)
+    other.ends()
+
+
 def test_who_hangs_while_it_looks_for_a_turn_holds_up_nobody_either(forked: Forked) -> None:
     turns = Turns(1)
     first, second, third = (forked(turns) for _ in range(3))
-    assert first.goes_on()
-    second.asks()
-    second.waits()
-    second.signalled(signal.SIGSTOP)
-    first.ends()
+    stopped_at_the_gate(second, first)
     assert not third.goes_on(), "without a turn: the gate is shut"
     second.signalled(signal.SIGCONT)
     second.answer()
@@ -179,12 +184,7 @@ def test_who_was_stopped_before_it_could_say_since_when_is_found_out(forked: For
     monkeypatch.undo()
     other = forked(turns)
     if lock == 1:
-        first = forked(turns)
-        assert first.goes_on()
-        silent.asks()
-        silent.waits()
-        silent.signalled(signal.SIGSTOP)
-        first.ends()
+        stopped_at_the_gate(silent, forked(turns))
     else:
         assert silent.goes_on()
     assert not other.goes_on(), "without a turn"
