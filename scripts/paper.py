@@ -31,10 +31,9 @@ PARTS = ("recovery", "fig4", "fig1", "parking")
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "paper"
 
 
-async def measured(part: str, data: str, given: argparse.Namespace) -> dict[str, Any]:
+async def measured(part: str, data: str, given: argparse.Namespace, finished: Finished) -> dict[str, Any]:
     """What the part's JSON holds."""
     runs = given.runs / part
-    finished = Finished(runs / "finished.json", resume=given.resume)
     if part == "recovery":
         return await recovery.measure(data, given.seeds[0], runs, finished, given.quick)
     if part == "fig4":
@@ -100,14 +99,14 @@ def main() -> int:
     failed = False
     for part in given.only or PARTS:
         print(f"{part}:", flush=True)
-        began = time.monotonic()
+        began, finished = time.monotonic(), Finished(given.runs / part / "finished.json", resume=given.resume)
         try:
-            report = asyncio.run(measured(part, data, given))
+            report = asyncio.run(measured(part, data, given, finished))
         except (AggregationError, ClusterError, LearnerError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
         seconds, load = round(time.monotonic() - began, 1), round(os.getloadavg()[1], 1)
-        about = {"data": label, "command": command, "quick": given.quick, "seconds": seconds, "resumed": given.resume}
+        about = {"data": label, "command": command, "quick": given.quick, "seconds": seconds, "resumed": finished.resumed}
         about |= {"hardware": hardware(), "load": load}
         keep(part, report, about, given.out)
         if not exact(part, report):

@@ -15,6 +15,8 @@ class Finished:
         """resume False: begin anew."""
         self._path = path
         self._results: dict[str, Any] = json.loads(path.read_text()) if resume and path.exists() else {}
+        self.resumed = bool(self._results)
+        """Is there anything that need not be run again?"""
 
     async def once(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
         """The result of this key: kept, or made now and kept."""

@@ -140,6 +140,8 @@ def test_an_interruption_while_a_result_is_written_leaves_those_before(tmp_path:
         asyncio.run(two_results())
     monkeypatch.undo()
     assert asyncio.run(Finished(path, resume=True).once("first", partial(result, 0))) == 1
+    assert [Finished(where, resume=True).resumed for where in (path, tmp_path / "another")] == [True, False]
+    assert not Finished(path, resume=False).resumed
     assert made == [1, 2]
 
 
