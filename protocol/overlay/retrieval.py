@@ -42,8 +42,6 @@ class Retrieval:
     attempts: int = 0
     reason: str = ""
     complete: bool = False
-    thorough: bool = False
-    """Everyone is to be heard."""
     replies: dict[bool, LookUpReply] = field(default_factory=dict)
     """The last one from near, and from the far places where there may be any."""
 
@@ -81,11 +79,16 @@ class Retrievals:
         given_up = [CancelTransfer(before.transfer)] if before is not None and before.transfer is not None else []
         return [*given_up, *self._look_up(request, now)]
 
+    def _look_up_again(self, request: int, now: float) -> list[Effect]:
+        """And hear everyone."""
+        self._retrievals[request].look_ups += 1
+        return self._look_up(request, now)
+
     def _look_up(self, request: int, now: float) -> list[Effect]:
         wanted = self._retrievals[request]
         self._deadlines.set(("look_up", request), now + self._parameters.look_up_timeout_s)
         wanted.replies.clear()
-        look_up = LookUp(request, wanted.owner, wanted.tree, self._me, all=wanted.thorough)
+        look_up = LookUp(request, wanted.owner, wanted.tree, self._me, all=wanted.look_ups > 1)
         near: list[Effect] = [RouteBody(wanted.owner, look_up)]
         return [*near, RouteBody(opposite(wanted.owner), replace(look_up, far=True))] if self._looks_far else near
 
@@ -104,8 +107,7 @@ class Retrievals:
         wanted = self._retrievals[reply.request]
         wanted.complete = reply.silent == 0
         if self._asks_again(wanted, reply, now):
-            wanted.look_ups += 1
-            return self._look_up(reply.request, now)
+            return self._look_up_again(reply.request, now)
         self._deadlines.drop(("look_up", reply.request))
         wanted.located = now
         mine = self._held.get((wanted.owner, wanted.tree))
@@ -135,9 +137,8 @@ class Retrievals:
     def _fetch_next(self, request: int, now: float) -> list[Effect]:
         wanted = self._retrievals[request]
         if self._may_be_elsewhere(wanted):
-            wanted.thorough, wanted.located = True, None
-            wanted.look_ups += 1
-            return self._look_up(request, now)
+            wanted.located = None
+            return self._look_up_again(request, now)
         if not wanted.untried:
             return self._ends(request, None, now, wanted.reason or "no live node holds a record of it")
         holding = wanted.untried.pop(0)
@@ -153,7 +154,7 @@ class Retrievals:
 
     def _may_be_elsewhere(self, wanted: Retrieval) -> bool:
         """All who hold the newest version that was found have failed: may one hold it who was not heard?"""
-        if wanted.complete or wanted.thorough or not wanted.attempts or wanted.look_ups >= LOOK_UPS_MAX:
+        if wanted.complete or not wanted.attempts or wanted.look_ups >= LOOK_UPS_MAX:
             return False
         return not wanted.untried or wanted.untried[0].record.order < wanted.holdings[0].record.order
 
@@ -201,8 +202,7 @@ class Retrievals:
                 wanted.untried = [Holding(self._me, mine)]
             wanted.reason = f"no answer to {LOOK_UPS_MAX} look-ups"
             return self._fetch_next(request, now)
-        wanted.look_ups += 1
-        return self._look_up(request, now)
+        return self._look_up_again(request, now)
 
     def died(self, peer: Peer, neighbours: Iterable[Peer], now: float) -> list[Effect]:
         """It may have been answering a look-up of ours: where it was closest to the owner of all that we know, we ask its heir."""
