@@ -62,7 +62,7 @@ def judge(seen: Seen, undisturbed: Thetas) -> dict[str, Any]:
         differ.append(f"not shown: theta is {upto}, and round {seen.rounds} is the last that was opened")
     if not seen.faults:
         stuck.append("no fault struck: nothing is shown")
-    peers = seen.agents + MANAGERS
+    peers = seen.agents + MANAGERS - 1  # of each process
     # What a pool keeps at most: after faults it has more than before, for fresh dials found old lives well.
     pools = {role: LINKS_MAX * nodes * peers for role, nodes in NODES_MAX.items()}
     kept = promises.descriptors_left(promises.least_since(seen.samples, seen.calm_s), seen.warm, pools)
