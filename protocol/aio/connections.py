@@ -11,7 +11,9 @@
    finds none left closes some and tries once more.
 5. A process that is too busy to accept finds connections that their diallers have given up. They are dropped unread, and are no sign of
    a death: else each would cost a trial, whose dials keep the next one busy.
-6. Bulk and status connections are no part of the pool: each serves one exchange.
+6. Fresh dials and dials of both sides at once leave more than one connection with a peer. Those that nobody uses for orphan_max_s, when
+   no doubt is left, are parted with: by the side with the lower id, so that the two don't each part with the other's.
+7. Bulk and status connections are no part of the pool: each serves one exchange.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ DESCRIPTORS_KEPT = 24
 """The last file descriptors of the process: a connection that takes one of them makes another go. They are for our own dials, for
 the disk, and for the many that may be accepted in one turn of the loop."""
 PARTING = Refusal("busy", "too many connections: this one was silent longest")
+SPARE = Refusal("busy", "there are other connections with this peer: this one is not used")
 
 
 class LocalNode(Protocol):
@@ -236,12 +239,28 @@ class Connections:
         links = nsmallest(count, self._lane_of, key=lambda link: link.used_at)
         for link in links:
             logger.debug("%s: parted with, the least recently used of %d connections", link, len(self._lane_of))
-            lane = self._lane_of.pop(link)
-            lane.detach(link)
-            if not lane.links and lane.dialling is None and self._lanes.get(lane.key) is lane:
-                del self._lanes[lane.key]
-            link.part(PARTING)
+            self._part(link, PARTING)
         return links
+
+    def _part(self, link: Link, last_word: Refusal) -> None:
+        """Nobody is told, on either side."""
+        lane = self._lane_of.pop(link)
+        lane.detach(link)
+        if not lane.links and lane.dialling is None and self._lanes.get(lane.key) is lane:
+            del self._lanes[lane.key]
+        link.part(last_word)
+
+    def _tidy_later(self, lane: Lane) -> None:
+        """Rule 6, again and again until there is one link."""
+        lane.tidied = len(lane.links) > 1 and lane.local.id < lane.remote.id
+        if lane.tidied:
+            asyncio.get_running_loop().call_later(self.parameters.orphan_max_s, self._tidy, lane)
+
+    def _tidy(self, lane: Lane) -> None:
+        for link in lane.spares(asyncio.get_running_loop().time() - self.parameters.orphan_max_s):
+            logger.debug("%s: parted with, %d others are left", link, len(lane.links) - 1)
+            self._part(link, SPARE)
+        self._tidy_later(lane)
 
     # --- dials --------------------------------------------------------------------------------------------------------
 
@@ -362,6 +381,8 @@ class Connections:
             self._evict(1)
         lane = self._lane_of[link] = self._lane(link.local, link.peer)
         lane.attach(link, first=not link.inbound)
+        if not lane.tidied:
+            self._tidy_later(lane)
         link.deliver(partial(self._received, link))
 
     def _received(self, link: Link, message: Message) -> None:

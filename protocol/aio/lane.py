@@ -1,8 +1,9 @@
 """All control connections between one of our nodes and one life of one peer, and what waits to be sent on them.
 
 There is more than one when both sides dialled at the same moment, or when a fresh dial found an old life well. Sends stay on
-the first; a fresh dial's link becomes the first, for it was made because the other was in doubt. Messages wait while a
-connection is being made or is full, up to a limit; what comes beyond it is dropped, which the overlay expects of a network.
+the first; a fresh dial's link becomes the first, for it was made because the other was in doubt. What neither side uses any more is a
+spare, and the pool parts with it. Messages wait while a connection is being made or is full, up to a limit; what comes beyond it is
+dropped, which the overlay expects of a network.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Lane:
         self.remote = remote
         self.links: list[Link] = []
         self.dialling: asyncio.Task[None] | None = None
+        self.tidied = False  # the pool looks for spares until there is one link
         self.dropped = 0  # messages, since the lane was made
         self._queue: deque[bytes] | tuple[()] = ()  # a deque while there is something in it: an empty one has 760 bytes
         self._queue_bytes = 0
@@ -83,6 +85,10 @@ class Lane:
         """The link has ended, or is about to; the next one, if any, goes on."""
         self.links.remove(link)
         self._flush()
+
+    def spares(self, unused_since: float) -> list[Link]:
+        """The links beside the first that have carried nothing in either direction since then (loop time)."""
+        return [link for link in self.links[1:] if link.used_at < unused_since and not link.closing]
 
     def shut(self, reason: str) -> None:
         """Closes everything and forgets what waits."""

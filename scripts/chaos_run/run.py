@@ -1,6 +1,6 @@
 """One run under chaos, from the first process to the last.
 
-    start -> WARM_S of calm -> faults -> healed: everybody is back (P4) -> ROUNDS_AFTER more rounds (P8) -> all leave in order
+    start -> WARM_S of calm -> faults -> healed: everybody is back (P4) -> ROUNDS_AFTER more rounds (P8), TIDY_S -> all leave in order
 
 Training has no end of its own, so that every fault strikes it. The undisturbed run of the same seed is then trained for as many rounds as
 the disturbed one was, and theta of each round that was seen in both is compared (verdict.py).
@@ -44,6 +44,8 @@ processes, on a machine that does other things as well. How long it took is in t
 STEADY_S = loopback().silence_max_s + STALE_S
 """Whoever dies is missed within that, and what was heard of it before is forgotten."""
 ROUNDS_AFTER, ROUNDS_AFTER_S = 3, 120.0
+TIDY_S = 2 * loopback().orphan_max_s
+"""After that the pools have parted with the connections that nobody has used since all was well."""
 AGENTS_LEAVE_S, MANAGERS_LEAVE_S = 8.0, 60.0
 """Agents: all at once, each until its peers have heard its goodbye; less than what a launcher allows before it kills. Nobody kills a
 manager."""
@@ -171,8 +173,12 @@ class ChaosRun:
         watch.forget()
         try:
             healed_s = round(await self._whole(watch, "P4: not whole") - began, 2)
-            wanted = newest(watch) + ROUNDS_AFTER
-            await until(lambda: None if newest(watch) >= wanted else f"round {newest(watch)}", ROUNDS_AFTER_S, "P8: no rounds any more")
+            wanted, tidy = newest(watch) + ROUNDS_AFTER, time.monotonic() + TIDY_S
+
+            def lacking() -> str | None:
+                return None if newest(watch) >= wanted and time.monotonic() >= tidy else f"round {newest(watch)}"
+
+            await until(lacking, ROUNDS_AFTER_S, "P8: no rounds any more")
             await self._whole(watch, "P4: not whole any more")
         except ClusterError as error:
             return healed_s, str(error)

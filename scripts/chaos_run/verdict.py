@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from protocol.aio.lane import LINKS_MAX
 from scripts.chaos_run import promises
 from scripts.chaos_run.promises import Life, Sample, Thetas
 
 MANAGERS = 2
 NODES_MAX = {"agent": 1, "manager": 2, "launcher": 0}
 """By role. Of a manager's process that took over: the standby that it was, and the tree's root."""
+LINKS_USED = 2
+"""With each peer at most, once all is calm: what each side sends on. The pool parts with the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,7 @@ def judge(seen: Seen, undisturbed: Thetas) -> dict[str, Any]:
     if not seen.faults:
         stuck.append("no fault struck: nothing is shown")
     peers = seen.agents + MANAGERS - 1  # of each process
-    # What a pool keeps at most: after faults it has more than before, for fresh dials found old lives well.
-    pools = {role: LINKS_MAX * nodes * peers for role, nodes in NODES_MAX.items()}
+    pools = {role: LINKS_USED * nodes * peers for role, nodes in NODES_MAX.items()}
     kept = promises.descriptors_left(promises.least_since(seen.samples, seen.calm_s), seen.warm, pools)
     troubles = promises.troubles(seen.logs) + list(seen.odd_ends)
     strays = [f"process {pid} is nobody's" for pid in seen.strays] + [f"{name} did not leave in order" for name in seen.late]

@@ -23,6 +23,7 @@ from protocol.overlay.events import Started
 from protocol.overlay.node import OverlayNode
 from protocol.parameters import PRESETS, OverlayParameters
 from protocol.wire.messages import Datagram, Heartbeat, Ping, Pong, Route
+from tests.aio.waiting import until
 
 Start = Callable[..., Any]
 
@@ -129,6 +130,33 @@ async def test_what_is_under_way_to_who_parts_arrives(start: Start) -> None:
     await hub.node.until(lambda: hub.node.messages[-1] == (x.peer, Pong()))
     assert not hub.node.losses
     assert not x.node.losses
+
+
+async def test_a_connection_that_nobody_uses_any_more_is_closed_beside_another(start: Start) -> None:
+    """Fresh dials leave several; else each doubt would cost a connection until the process ends. Who is in use stays, on either side."""
+    hasty = OverlayParameters(heartbeat_interval_s=0.02, delay_max_s=0.02)
+    low, high = sorted([await start("a", parameters=hasty), await start("b", parameters=hasty)], key=lambda process: process.peer.id)
+    for dialler, found in ((low, high), (high, low), (low, high)):
+        assert (await dialler.connections.dial_fresh(dialler.peer, found.peer)).found
+    (lane,), (other,) = low.connections._lanes.values(), high.connections._lanes.values()
+    await until(lambda: len(other.links) == len(lane.links) == 3)
+    assert lane.links[0].transport is not None
+    assert other.links[0].transport is not None
+    ours, theirs = lane.links[0].transport.get_extra_info("sockname"), other.links[0].transport.get_extra_info("peername")
+    assert ours != theirs, "each sends on the one that it has dialled"
+
+    while len(lane.links) > 2 or len(other.links) > 2:
+        for sender, receiver in ((low, high), (high, low)):
+            sender.connections.send(sender.peer, receiver.peer, Ping())
+            await receiver.node.until(lambda receiver=receiver: bool(receiver.node.messages))  # type: ignore[misc]
+            receiver.node.messages.clear()
+    assert not any(link.closing for link in (*lane.links, *other.links)), "what a side sends on is in use"
+    await until(lambda: len(lane.links) == len(other.links) == 1)
+    high.connections.send(high.peer, low.peer, Pong())
+    await low.node.until(lambda: low.node.messages == [(high.peer, Pong())])
+    assert not low.node.losses
+    assert not high.node.losses
+    assert not lane.tidied, "nothing is left to look for"
 
 
 async def test_who_dies_after_it_has_parted_is_lost_with_the_next_message(start: Start) -> None:

@@ -32,8 +32,8 @@ FINE = Seen(
     logs={"manager-a.log": LOG_A, "manager-b.log": LOG_B, "agents-1.log": "host-1-0 was killed; started again"},
     lives={"host-1-0": (Life(1, 0, True, 5), Life(2, 6, True, 8))},
     thetas=THETAS,
-    warm=(Sample("host-1-0", 7, 1.0, 12, 14, 20.0),),
-    samples=(Sample("host-1-0", 7, 1.0, 20, 14, 20.0), Sample("host-1-0", 8, 60.0, 20, 15, 20.0)),
+    warm=(Sample("host-1-0", 7, 1.0, 8, 14, 20.0),),
+    samples=(Sample("host-1-0", 7, 1.0, 10, 14, 20.0), Sample("host-1-0", 8, 60.0, 10, 15, 20.0)),
     calm_s=50.0,
     strays=(),
     late=(),
@@ -136,12 +136,12 @@ def test_what_is_left_over() -> None:
         "P8: process 77 is nobody's",
         "P8: host-1-0 (pid 7) did not leave in order",
     ]
-    many = (*FINE.samples[:1], Sample("host-1-0", 8, 60.0, 50, 19, 20.0), Sample("host-1-0", 8, 62.0, 20, 20, 20.0))
+    many = (*FINE.samples[:1], Sample("host-1-0", 8, 60.0, 50, 19, 20.0), Sample("host-1-0", 8, 62.0, 10, 20, 20.0))
     assert broken(samples=many) == ["P8: host-1-0 (pid 8) holds 19 other descriptors, where 18 are the most"]
-    assert broken(samples=(*many, Sample("host-1-0", 8, 64.0, 20, 18, 20.0))) == [], "what was more was under way"
+    assert broken(samples=(*many, Sample("host-1-0", 8, 64.0, 10, 18, 20.0))) == [], "what was more was under way"
     assert broken(samples=many, calm_s=63.0) == []
-    crowd = (*FINE.samples[:1], Sample("host-1-0", 8, 61.0, 21, 14, 20.0))
-    assert broken(samples=crowd) == ["P8: host-1-0 (pid 8) holds 21 connections, where 20 are the most"]
+    crowd = (*FINE.samples[:1], Sample("host-1-0", 8, 61.0, 11, 14, 20.0))
+    assert broken(samples=crowd) == ["P8: host-1-0 (pid 8) holds 11 connections, where 10 are the most"]
 
 
 @pytest.mark.parametrize("line", ["Traceback (most recent call last):", "00:00 ERROR   fmrec.x: no", "a died 11 times within a minute"])
