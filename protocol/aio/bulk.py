@@ -31,7 +31,8 @@ from protocol.chunks import Data, Front, front_of, named
 from protocol.errors import MalformedMessage, RecordInvalid, RemoteProtocolError
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import BulkAccept, BulkFetch, BulkPush, BulkRefuse, BulkStored, BulkWant, Refusal
+from protocol.wire.messages import Refusal
+from protocol.wire.moving import BulkAccept, BulkFetch, BulkPush, BulkRefuse, BulkStored, BulkWant
 from protocol.wire.values import RecordSummary
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from protocol.errors import RecordInvalid, RemoteProtocolError
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.parameters import OverlayParameters
 from protocol.striping import Striping
-from protocol.wire.messages import BulkAccept, BulkFetch, BulkRefuse
+from protocol.wire.moving import BulkAccept, BulkFetch, BulkRefuse
 from protocol.wire.values import RecordSummary
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from protocol.aio.link import Link
 from protocol.assembly import Assembly, Run
-from protocol.wire.messages import BulkWant
+from protocol.wire.moving import BulkWant
 
 
 class Inflow:

@@ -31,7 +31,7 @@ from protocol.errors import RecordInvalid, RemoteProtocolError
 from protocol.identifiers import NodeId, TreeId
 from protocol.wire.codec import decode, encode
 from protocol.wire.framing import LENGTH_BYTES, FrameReader, frame
-from protocol.wire.messages import BulkPush
+from protocol.wire.moving import BulkPush
 from protocol.wire.values import RecordSummary
 
 MAGIC = b"FMRec\x00r2"

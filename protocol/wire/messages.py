@@ -1,5 +1,5 @@
-"""Every message that peers exchange (who keeps which copies: keeping.py; a root and its electors: electing.py), and the one table of them:
-tag, who sends, who receives, what answers.
+"""Every message that peers exchange (who keeps which copies: keeping.py; how one is moved: moving.py; a root and its electors:
+electing.py), and the one table of them: tag, who sends, who receives, what answers.
 
 A message is a frozen dataclass; its fields are its wire form. Tags are never reused. Adding a field with a default is compatible
 with the version before (unknown fields are ignored); anything else raises WIRE_VERSION.
@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest
 from protocol.wire.keeping import FarQuery, FarReply, Release, Stray, Withdrawn
+from protocol.wire.moving import BulkAccept, BulkFetch, BulkPush, BulkRefuse, BulkStored, BulkWant
 from protocol.wire.values import Departed, Holding, MemberInfo, Progress, RecordSummary, SubtreeDigest
 
 Channel = Literal["control", "bulk", "status"]
@@ -348,57 +349,6 @@ class RouteAck:
     """The next hop has the message, and answers for it from here (MSPastry 3.2)."""
 
     sequence: int
-
-
-# --- bulk channel -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class BulkPush:
-    """I have this record for you. Its front (protocol/chunks.py), so many bytes, follows this frame at once."""
-
-    record: RecordSummary
-    purpose: Literal["replica", "upload"]
-    front_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class BulkFetch:
-    """Send me the newest that you have of at least `version`."""
-
-    owner: NodeId
-    tree: TreeId
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
-class BulkAccept:
-    """To a fetch: this record. Its front, so many bytes, follows this frame at once."""
-
-    record: RecordSummary
-    front_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class BulkWant:
-    """Who is to receive the record lacks these of its chunks: (first, count) of each run. Their bytes follow, in this order.
-
-    To a push once. To a BulkAccept as often as the fetcher likes, before or after the bytes that it asked for before.
-    """
-
-    runs: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BulkRefuse:
-    """No, and why; nothing was stored."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class BulkStored:
-    """All bytes arrived, the digests are right, the record is held: on disk, synced, where the holder has one that works."""
 
 
 # --- status channel ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from protocol.aio.bulk import PushOutcome
 from protocol.aio.link import Link, LinkClosed
 from protocol.chunks import bind, front_bytes, front_of
 from protocol.identifiers import NodeId, Peer, agent_id, tree_id
-from protocol.wire.messages import BulkAccept, BulkFetch, BulkPush, BulkWant
+from protocol.wire.moving import BulkAccept, BulkFetch, BulkPush, BulkWant
 from protocol.wire.values import RecordSummary
 
 Start = Callable[..., Any]

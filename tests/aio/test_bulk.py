@@ -14,7 +14,8 @@ from protocol.aio.link import TURN_BYTES_MAX, Link, LinkClosed
 from protocol.chunks import front_bytes
 from protocol.identifiers import Peer, agent_id
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import BulkFetch, BulkPush, BulkRefuse, BulkWant, Ping
+from protocol.wire.messages import Ping
+from protocol.wire.moving import BulkFetch, BulkPush, BulkRefuse, BulkWant
 from tests.aio.shelf import OWNER, TREE, Shelf, Start, fetch, offer, push, record
 
 HASTY = OverlayParameters(delay_max_s=0.1)

@@ -14,7 +14,7 @@ from protocol.aio.link import Link
 from protocol.chunks import CHUNK_BYTES_MIN, front_of
 from protocol.identifiers import Peer, agent_id
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import BulkWant
+from protocol.wire.moving import BulkWant
 from tests.aio.shelf import OWNER, TREE, Shelf, Start, misbehave, noise
 from tests.aio.waiting import until
 

@@ -15,7 +15,8 @@ from protocol.aio.unfinished import UNFINISHED_MAX, Unfinished
 from protocol.assembly import Assembly
 from protocol.chunks import CHUNK_BYTES_MIN, front_bytes
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import BulkAccept, BulkFetch, BulkRefuse, BulkStored, BulkWant, Ping
+from protocol.wire.messages import Ping
+from protocol.wire.moving import BulkAccept, BulkFetch, BulkRefuse, BulkStored, BulkWant
 from tests.aio.shelf import OWNER, TREE, Shelf, Start, fetch, misbehave, noise, offer, push
 from tests.aio.waiting import until
 
