@@ -10,6 +10,7 @@ import asyncio
 import os
 import shutil
 import signal
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -26,18 +27,13 @@ RUN_S = 580.0
 @dataclass(frozen=True, slots=True)
 class Kill:
     """SIGKILL to this agent in a job of this phase, of this round or a later one: after `done` of its iterations, before its last one,
-    and once a quorum holds version `durable` of its record.
-
-    spared: the moment is waited for in the same way, and passes. Looking costs the agent time, half a millisecond each: so what it is
-    compared with pays it too.
-    """
+    and once a quorum holds version `durable` of its record."""
 
     agent: str
     phase: Literal["train", "adapt"]
     round: int = 0
     done: int = 1
     durable: int = 0
-    spared: bool = False
 
     def due(self, agent: Status) -> bool:
         """Is this status, the agent's own, of that moment?"""
@@ -49,7 +45,7 @@ class Kill:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What runs. manager, agent: the commands' --set arguments. restart False: a killed agent is not started again. timed: the agent whose
-    CPU time is counted."""
+    CPU time and iterations are counted: it is looked at all the time, killed or not, for each look costs it half a millisecond."""
 
     agents: int
     sources: int
@@ -72,12 +68,23 @@ class Seen:
     adapting: float | None = None
     cpu_s: float = 0.0
     """Of the agent that is timed, through all its lives."""
+    sights: dict[int, list[tuple[float, int]]] = field(default_factory=dict)
+    """Of the agent that is timed, by life (its pid): when a number of iterations of its adaptation was seen done first, and the number."""
 
     @property
     def adaptation_s(self) -> float:
         """From the order to adapt to the last target's upload."""
         assert self.adapting is not None
         return float(self.final["elapsed_s"]) - self.adapting
+
+    @property
+    def beside_iterations_s(self) -> float:
+        """How much longer the adaptation took than its iterations at the pace of this very run: the wait for a new life, what that did
+        again, the beginning and the end. A machine that is slow for a while slows both, so this is told to a look or two."""
+        # At a life's first sight its first iteration may not have begun.
+        spans = [(sights[-1][0] - sights[1][0], sights[-1][1] - sights[1][1]) for sights in self.sights.values() if len(sights) > 2]
+        pace_s = sum(seconds for seconds, _ in spans) / sum(iterations for _, iterations in spans)
+        return self.adaptation_s - pace_s * max(done for sights in self.sights.values() for _, done in sights)
 
     @property
     def rmse_pp(self) -> dict[str, float]:
@@ -106,18 +113,26 @@ async def run(folder: Path, plan: Plan) -> Seen:
     sets = {"manager_set": list(plan.manager), "agent_set": list(plan.agent)}
     lost = set() if plan.restart else {kill.agent for kill in plan.kills}
     async with LocalCluster(folder, agents=plan.agents, sources=plan.sources, restart=plan.restart, abrupt=True, **sets) as cluster:
-        killing = [asyncio.create_task(_kill(cluster, kill, seen, plan.timed)) for kill in plan.kills]
+        by_agent = {kill.agent: [each for each in plan.kills if each.agent == kill.agent] for kill in plan.kills}
+        watched = {**({plan.timed: []} if plan.timed is not None else {}), **by_agent}
+        watching = [asyncio.create_task(_watch(cluster, agent, kills, seen, plan.timed)) for agent, kills in watched.items()]
 
         def ended(status: Status) -> bool:
             _look(seen, status)
-            if lost and all(task.done() for task in killing):
+            if lost and len(seen.lives) == len(plan.kills):
                 return len(status["results"]) == plan.agents - plan.sources - len(lost)
             return bool(status["phase"] == "done" and all(recovery["outcome"] != "running" for recovery in status["recoveries"]))
 
-        seen.final = await cluster.until(ended, RUN_S, LOOK_S)
-        if not all(task.done() for task in killing):
-            for task in killing:
+        try:
+            seen.final = await cluster.until(ended, RUN_S, LOOK_S)
+        finally:
+            for task in watching:
                 task.cancel()
+            ends = await asyncio.gather(*watching, return_exceptions=True)
+        for end in ends:
+            if isinstance(end, Exception):
+                raise end
+        if len(seen.lives) < len(plan.kills):
             raise ClusterError(f"the run in {folder} ended before every agent that was to be killed had met its moment")
         for life in seen.lives:
             again = await cluster.agent(index_of(life["name"])) if plan.restart else None
@@ -135,16 +150,20 @@ def _look(seen: Seen, status: Status) -> None:
         seen.adapting = status["elapsed_s"]
 
 
-async def _kill(cluster: LocalCluster, kill: Kill, seen: Seen, timed: str | None) -> None:
-    while True:
-        agent = await cluster.agent(index_of(kill.agent))
-        if agent is not None and kill.due(agent):
-            if kill.spared:
-                return
-            seen.cpu_s += cpu_s(agent["pid"]) if kill.agent == timed else 0.0
-            await cluster.signal_agent(kill.agent, signal.SIGKILL)
-            seen.lives.append(agent)
-            return
+async def _watch(cluster: LocalCluster, agent: str, kills: list[Kill], seen: Seen, timed: str | None) -> None:
+    """Look at the agent until nothing is left to see, and kill it in its moments."""
+    waiting = list(kills)
+    while waiting or agent == timed:
+        status = await cluster.agent(index_of(agent))
+        if status is not None and waiting and waiting[0].due(status):
+            waiting.pop(0)
+            seen.cpu_s += cpu_s(status["pid"]) if agent == timed else 0.0
+            await cluster.signal_agent(agent, signal.SIGKILL)
+            seen.lives.append(status)
+        if status is not None and agent == timed and status["phase"] == "adapt":
+            sights, done = seen.sights.setdefault(status["pid"], []), status["job"]["done"]
+            if not sights or sights[-1][1] < done:
+                sights.append((time.monotonic(), done))
         await asyncio.sleep(LOOK_S)
 
 

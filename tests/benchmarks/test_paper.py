@@ -159,18 +159,29 @@ def test_another_theta_is_told_and_what_kills_cost_is_counted() -> None:
     assert not exact("recovery", {"admm": same, "lin": other})
 
 
+def test_what_a_failure_adds_beside_the_iterations_is_told_by_the_pace_of_the_run() -> None:
+    """Two lives at 20 and 25 ms an iteration; half a second before the first, a whole one between them."""
+    ran = Seen(final={"elapsed_s": 12.0}, adapting=1.0)
+    first, second = [(1.0, 0), (1.52, 1), (3.5, 100), (5.5, 200)], [(6.5, 200), (6.525, 201), (9.0, 300), (11.5, 400)]
+    ran.sights = {7: first, 8: second, 9: [(11.6, 400)]}
+    pace_s = ((5.5 - 1.52) + (11.5 - 6.525)) / (199 + 199)
+    assert ran.beside_iterations_s == pytest.approx(11.0 - 400 * pace_s)
+    assert 1.5 < ran.beside_iterations_s < 2.1
+
+
 def test_a_drift_of_the_machine_does_not_hide_what_a_failure_costs() -> None:
     """Each point runs at another speed of the machine; FMRec costs 1 % of its own baseline, and beginning anew all that was done."""
     points, speeds = (100, 400), {100: (1.0, 1.7, 0.8), 400: (1.5, 0.6, 1.2)}
     costs = {"baseline": (1.0, 0.0), "checkpoints": (1.005, 0.0), "fmrec": (1.01, 0.0), "baseline_failure": (1.0, 1 / 400)}
     """By variant: what a run without a failure takes, and each iteration that was done before one."""
 
-    def ran(seconds: float, theta: str = "aa") -> dict[str, Any]:
-        figures = {"wall_s": seconds, "cpu_s": seconds / 2, "record_bytes": 1_300_000, "iterations_again": 0}
+    def ran(seconds: float, theta: str = "aa", beside: float = 0.05) -> dict[str, Any]:
+        times = {"wall_s": seconds, "cpu_s": seconds / 2, "beside_iterations_s": beside}
+        figures = {**times, "record_bytes": 1_300_000, "iterations_again": 0}
         return {**figures, "theta": theta, "rmse_pp": 3.5}
 
     took = {
-        (name, at): [ran(10 * speed * (whole + each * at)) for speed in speeds[at]]
+        (name, at): [ran(10 * speed * (whole + each * at), beside=0.16 if name == "fmrec" else 0.05) for speed in speeds[at]]
         for name, (whole, each) in costs.items()
         for at in points
     }
@@ -178,6 +189,7 @@ def test_a_drift_of_the_machine_does_not_hide_what_a_failure_costs() -> None:
     assert report["fmrec_over_baseline"] == report["fmrec_cpu_over_baseline"] == 1.01
     assert [point["baseline_failure_over_baseline"] for point in report["points"]] == [1.25, 2.0]
     assert (report["checkpoints_over_baseline"], report["baseline_s"], report["aim"]["met"]) == (1.005, 11.0, True)
+    assert (report["fmrec_adds_s"], report["fmrec_adds_over_baseline"]) == (0.11, 0.01)
     low, high = report["baseline_s_over_the_one_before"]
     assert high - low > 0.3
     assert exact("fig4", report)
