@@ -247,7 +247,8 @@ class TreeHost:
         held = self.store.get(*record.key)
         if held is None or held[0] != record:
             raise RecordInvalid(f"version {record.version} of {record.owner.short} is no longer held here")
-        knowledge = await opened(*held, USED)
+        # A checkpoint in the middle of a job holds nothing that a manager reads but its figures.
+        knowledge = await opened(*held, USED if record.complete else ())
         unfit = (_unfit(knowledge) or self._foreign(record, knowledge)) if record.complete else None
         if unfit is not None:
             raise RecordInvalid(f"the record of {record.owner.short}, version {record.version}, cannot be used: {unfit}")

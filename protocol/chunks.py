@@ -164,9 +164,10 @@ def verify(summary: RecordSummary, data: Data) -> Front:
     return front
 
 
-def content_of(summary: RecordSummary, data: Data, content_bytes_max: int) -> memoryview:
-    """The sections, one after the other, of a record; verified. RecordInvalid as for verify(), or where they are longer than may be."""
-    front = verify(summary, data)
+def content_of(summary: RecordSummary, data: Data, content_bytes_max: int, *, checked: bool = False) -> memoryview:
+    """The sections, one after the other, of a record; verified, unless the caller knows that each chunk has been. RecordInvalid as for
+    verify(), or where they are longer than may be."""
+    front = front_of(summary, data) if checked else verify(summary, data)
     if front.content_bytes > content_bytes_max:
         raise RecordInvalid(f"{named(summary)} has {front.content_bytes} bytes of content where at most {content_bytes_max} may be")
     if not front.compressed:

@@ -108,11 +108,11 @@ def seal(knowledge: Knowledge, *, compress: bool = False, rounded: bool = False)
     return RecordSummary(**_summarised(knowledge), record_bytes=len(data), digest=digest), data
 
 
-def open_record(summary: RecordSummary, data: Data, groups: Collection[str] | None = None) -> Knowledge:
+def open_record(summary: RecordSummary, data: Data, groups: Collection[str] | None = None, *, checked: bool = False) -> Knowledge:
     """What is inside, verified. The arrays are copies and may be written to. RecordInvalid where these are not all the bytes that the
     summary names, or where they are but are no record, or another record than the summary says. groups: of tensors that are wanted; all
-    where none are named."""
-    content = content_of(summary, data, CONTENT_BYTES_MAX)
+    where it is None. checked: each chunk has been held against its digest already, and is not again."""
+    content = content_of(summary, data, CONTENT_BYTES_MAX, checked=checked)
     whose = named(summary)
     if len(content) < _PREFIX.size:
         raise RecordInvalid(f"{whose} is too short to be one")

@@ -57,7 +57,7 @@ def draw_fig4(report: dict[str, Any], label: str, picture: Path) -> None:
             axis.plot(megabytes, times, style, color=colour, label=name, linewidth=width)
         axis.set(xlabel="meta knowledge accumulated when it was lost, MB", ylabel=words, ylim=(0, None))
     figure.suptitle(label, fontsize=10)
-    axes[0].legend(loc="upper left")
+    axes[0].legend(loc="lower right")
     _save(figure, picture)
 
 

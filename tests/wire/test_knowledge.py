@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from protocol.aio.opening import OPENED_IN_PLACE_BYTES_MAX, opened
 from protocol.chunks import bind, content_of, verify
 from protocol.errors import LocalProtocolError, RecordInvalid
 from protocol.identifiers import agent_id, tree_id
@@ -51,6 +53,32 @@ def test_what_was_sealed_is_opened() -> None:
         for name, array in arrays.items():
             assert found.tensors[group][name].dtype == array.dtype
             np.testing.assert_array_equal(found.tensors[group][name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_checked_bytes_are_opened_without_being_checked_again(compress: bool) -> None:
+    """A store's have been, chunk by chunk; what names them still has to."""
+    summary, data = seal(knowledge(), compress=compress)
+    found = open_record(summary, data, checked=True)
+    np.testing.assert_array_equal(found.tensors["theta"]["w"], knowledge().tensors["theta"]["w"])
+    with pytest.raises(RecordInvalid, match="digest"):
+        open_record(replace(summary, digest=bytes(32)), data, checked=True)
+    with pytest.raises(RecordInvalid, match="bytes, not the"):
+        open_record(summary, data[:-1], checked=True)
+
+
+async def test_a_large_record_of_which_no_tensors_are_wanted_waits_for_no_thread() -> None:
+    noise = np.random.default_rng(1).normal(size=OPENED_IN_PLACE_BYTES_MAX)
+    large = replace(knowledge(), tensors={"state": {"w": noise}})
+    sealed, squeezed = seal(large), seal(large, compress=True)
+    with pytest.raises(StopIteration) as ended:
+        opened(*sealed, ()).send(None)
+    assert (ended.value.value.iteration, ended.value.value.tensors) == (large.iteration, {})
+    for record, groups in ((sealed, {"state"}), (sealed, None), (squeezed, ())):
+        task = asyncio.ensure_future(opened(*record, groups))
+        await asyncio.sleep(0)
+        assert not task.done(), "the loop does not do it itself"
+        assert (await task).iteration == large.iteration
 
 
 def test_a_received_buffer_opens_like_sealed_bytes() -> None:
