@@ -56,7 +56,7 @@ LEFT_OUT = 5
 """One source lot in so many is left out of the training by which an adaptation is chosen."""
 OMNIGLOT_CASES = (
     ("MAML, 1 agent, 5 queries", 1, 8, 3600, 64, 5),
-    ("MAML, 1 agent, 3 queries", 1, 8, 3400, 64, 3),
+    ("MAML, 1 agent, 3 queries", 1, 8, 4000, 64, 3),
     ("MAML, 1 agent, 32 channels", 1, 8, 5800, 32, 5),
     ("MAML, 12 agents", 12, 1, 1500, 64, 5),
 )
@@ -108,22 +108,23 @@ def synthetic(seed: int, given: Given) -> Iterator[Row]:
 
 
 def omniglot(seed: int, given: Given) -> Iterator[Row]:
-    """Second-order MAML, one inner step in training and five at test, as the sources' only agent and as twelve."""
+    """Second-order MAML, one inner step in training, and ten at test on the support and bent copies of it; as the sources' only agent and
+    as twelve."""
     for case, sources, meta_batch, rounds, channels, queries in (each for each in OMNIGLOT_CASES if given.only in each[0]):
         options = omniglot_options(given.data, sources, meta_batch, channels, queries=queries)
         stages = falling(rounds // given.share, 0.006)
         trained = train(options, sources=sources, stages=stages, optimizer="adam", seed=seed, threads=given.threads)
         for shots in (1, 5):
-            test = omniglot_options(given.data, sources, meta_batch, channels, queries=15, shots=shots)
+            test = omniglot_options(given.data, sources, meta_batch, channels, queries=15, shots=shots, copies=3)
             figures = means(adapted(test, trained, targets=600 // given.share, seed=seed))
             yield {**described(f"{case}, {shots}-shot", seed, trained), **figures}
 
 
-def omniglot_options(data: str, sources: int, meta_batch: int, channels: int, *, queries: int, shots: int = 1) -> LearningOptions:
+def omniglot_options(data: str, sources: int, meta_batch: int, channels: int, *, queries: int, **task: int) -> LearningOptions:
     method = {"inner_rate": 0.4, "inner_steps": 1, "iterations_per_round": 1}
-    test = {"adapt_iterations": 5, "adapt_optimizer": "sgd", "adapt_rate": 0.4}
-    task = {"name": "omniglot", "data": data, "sources": sources, "meta_batch": meta_batch, "queries": queries, "shots": shots}
-    return LearningOptions.model_validate({**method, **test, "task": {**task, "channels": channels, "jitter": 1.0}})
+    test = {"adapt_iterations": 10, "adapt_optimizer": "sgd", "adapt_rate": 0.4}
+    shared = {"name": "omniglot", "data": data, "sources": sources, "meta_batch": meta_batch, "channels": channels, "jitter": 1.0}
+    return LearningOptions.model_validate({**method, **test, "task": {**shared, "queries": queries, **task}})
 
 
 def described(case: str, seed: int, trained: Trained) -> Row:

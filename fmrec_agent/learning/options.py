@@ -86,11 +86,18 @@ class OmniglotOptions(_Frozen):
     shots: PositiveInt = Field(default=1, le=100, description="drawings of each that are adapted on")
     queries: PositiveInt = Field(default=15, le=100, description="drawings of each that are measured on")
     meta_batch: PositiveInt = Field(default=1, le=1024, description="episodes that a source draws in one iteration")
-    jitter: NonNegativeFloat = Field(default=0.0, le=4, description="how strongly a source bends each drawing at random; 0 leaves it")
+    jitter: NonNegativeFloat = Field(default=0.0, le=4, description="how strongly drawings are bent at random: a source's, and copies")
+    copies: int = Field(default=0, ge=0, le=100, description="bent copies of each drawing that a target adapts on beside it")
     channels: PositiveInt = Field(default=32, le=1024, description="of each of the four convolutions")
     sources: PositiveInt = Field(default=1, le=10_000, description="sources among which the characters are dealt out")
     held_out: PositiveInt = Field(default=40, le=10_000, description="characters that targets alone have")
     data_seed: int = Field(default=0, ge=0, description="names the split of the characters and the targets' episodes")
+
+    @model_validator(mode="after")
+    def _bent(self) -> OmniglotOptions:
+        if self.copies and not self.jitter:
+            raise ValueError("copies that are not bent add nothing: set task.jitter above 0 (1, say), or task.copies to 0")
+        return self
 
 
 def _task_name(value: Any) -> str | None:

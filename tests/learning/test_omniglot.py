@@ -7,6 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,30 @@ def test_jitter_bends_what_sources_draw_and_nothing_else(archive: Path) -> None:
         drawn[jitter] = [support, query, target.draw_adaptation(np.random.default_rng(0))[0]]
     assert [a.shape for a in drawn[0.0]] == [a.shape for a in drawn[1.0]]
     assert [torch.equal(a, b) for a, b in zip(drawn[0.0], drawn[1.0], strict=True)] == [False, False, True]
+
+
+def test_a_target_adapts_on_its_support_and_copies_that_are_bent_anew(archive: Path) -> None:
+    target = load_task(options(archive, jitter=1.0, copies=2), role="target", index=0)
+    plain = load_task(options(archive, jitter=1.0), role="target", index=0)
+    assert isinstance(target, TargetTask)
+    assert isinstance(plain, TargetTask)
+    generator = np.random.default_rng(0)
+    (inputs, classes), (later, _) = target.draw_adaptation(generator), target.draw_adaptation(generator)
+    support, named = plain.draw_adaptation(generator)
+    assert classes.tolist() == 3 * named.tolist()
+    pictures, again = inputs.reshape(3, *support.shape), later.reshape(3, *support.shape)
+    assert torch.equal(pictures[0], support)
+    assert torch.equal(again[0], support)
+    different = [pictures[0], pictures[1], pictures[2], again[1], again[2]]
+    assert not any(torch.equal(a, b) for a, b in combinations(different, 2))
+    assert torch.equal(target.draw_adaptation(np.random.default_rng(0))[0], inputs), "a replay draws the same"
+    model = target.initial_parameters(0)
+    assert target.evaluate(model) == plain.evaluate(model), "the queries are as they were"
+
+
+def test_copies_without_jitter_are_refused(archive: Path) -> None:
+    with pytest.raises(ValueError, match=r"set task\.jitter above 0 \(1, say\), or task\.copies to 0"):
+        options(archive, copies=2)
 
 
 def test_jitter_moves_a_dot_by_few_pixels_and_each_picture_by_its_own_map() -> None:

@@ -6,7 +6,8 @@
    of each character, which is wanted where there are 200 characters and not 1200; with `jitter`, each drawing is bent a little as well,
    anew at each draw (omniglot_jitter.py), which twenty drawings of a character want. Each draw holds `meta_batch` episodes:
    `ways` classes at random, numbered at random, `shots` drawings of each to adapt on and `queries` others of each to be measured on.
-3. A target is one episode of held-out characters, upright, by its index; it adapts on all of its ways x shots drawings.
+3. A target is one episode of held-out characters, upright, by its index; it adapts on all of its ways x shots drawings, and in each step
+   on `copies` of each that are bent anew: five drawings are soon known by heart, and the copies let it take more steps.
 4. The model: 4 times (3 x 3 convolution of stride 2, batch normalisation, ReLU) of `channels` channels, then a linear layer from the
    2 x 2 x channels that are left. Normalisation takes the statistics of the batch, at test too (transductive, as in MAML's code): so the
    model is a pure function of its parameters, and a query is judged together with the other queries of its episode.
@@ -96,11 +97,7 @@ class OmniglotSource(FewShot, SourceTask):
         episodes = [self._episode(self._chosen(generator), generator) for _ in range(self.meta_batch)]
         supports, queries = zip(*episodes, strict=True)
         support, query = episodes[0] if self.meta_batch == 1 else (_stacked(supports), _stacked(queries))
-        return self._bent(support, generator), self._bent(query, generator)
-
-    def _bent(self, batch: Batch, generator: np.random.Generator) -> Batch:
-        strength = self._options.jitter
-        return (jittered(batch[0], strength, generator), batch[1]) if strength else batch
+        return _bent(support, self._options.jitter, generator), _bent(query, self._options.jitter, generator)
 
     def _chosen(self, generator: np.random.Generator) -> list[npt.NDArray[np.float32]]:
         return [self._classes[place] for place in generator.permutation(len(self._classes))[: self._options.ways]]
@@ -118,8 +115,11 @@ class OmniglotTarget(FewShot, TargetTask):
         self.label = f"episode {index} of Omniglot in {options.data}: {', '.join(names)}"
 
     def draw_adaptation(self, generator: np.random.Generator) -> Batch:
-        """All of the support: there is too little to draw from."""
-        return self._adaptation
+        """All of the support, there is too little to draw from; then its bent copies."""
+        batches = [self._adaptation]
+        batches += [_bent(self._adaptation, self._options.jitter, generator) for _ in range(self._options.copies)]
+        inputs, classes = zip(*batches, strict=True)
+        return torch.cat(inputs), torch.cat(classes)
 
     def evaluate(self, parameters: Parameters) -> tuple[float, dict[str, float]]:
         """Cross-entropy and `accuracy_percent` on the episode's queries."""
@@ -156,6 +156,10 @@ def _enough(options: OmniglotOptions, data: Omniglot, name: str) -> npt.NDArray[
             f"and an episode needs {needed} (task.shots + task.queries): set these lower"
         )
     return drawings
+
+
+def _bent(batch: Batch, strength: float, generator: np.random.Generator) -> Batch:
+    return (jittered(batch[0], strength, generator), batch[1]) if strength else batch
 
 
 def _stacked(batches: tuple[Batch, ...]) -> Batch:
