@@ -56,7 +56,7 @@ LEFT_OUT = 5
 """One source lot in so many is left out of the training by which an adaptation is chosen."""
 OMNIGLOT_CASES = (
     ("MAML, 1 agent, 5 queries", 1, 8, 3600, 64, 5),
-    ("MAML, 1 agent, 3 queries", 1, 8, 4000, 64, 3),
+    ("MAML, 1 agent, 3 queries", 1, 8, 3400, 64, 3),
     ("MAML, 1 agent, 32 channels", 1, 8, 5800, 32, 5),
     ("MAML, 12 agents", 12, 1, 1500, 64, 5),
 )
