@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from protocol.chunks import Data as Data
-from protocol.chunks import bind, content_of, named
+from protocol.chunks import bind, content_of, front_of, named
 from protocol.errors import LocalProtocolError, MalformedMessage, RecordInvalid
 from protocol.identifiers import NodeId, TreeId
 from protocol.tensors import Array as Array
@@ -129,6 +129,15 @@ def open_record(summary: RecordSummary, data: Data, groups: Collection[str] | No
         raise RecordInvalid(f"{whose} is another one inside: version {header.version} of {header.owner.short}")
     state = bytes(view[header_bytes : header_bytes + state_bytes])
     return Knowledge(**{name: getattr(header, name) for name in _SHARED}, state=state, tensors=tensors)
+
+
+def opening_bytes(summary: RecordSummary, data: Data, groups: Collection[str] | None) -> int:
+    """How many bytes open_record() of checked bytes copies at most: without tensors only the header and the state, where the record is not
+    compressed. RecordInvalid as there."""
+    front = front_of(summary, data)
+    if front.compressed or groups is None or groups or front.content_bytes < _PREFIX.size:
+        return max(summary.record_bytes, front.content_bytes)
+    return sum(_PREFIX.unpack_from(data, front.bounds[0]))
 
 
 _SHARED = tuple(field.name for field in fields(Header) if field.name != "sections")

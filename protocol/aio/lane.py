@@ -87,8 +87,9 @@ class Lane:
         self._flush()
 
     def spares(self, unused_since: float) -> list[Link]:
-        """The links beside the first that have carried nothing in either direction since then (loop time)."""
-        return [link for link in self.links[1:] if link.used_at < unused_since and not link.closing]
+        """The links beside the one that sends stay on that have carried nothing in either direction since then (loop time)."""
+        current = self._current
+        return [link for link in self.links if link is not current and link.used_at < unused_since and not link.closing]
 
     def shut(self, reason: str) -> None:
         """Closes everything and forgets what waits."""

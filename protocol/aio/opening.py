@@ -1,7 +1,7 @@
 """Opening records that a transfer or a store has checked: each chunk's digest was right when it came, and nobody writes to it since.
 
-What remains is to copy tensors. Of a large record this is done beside the loop: for 100 MB it takes 30 ms, in which no heartbeat would be
-answered. Where no tensors are wanted there is nothing to wait for a thread for.
+What remains is to copy. Where that is much it is done beside the loop: 100 MB take 30 ms, in which no heartbeat would be answered. Where
+no tensors are wanted there is seldom anything to wait for a thread for.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import asyncio
 from collections.abc import Collection
 from functools import partial
 
-from protocol.chunks import front_of
-from protocol.knowledge import Data, Knowledge, open_record
+from protocol.knowledge import Data, Knowledge, open_record, opening_bytes
 from protocol.wire.values import RecordSummary
 
 OPENED_IN_PLACE_BYTES_MAX = 1 << 20
@@ -19,8 +18,8 @@ OPENED_IN_PLACE_BYTES_MAX = 1 << 20
 
 
 async def opened(summary: RecordSummary, data: Data, groups: Collection[str] | None = None) -> Knowledge:
-    """open_record() of checked bytes, in a thread where it takes long. groups: as there; none where it is empty."""
+    """open_record() of checked bytes, in a thread where it takes long. groups: as there; no tensors where it is empty."""
     work = partial(open_record, summary, data, groups, checked=True)
-    if summary.record_bytes <= OPENED_IN_PLACE_BYTES_MAX or (groups == () and not front_of(summary, data).compressed):
+    if opening_bytes(summary, data, groups) <= OPENED_IN_PLACE_BYTES_MAX:
         return work()
     return await asyncio.get_running_loop().run_in_executor(None, work)

@@ -10,9 +10,10 @@ from typing import Any
 from scripts.chaos_run import promises
 from scripts.chaos_run.promises import Life, Sample, Thetas
 
-MANAGERS = 2
+MANAGER_NODES = 3
+"""Of two processes: one has taken over and is the standby that it was and the tree's root, the other was started again as a standby."""
 NODES_MAX = {"agent": 1, "manager": 2, "launcher": 0}
-"""By role. Of a manager's process that took over: the standby that it was, and the tree's root."""
+"""By role, of one process."""
 LINKS_USED = 2
 """With each peer at most, once all is calm: what each side sends on. The pool parts with the others."""
 
@@ -63,7 +64,7 @@ def judge(seen: Seen, undisturbed: Thetas) -> dict[str, Any]:
         differ.append(f"not shown: theta is {upto}, and round {seen.rounds} is the last that was opened")
     if not seen.faults:
         stuck.append("no fault struck: nothing is shown")
-    peers = seen.agents + MANAGERS - 1  # of each process
+    peers = seen.agents + MANAGER_NODES - 1  # of each node
     pools = {role: LINKS_USED * nodes * peers for role, nodes in NODES_MAX.items()}
     kept = promises.descriptors_left(promises.least_since(seen.samples, seen.calm_s), seen.warm, pools)
     troubles = promises.troubles(seen.logs) + list(seen.odd_ends)

@@ -16,8 +16,8 @@ On a machine that does other things too the time drifts by more than what FMRec 
 of its own, the two are compared with each other, and of these ratios medians are taken, over the repeats, and for FMRec over all points as
 well: what it costs does not depend on when the agent is killed. Each baseline beside the one before it shows what equal runs differ by.
 Where that is more than what is to be told, a second figure tells it still: how much longer a run took than its iterations at the pace of
-that same run, FMRec's with a failure less the baseline's. What slows the iterations themselves is not in it: that is in the run with
-checkpoints and no failure.
+that same run, FMRec's with a failure less the baseline's. That is the least that the failure adds: what slows the iterations themselves
+is not in it; of checkpoints, that is in the run without a failure.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ async def measure(data: str, seed: int, runs: Path, finished: Finished, quick: b
     for repeat in range(repeats):
         for variant, at in order:
             one = partial(timed, data, seed, runs, variant, at, points[-1], hidden)
-            key = f"{data}, seed {seed}, hidden {hidden}, {variant} at {at}, {repeat}"
+            key = f"{data}, seed {seed}, hidden {hidden}, {variant} at {at}, {repeat}, looked at throughout"
             took.setdefault((variant, at), []).append(await finished.once(key, one))
     return {**report(points, took), "hidden": hidden}
 

@@ -80,9 +80,12 @@ class Seen:
     @property
     def beside_iterations_s(self) -> float:
         """How much longer the adaptation took than its iterations at the pace of this very run: the wait for a new life, what that did
-        again, the beginning and the end. A machine that is slow for a while slows both, so this is told to a look or two."""
+        again, the beginning and the end. A machine that is slow for a while slows both, so this is told to a look or two. What slows
+        iterations for another reason is not in it. ClusterError where looks were too few to tell a pace."""
         # At a life's first sight its first iteration may not have begun.
         spans = [(sights[-1][0] - sights[1][0], sights[-1][1] - sights[1][1]) for sights in self.sights.values() if len(sights) > 2]
+        if not spans:
+            raise ClusterError("no life of the agent that is timed was seen at three iterations: it has too few of them to tell a pace")
         pace_s = sum(seconds for seconds, _ in spans) / sum(iterations for _, iterations in spans)
         return self.adaptation_s - pace_s * max(done for sights in self.sights.values() for _, done in sights)
 
@@ -155,15 +158,15 @@ async def _watch(cluster: LocalCluster, agent: str, kills: list[Kill], seen: See
     waiting = list(kills)
     while waiting or agent == timed:
         status = await cluster.agent(index_of(agent))
+        if status is not None and agent == timed and status["phase"] == "adapt":
+            sights, done = seen.sights.setdefault(status["pid"], []), status["job"]["done"]
+            if not sights or sights[-1][1] < done:
+                sights.append((time.monotonic(), done))
         if status is not None and waiting and waiting[0].due(status):
             waiting.pop(0)
             seen.cpu_s += cpu_s(status["pid"]) if agent == timed else 0.0
             await cluster.signal_agent(agent, signal.SIGKILL)
             seen.lives.append(status)
-        if status is not None and agent == timed and status["phase"] == "adapt":
-            sights, done = seen.sights.setdefault(status["pid"], []), status["job"]["done"]
-            if not sights or sights[-1][1] < done:
-                sights.append((time.monotonic(), done))
         await asyncio.sleep(LOOK_S)
 
 

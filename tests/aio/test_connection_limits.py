@@ -132,31 +132,50 @@ async def test_what_is_under_way_to_who_parts_arrives(start: Start) -> None:
     assert not x.node.losses
 
 
-async def test_a_connection_that_nobody_uses_any_more_is_closed_beside_another(start: Start) -> None:
-    """Fresh dials leave several; else each doubt would cost a connection until the process ends. Who is in use stays, on either side."""
-    hasty = OverlayParameters(heartbeat_interval_s=0.02, delay_max_s=0.02)
-    low, high = sorted([await start("a", parameters=hasty), await start("b", parameters=hasty)], key=lambda process: process.peer.id)
+async def test_a_connection_that_neither_side_uses_is_closed_beside_others(start: Start) -> None:
+    """Fresh dials leave several; else each doubt would cost a connection until the process ends. What either side sends on stays."""
+    low, high = sorted([await start("a"), await start("b")], key=lambda process: process.peer.id)
     for dialler, found in ((low, high), (high, low), (low, high)):
         assert (await dialler.connections.dial_fresh(dialler.peer, found.peer)).found
     (lane,), (other,) = low.connections._lanes.values(), high.connections._lanes.values()
     await until(lambda: len(other.links) == len(lane.links) == 3)
-    assert lane.links[0].transport is not None
-    assert other.links[0].transport is not None
-    ours, theirs = lane.links[0].transport.get_extra_info("sockname"), other.links[0].transport.get_extra_info("peername")
-    assert ours != theirs, "each sends on the one that it has dialled"
 
-    while len(lane.links) > 2 or len(other.links) > 2:
-        for sender, receiver in ((low, high), (high, low)):
-            sender.connections.send(sender.peer, receiver.peer, Ping())
-            await receiver.node.until(lambda receiver=receiver: bool(receiver.node.messages))  # type: ignore[misc]
-            receiver.node.messages.clear()
-    assert not any(link.closing for link in (*lane.links, *other.links)), "what a side sends on is in use"
-    await until(lambda: len(lane.links) == len(other.links) == 1)
+    def ends(links: list[Any], name: str) -> list[Address]:
+        return [link.transport.get_extra_info(name) for link in links]
+
+    first, of_high = ends(lane.links, "sockname")[0], ends(other.links, "peername")[0]
+    assert first != of_high, "each sends on the one that it has dialled"
+    high.connections.send(high.peer, low.peer, Ping())
+    await low.node.until(lambda: len(low.node.messages) == 1)
+    long_ago = asyncio.get_running_loop().time() - 10 * low.connections.parameters.orphan_max_s
+    for link, end in zip(lane.links, ends(lane.links, "sockname"), strict=True):
+        link.used_at = link.used_at if end == of_high else long_ago
+
+    assert not other.tidied, "the side with the higher id leaves it to the other"
+    low.connections._tidy(lane)
+    await until(lambda: len(other.links) == 2)
+    assert set(ends(lane.links, "sockname")) == set(ends(other.links, "peername")) == {first, of_high}
+    high.connections.send(high.peer, low.peer, Pong())
+    low.connections.send(low.peer, high.peer, Pong())
+    await low.node.until(lambda: low.node.messages[-1] == (high.peer, Pong()))
+    await high.node.until(lambda: high.node.messages[-1:] == [(low.peer, Pong())])
+    assert not low.node.losses
+    assert not high.node.losses
+
+
+async def test_spare_connections_are_looked_for_until_there_is_one(start: Start) -> None:
+    parameters = OverlayParameters(heartbeat_interval_s=0.05, delay_max_s=0.2)
+    low, high = sorted([await start("a", parameters=parameters), await start("b", parameters=parameters)], key=lambda each: each.peer.id)
+    for dialler, found in ((low, high), (high, low), (low, high)):
+        assert (await dialler.connections.dial_fresh(dialler.peer, found.peer)).found
+    (lane,), (other,) = low.connections._lanes.values(), high.connections._lanes.values()
+    assert lane.tidied
+    await until(lambda: len(lane.links) == len(other.links) == 1, timeout_s=10 * parameters.orphan_max_s)
+    assert not lane.tidied, "nothing is left to look for"
     high.connections.send(high.peer, low.peer, Pong())
     await low.node.until(lambda: low.node.messages == [(high.peer, Pong())])
     assert not low.node.losses
     assert not high.node.losses
-    assert not lane.tidied, "nothing is left to look for"
 
 
 async def test_who_dies_after_it_has_parted_is_lost_with_the_next_message(start: Start) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fmrec_agent.learning.learner import LearnerError, Role
-from fmrec_agent.learning.tasks.parking_data import Lot, read_lot
+from fmrec_agent.learning.tasks.parking_data import Lot, _columns, read_lot
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "../shared/data/all-parking-gz-sz"
 LOTS = """NAME,ROLE,CITY,CAPACITY,TYPE
@@ -91,12 +92,29 @@ def test_each_fault_is_one_sentence(folder: Path, file: str, old: str, new: str,
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("old", "new"), [(",4,5,", ",x,5,"), (",4,5,", ',"4",5,'), ("TIME", '"TIME"'), ("1,2,3,4", "1.5e0, 2,3,4")])
+def at_once(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """All columns, where the file is read at once; nothing where it is not."""
+    seen = path.stat()
+    lots = tuple(line.partition(",")[0] for line in LOTS.splitlines()[1:])
+    return _columns(path, lots, seen.st_ino, seen.st_mtime_ns, seen.st_size)
+
+
+def test_a_blank_line_in_a_file_of_one_column_is_told(tmp_path: Path) -> None:
+    (tmp_path / "lots.csv").write_text("NAME,ROLE,CAPACITY,TYPE\na2,source,10,1\n")
+    for rows in ("1\n\n3\n", "1\n3\n\n"):
+        (tmp_path / "counts.csv").write_text("a2\n" + rows)
+        with pytest.raises(LearnerError, match="has 0 values and the header 1: complete or shorten that line"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize(("old", "new"), [(",4,5,", ",x,5,"), (",4,5,", ',"4",5,'), ("TIME", '"TIME"')])
 def test_a_file_that_cannot_be_read_at_once_is_read_by_the_column(folder: Path, old: str, new: str) -> None:
     """What is wrong with another lot is none of this one's business."""
     path = folder / "counts.csv"
     assert old in path.read_text()
+    assert at_once(path)["a2"].tolist() == [2, 3]
     path.write_text(path.read_text().replace(old, new, 1))
+    assert not at_once(path)
     assert read(folder, lot="a2").occupancy.tolist() == [0.1, 0.75]
 
 

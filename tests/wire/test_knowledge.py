@@ -61,6 +61,10 @@ def test_checked_bytes_are_opened_without_being_checked_again(compress: bool) ->
     summary, data = seal(knowledge(), compress=compress)
     found = open_record(summary, data, checked=True)
     np.testing.assert_array_equal(found.tensors["theta"]["w"], knowledge().tensors["theta"]["w"])
+    if not compress:
+        flipped = bytearray(data)
+        flipped[-1] ^= 1  # of the last tensor of the last group
+        assert list(open_record(summary, flipped, checked=True).tensors) == ["state", "theta"], "nobody looks again"
     with pytest.raises(RecordInvalid, match="digest"):
         open_record(replace(summary, digest=bytes(32)), data, checked=True)
     with pytest.raises(RecordInvalid, match="bytes, not the"):
@@ -74,7 +78,8 @@ async def test_a_large_record_of_which_no_tensors_are_wanted_waits_for_no_thread
     with pytest.raises(StopIteration) as ended:
         opened(*sealed, ()).send(None)
     assert (ended.value.value.iteration, ended.value.value.tensors) == (large.iteration, {})
-    for record, groups in ((sealed, {"state"}), (sealed, None), (squeezed, ())):
+    at_length = seal(replace(large, state=bytes(OPENED_IN_PLACE_BYTES_MAX)))
+    for record, groups in ((sealed, {"state"}), (sealed, None), (squeezed, ()), (at_length, ())):
         task = asyncio.ensure_future(opened(*record, groups))
         await asyncio.sleep(0)
         assert not task.done(), "the loop does not do it itself"

@@ -147,20 +147,20 @@ def _counts(path: Path, name: str, lots: tuple[str, ...]) -> npt.NDArray[np.floa
     """One column. lots: all that the file may have."""
     with contextlib.suppress(OSError):
         seen = path.stat()
-        column = _columns(path, lots, seen.st_mtime_ns, seen.st_size).get(name)
+        column = _columns(path, lots, seen.st_ino, seen.st_mtime_ns, seen.st_size).get(name)
         if column is not None and ((column >= 0) & (column < math.inf)).all():
             return column
     return np.array([_number(text, path, line, name) for line, (text,) in _rows(path, (name,))])
 
 
 @lru_cache(maxsize=2)
-def _columns(path: Path, lots: tuple[str, ...], modified_ns: int, size: int) -> dict[str, npt.NDArray[np.float64]]:
+def _columns(path: Path, lots: tuple[str, ...], inode: int, modified_ns: int, size: int) -> dict[str, npt.NDArray[np.float64]]:
     """Every lot's column, read at once and once in a process: what a launcher has read, its agents have, and again after a restart. None
     where the file is not plain numbers between commas: then each column is read for itself, and what is wrong with it said."""
     try:
-        header, *rows = path.read_text(encoding="utf-8-sig").splitlines()
+        header, *rows = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
         names = header.split(",")
-        if any('"' in row or row.count(",") != len(names) - 1 for row in (header, *rows)):
+        if not rows or any(not row or '"' in row or row.count(",") != len(names) - 1 for row in (header, *rows)):
             return {}
         here = [lot for lot in lots if lot in names]
         table = np.loadtxt(rows, delimiter=",", comments=None, ndmin=2, usecols=[names.index(lot) for lot in here])
