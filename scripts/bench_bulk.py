@@ -28,6 +28,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from protocol.aio.bulk import BulkError
 from scripts.bulk_bench import measures
 from scripts.demo_report import hardware
 
@@ -97,7 +98,11 @@ def main() -> int:
     chosen = parser.parse_args()
     if chosen.trials < 1:
         parser.error("--trials must be at least 1")
-    report = bench(chosen.only or parts, chosen.trials, chosen.folder)
+    try:
+        report = bench(chosen.only or parts, chosen.trials, chosen.folder)
+    except BulkError as error:
+        print(f"error: a transfer failed: {error}; run it again where less else runs", file=sys.stderr)
+        return 1
     if chosen.json:
         print(json.dumps(report))
     else:

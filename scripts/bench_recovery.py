@@ -36,6 +36,7 @@ from statistics import median, quantiles
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from protocol.aio.bulk import BulkError  # noqa: E402
 from scripts.bulk_bench.measures import transfers  # noqa: E402
 from scripts.demo_report import hardware  # noqa: E402
 from scripts.local_cluster import ClusterError  # noqa: E402
@@ -167,6 +168,9 @@ def main() -> int:
             report = bench(cases, Path(folder), quick=chosen.quick)
     except ClusterError as error:
         print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+        return 1
+    except BulkError as error:
+        print(f"error: a transfer of the floor's failed: {error}; run it again where less else runs", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -6,13 +6,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fmrec_agent.learning.learner import Job, LearnerError
 from fmrec_agent.learning.options import LearningOptions
-from scripts import bench_recovery
+from protocol.aio.bulk import BulkError
+from scripts import bench_bulk, bench_recovery
 from scripts.local_cluster import ClusterError, Status
 from scripts.recovery_bench import forecaster, tables
 from scripts.recovery_bench.cluster import checked, is_worth_a_signal
@@ -148,3 +151,19 @@ def test_the_forecasters_state_has_the_size_that_is_asked_for_and_all_that_the_n
         assert np.array_equal(gradient, other.finish().tensors[name])
     with pytest.raises(LearnerError, match="of another size"):
         forecaster.mb_0_1(options, name="a", role="source", index=0).restore(tensors, extra)
+
+
+@pytest.mark.parametrize("script", [bench_recovery, bench_bulk])
+def test_a_transfer_that_fails_is_said_in_a_sentence(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise BulkError("no byte has moved for 1 s")
+
+    monkeypatch.setattr(script, "bench", fails)
+    monkeypatch.setattr("sys.argv", ["bench", "--json"])
+    assert script.main() == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: a transfer")
+    assert said.err.endswith("failed: no byte has moved for 1 s; run it again where less else runs\n")
