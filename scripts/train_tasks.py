@@ -3,7 +3,8 @@
     sinusoid     K = 10: MSE after 1 and 10 steps of one net; the floor is the same net trained to fit all sinusoids at once
     synthetic    Synthetic(1, 1), 30 devices: accuracy on 30 new devices after adaptation
     parking      RMSE over the 12 targets with 0, 1, 3, 6 and 24 days of their data, by ridge; the floor is persistence
-    parking-lstm the same, by the published network; parking-lstm-choice: compares ways to adapt, on source lots left out
+    parking-lstm the same, by the published network
+    parking-choice, parking-lstm-choice: compare ridge's harmonics, and the network's ways to adapt, on source lots that training left out
     omniglot     5-way 1-shot on characters that no source has, one source and twelve; the floor is chance
 
 Each is trained from every seed given. No target's test data enters training, nor what training chooses for itself (ridge's prior and its
@@ -52,6 +53,9 @@ SINUSOID_CASES: tuple[tuple[str, dict[str, Any], int, tuple[float, ...]], ...] =
 )
 """case, method, rounds, rates to adapt at where they are not learnt (0.01 is the paper's)."""
 LOTS, DAYS = 30, (1, 3, 6, 24)
+RIDGE: dict[str, Any] = {"learner": "ridge"}
+RIDGE_STAGES = (Stage(2, 1.0),)
+HARMONICS = (0, 1, 2, 4, 6, 8, 12, 16)
 LEFT_OUT = 5
 """One source lot in so many is left out of the training by which an adaptation is chosen."""
 OMNIGLOT_CASES = (
@@ -136,8 +140,8 @@ def described(case: str, seed: int, trained: Trained) -> Row:
 def parking(seed: int, given: Given) -> Iterator[Row]:
     """The linear model with a learnt prior, for each amount of target data; nothing in it is left to chance, so seeds agree."""
     for days in DAYS:
-        options = parking_options(given.data, days, {"learner": "ridge"}, model="linear")
-        trained = train(options, sources=LOTS // given.share or 2, stages=(Stage(2, 1.0),), optimizer="sgd", seed=seed)
+        options = parking_options(given.data, days, RIDGE, model="linear")
+        trained = train(options, sources=LOTS // given.share or 2, stages=RIDGE_STAGES, optimizer="sgd", seed=seed)
         yield parking_row(f"ridge, {days} days", options, trained, linear_prior(trained.theta), seed)
 
 
@@ -149,18 +153,39 @@ def parking_lstm(seed: int, given: Given) -> Iterator[Row]:
         yield parking_row(f"FedAvg, LSTM, {days} days", published_lstm.options(given.data, days), trained, model, seed)
 
 
+def parking_choice(seed: int, given: Given) -> Iterator[Row]:
+    """The linear model with each number of harmonics on source lots, one in LEFT_OUT, that the prior and its strength are made without;
+    which ones, the seed says. No target lot is read."""
+    sources, names = without_some(seed, given)
+    for days in DAYS:
+        for harmonics in HARMONICS:
+            task = {"model": "linear", "harmonics": harmonics}
+            options = parking_options(given.data, days, RIDGE, **task)
+            trained = train(options, sources=sources, stages=RIDGE_STAGES, optimizer="sgd", seed=seed)
+            lots = [parking_options(given.data, days, RIDGE, **task, lot=name) for name in names]
+            yield {**described(f"{days} days, {harmonics} harmonics", seed, trained), "rmse_pp": mean_error(lots, trained, seed)}
+
+
 def parking_lstm_choice(seed: int, given: Given) -> Iterator[Row]:
     """Each adaptation on source lots, one in LEFT_OUT, that training left out; which ones, the seed says. No target lot is read."""
-    lots = range(LOTS // given.share or LEFT_OUT)
-    left_out = range(seed % LEFT_OUT, len(lots), LEFT_OUT)
-    sources = [index for index in lots if index not in left_out]
+    sources, names = without_some(seed, given)
     trained = published_lstm.trained(given.data, sources, seed, published_lstm.ROUNDS // given.share)
-    names = [lot_name(given.data, index) for index in left_out]
     for days in DAYS:
         for optimizer, rate, steps in published_lstm.CANDIDATES:
-            options = [published_lstm.options(given.data, days, (optimizer, rate, steps), lot=name) for name in names]
-            errors = [adapted(each, trained, targets=1, seed=seed)[0]["rmse_pp"] for each in options]
-            yield {**described(f"{days} days, {optimizer} {rate} x {steps}", seed, trained), "rmse_pp": mean(errors)}
+            lots = [published_lstm.options(given.data, days, (optimizer, rate, steps), lot=name) for name in names]
+            yield {**described(f"{days} days, {optimizer} {rate} x {steps}", seed, trained), "rmse_pp": mean_error(lots, trained, seed)}
+
+
+def without_some(seed: int, given: Given) -> tuple[list[int], list[str]]:
+    """The source lots that train, by index, and those that are left out, by name."""
+    lots = range(max(LOTS // given.share, LEFT_OUT))
+    left_out = range(seed % LEFT_OUT, len(lots), LEFT_OUT)
+    return [index for index in lots if index not in left_out], [lot_name(given.data, index) for index in left_out]
+
+
+def mean_error(lots: list[LearningOptions], trained: Trained, seed: int) -> float:
+    """RMSE in percentage points, the mean over these lots, each of which adapts theta as a target does."""
+    return mean(adapted(options, trained, targets=1, seed=seed)[0]["rmse_pp"] for options in lots)
 
 
 def lot_name(data: str, index: int) -> str:
@@ -189,6 +214,7 @@ EXPERIMENTS: dict[str, Callable[[int, Given], Iterator[Row]]] = {
     "synthetic": synthetic,
     "parking": parking,
     "parking-lstm": parking_lstm,
+    "parking-choice": parking_choice,
     "parking-lstm-choice": parking_lstm_choice,
     "omniglot": omniglot,
 }

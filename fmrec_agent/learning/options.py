@@ -24,6 +24,8 @@ from pydantic import (
 )
 
 SYNTHETIC = "synthetic"
+HARMONICS = 8
+"""Of the day, that parking's linear model knows by default (docs/tasks.md)."""
 
 
 class _Frozen(BaseModel):
@@ -39,6 +41,7 @@ class ParkingOptions(_Frozen):
     model: Literal["lstm", "linear"] = Field(default="lstm", description="tasks/parking.py, or tasks/parking_linear.py")
     hidden: PositiveInt = Field(default=4, le=1024, description="size of the LSTM's hidden state")
     decoder: Literal["last", "all"] = Field(default="last", description="the LSTM's hidden states that it reads: all in the published one")
+    harmonics: int = Field(default=HARMONICS, ge=0, le=48, description="of the day, that the linear model knows")
     days: Literal[1, 3, 6, 24] = Field(default=3, description="how many days of data a target adapts on")
     loss: Literal["mse", "bce"] = Field(default="mse", description="squared error, or binary cross-entropy on the occupancy rate")
     data_seed: int = Field(default=0, ge=0, description="names the synthetic city pair")
@@ -51,6 +54,8 @@ class ParkingOptions(_Frozen):
             raise ValueError('the linear model has no loss "bce": set task.loss to "mse", or task.model to "lstm"')
         if self.model == "linear" and self.decoder == "all":
             raise ValueError('the linear model has no decoder: leave task.decoder out, or set task.model to "lstm"')
+        if self.model == "lstm" and self.harmonics != HARMONICS:
+            raise ValueError('the LSTM has no harmonics: leave task.harmonics out, or set task.model to "linear"')
         return self
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.train_tasks import HARMONICS
+
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train_tasks.py"
 
 
@@ -42,3 +44,12 @@ def test_an_option_that_an_experiment_does_not_know_is_refused(experiment: str, 
     done = run(experiment, "--quick", *option)
     assert done.returncode == 2
     assert f"{option[0]} is of sinusoid and omniglot, and does nothing to {experiment}" in done.stderr
+
+
+def test_what_is_compared_on_left_out_lots() -> None:
+    done = run("parking-choice", "--quick", "--seeds", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["case"] for row in rows] == [f"{days} days, {harmonics} harmonics" for days in (1, 3, 6, 24) for harmonics in HARMONICS]
+    assert all(0 < row["rmse_pp"] < 100 for row in rows)
+    assert len({row["rmse_pp"] for row in rows}) == len(rows), "each is another model or another target's data"

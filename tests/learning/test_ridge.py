@@ -11,9 +11,9 @@ import torch
 from fmrec_agent.learning.learner import Job, LearnerError
 from fmrec_agent.learning.loading import load_learner, load_task
 from fmrec_agent.learning.methods.ridge import STRENGTHS
-from fmrec_agent.learning.options import LearningOptions
+from fmrec_agent.learning.options import HARMONICS, LearningOptions
 from fmrec_agent.learning.tasks.parking import BlockwiseSource, ParkingTarget
-from fmrec_agent.learning.tasks.parking_linear import FEATURES, linear_forecast
+from fmrec_agent.learning.tasks.parking_linear import linear_forecast, number_of_features
 from scripts.federation import Stage, Trained, adapted, evaluated, linear_prior, means, train
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "../shared/data/all-parking-gz-sz"
@@ -23,9 +23,30 @@ def options(**task: object) -> LearningOptions:
     return LearningOptions.model_validate({"learner": "ridge", "task": {"model": "linear", "days": 6, **task}})
 
 
+FEATURES = number_of_features(HARMONICS)
+
+
 def design(inputs: torch.Tensor) -> np.ndarray:
     """F, column by column, from what the forecast does with each unit weight."""
-    return np.stack([(linear_forecast(unit, inputs) - inputs[:, 5]).numpy() for unit in torch.eye(FEATURES, dtype=inputs.dtype)], 1)
+    units = torch.eye(FEATURES, dtype=inputs.dtype)
+    return np.stack([(linear_forecast(unit, inputs, HARMONICS) - inputs[:, 5]).numpy() for unit in units], 1)
+
+
+@pytest.mark.parametrize(("harmonics", "number"), [(0, 10), (1, 16), (2, 22), (8, 46), (48, 206)])
+def test_as_many_features_as_harmonics_ask_for(harmonics: int, number: int) -> None:
+    """The last ones are d_0 times the cosines: at midnight, d_0 itself."""
+    task = load_task(options(harmonics=harmonics), role="target", index=0)
+    weight = task.initial_parameters(0)["weight"]
+    assert len(weight) == number
+    weight[-1] = 1.0
+    inputs = torch.tensor([[0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.0]], dtype=weight.dtype)
+    change = 0.7 - 0.2 if harmonics else 0.7 * (0.7 - 0.5)
+    torch.testing.assert_close(linear_forecast(weight, inputs, harmonics), inputs[:, 5] + change)
+
+
+def test_the_lstm_has_no_harmonics() -> None:
+    with pytest.raises(ValueError, match=r"leave task\.harmonics out, or set task\.model to \"linear\""):
+        options(model="lstm", harmonics=4)
 
 
 def trained(chosen: LearningOptions, sources: int) -> Trained:

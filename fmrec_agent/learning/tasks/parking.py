@@ -26,7 +26,7 @@ from fmrec_agent.learning.options import SYNTHETIC, LearningOptions, ParkingOpti
 from fmrec_agent.learning.streams import stream
 from fmrec_agent.learning.task import Batch, Parameters, SourceTask, TargetTask, Task, sample
 from fmrec_agent.learning.tasks.parking_data import STEPS_PER_DAY, Lot, read_lot
-from fmrec_agent.learning.tasks.parking_linear import FEATURES, linear_forecast
+from fmrec_agent.learning.tasks.parking_linear import linear_forecast, number_of_features
 from fmrec_agent.learning.tasks.synthetic_parking import synthetic_lot
 
 STEPS_IN = 6
@@ -83,7 +83,7 @@ class Parking(Task):
     def initial_parameters(self, seed: int) -> dict[str, Tensor]:
         """Uniform in +-1 / sqrt(hidden), like torch.nn.LSTM and a Linear after its last state; zero for the linear model."""
         if self._options.model == "linear":
-            return {"weight": torch.zeros(FEATURES, dtype=self._dtype)}
+            return {"weight": torch.zeros(number_of_features(self._options.harmonics), dtype=self._dtype)}
         hidden = self._options.hidden
         read = hidden * (STEPS_IN if self._options.decoder == "all" else 1)
         shapes = {
@@ -112,7 +112,7 @@ class Parking(Task):
 
     def _output(self, parameters: Parameters, inputs: Tensor) -> Tensor:
         if self._options.model == "linear":
-            return linear_forecast(parameters["weight"], inputs)
+            return linear_forecast(parameters["weight"], inputs, self._options.harmonics)
         return lstm_forecast(parameters, inputs)
 
     def _part(self, lot: Lot, start: int, end: int) -> Batch:
