@@ -155,8 +155,9 @@ class TestThePublishedData:
         """Bit for bit; a quoted header is what takes the slower way."""
         for file in PUBLISHED.glob("*.csv"):
             (tmp_path / file.name).write_text(file.read_text().replace("TIME", '"TIME"', 1))
-        for role, index in (("source", 0), ("source", 29), ("target", 11)):
-            quick, slow = read(PUBLISHED, role, index), read(tmp_path, role, index)  # type: ignore[arg-type]
+        lots: list[tuple[Role, int]] = [("source", 0), ("source", 29), ("target", 11)]
+        for role, index in lots:
+            quick, slow = read(PUBLISHED, role, index), read(tmp_path, role, index)
             assert np.array_equal(quick.occupancy, slow.occupancy)
 
     def test_exceptions_are_applied(self) -> None:
