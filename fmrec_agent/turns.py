@@ -36,6 +36,9 @@ _SINCE = struct.Struct("@d")
 _SINCE_AT = 64
 _PROCESS_SHARED = _ROBUST = 1
 """Of <pthread.h>, on Linux."""
+_MAPPED: list[mmap.mmap] = []
+"""Every memory that has such locks, for as long as the process lives: a thread's list of those that it holds, which the system keeps in the
+locks themselves, must not lead to memory that was given back."""
 
 
 class _Timespec(ctypes.Structure):
@@ -48,6 +51,7 @@ class Turns:
     def __init__(self, number: int) -> None:
         self._number = self._gate = number
         self._memory = mmap.mmap(-1, (number + 1) * SLOT_BYTES)
+        _MAPPED.append(self._memory)
         self._locks = [(ctypes.c_char * _SINCE_AT).from_buffer(self._memory, slot * SLOT_BYTES) for slot in range(number + 1)]
         self._libc = ctypes.CDLL(None)
         self._kept = all(hasattr(self._libc, f"pthread_mutex_{name}") for name in ("timedlock", "consistent"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import select
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -194,3 +196,9 @@ def test_where_there_are_no_such_locks_nobody_waits(forked: Forked, monkeypatch:
     turns = Turns(1)
     monkeypatch.setattr(turns, "_kept", False)
     assert [forked(turns).goes_on() for _ in range(2)] == [False, False]
+
+
+def test_turns_that_are_dropped_in_a_turn_leave_their_threads_others_usable() -> None:
+    """In a process of its own, for it would die of SIGSEGV: the next lock would write to where the last one was."""
+    script = "from fmrec_agent.turns import Turns; other, held = Turns(1), Turns(1); held.go_on(); del held; other.go_on(); other.end()"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
