@@ -20,6 +20,7 @@ from random import Random
 from typing import Any
 
 from fmrec_agent.dispatcher import Dispatcher
+from fmrec_agent.high_water import HighWaterMark
 from fmrec_agent.learning.learner import Learner, LearnerError
 from fmrec_agent.learning.loading import load_learner
 from fmrec_agent.retriever import Retriever
@@ -55,7 +56,7 @@ LOUD_FACTS = {"ring_lost", "slept"}
 
 class AgentDaemon:
     """The agent at `index` of these settings. `ready` is told the bound port once the agent listens; in_training_thread, turns: as
-    Trainer's."""
+    Trainer's; mark: as Dispatcher's."""
 
     def __init__(
         self,
@@ -64,6 +65,7 @@ class AgentDaemon:
         ready: Callable[[Peer], None],
         in_training_thread: Callable[[], None] = lambda: None,
         turns: Turns | None = None,
+        mark: HighWaterMark | None = None,
     ) -> None:
         self.settings = settings
         self.index = index
@@ -73,6 +75,7 @@ class AgentDaemon:
         self._ready = ready
         self._in_training_thread = in_training_thread
         self._turns = turns
+        self._mark = mark
         self._stop = asyncio.Event()
         self._active = asyncio.Event()
         self._reason = ""
@@ -107,6 +110,7 @@ class AgentDaemon:
             self.tree,
             compress=self.settings.record_compression == "zstd",
             rounded=self.settings.replica_precision == "bf16",
+            mark=self._mark,
         )
         self.retriever = Retriever(self.driver, self.store, self.parameters)
         self.worker = Worker(trainer, self.dispatcher, self.driver, self.store, self.tree, self.role, self.parameters, self._restore)
@@ -156,7 +160,7 @@ class AgentDaemon:
             ) from error
         known = self.dispatcher.version
         if found is None or found[0].version <= known:
-            if not known:
+            if not known and not self.dispatcher.missing:
                 log.info("%s: no record of an earlier life was found: starting from the beginning", self.name)
             return  # what there is, we go on from already
         record, knowledge = found

@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import replace
 from functools import partial
 
+from fmrec_agent.high_water import HighWaterMark
 from protocol.aio.driver import Driver
 from protocol.aio.store import RecordStore
 from protocol.identifiers import TreeId
@@ -30,14 +31,24 @@ TAKEN_MAX = 16
 
 
 class Dispatcher:
-    """Keeps the replicas of one agent's record in one tree. compress, rounded: as in seal()."""
+    """Keeps the replicas of one agent's record in one tree. compress, rounded: as in seal(). mark: what earlier lives called durable."""
 
-    def __init__(self, driver: Driver, store: RecordStore, tree: TreeId, *, compress: bool = False, rounded: bool = False) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        store: RecordStore,
+        tree: TreeId,
+        *,
+        compress: bool = False,
+        rounded: bool = False,
+        mark: HighWaterMark | None = None,
+    ) -> None:
         self._driver = driver
         self._store = store
         self._tree = tree
         self._compress = compress
         self.rounded = rounded
+        self._mark = mark if mark is not None else HighWaterMark()
         self.version = 0
         """Of the newest record sealed here, or restored from a replica."""
         self.incarnation = driver.node.self_peer.incarnation
@@ -53,6 +64,15 @@ class Dispatcher:
         """Go on counting after this version: what is sealed next is newer."""
         self.version = max(self.version, record.version)
         self.incarnation = max(self.incarnation, record.incarnation)
+
+    @property
+    def missing(self) -> int:
+        """The version that an earlier life called durable, where that is newer than what this one knows; else 0."""
+        return self._mark.value if self._mark.value > self.version else 0
+
+    def give_up_missing(self) -> None:
+        """It is lost, or nobody needs it any more: later lives are not to look for it."""
+        self._mark.value = min(self._mark.value, self.version)
 
     async def checkpoint(self, knowledge: Knowledge, *, replicate: bool = True) -> tuple[RecordSummary, Data]:
         """Seal `knowledge` as the next version, hold it here and bring it to k neighbours in the background; the record, unrounded
@@ -81,6 +101,7 @@ class Dispatcher:
             if version == effect.record.version:
                 self.durable_s = asyncio.get_running_loop().time() - taken
         self.durable_version = max(self.durable_version, effect.record.version)
+        self._mark.value = max(self._mark.value, self.durable_version)
         for version in [version for version in self._waiting if version <= self.durable_version]:
             waiting = self._waiting.pop(version)
             if not waiting.done():

@@ -11,9 +11,10 @@
 6. An order that names who trains is not for the others: they rest, and keep what they have learnt.
 7. A life may have begun on the smaller side of a cut, where its newest record is not and nobody can know that there is one. So before its
    first job it looks once more where the order comes late (who is cut off gets none), or is for a later round than follows what it knows.
-   In mode exact, where all train, it may have had a part in the rounds between, and its newest record may lie beyond a cut that lasts: it
-   goes on looking, for as long as CUT_VERDICTS verdicts take, and says what is lost where it must go on without. Only then: an agent that
-   was away while rounds were closed without it has nothing to find.
+   Its newest record may lie beyond a cut that lasts: where there must be one it goes on looking, for as long as CUT_VERDICTS verdicts take,
+   and says what is lost where it must go on without. There must be one where an earlier life of the same launcher called a newer version
+   durable (high_water.py); and there may be in mode exact, where all train, for it may have had a part in the rounds between. Only then:
+   an agent that was away while rounds were closed without it has nothing to find.
 """
 
 from __future__ import annotations
@@ -164,6 +165,8 @@ class Worker:
                 await self._contribute(order, "train")
         elif body.phase == "adapt" and self._role == "target":
             await self._contribute(order, "adapt")
+        elif body.phase == "done":
+            self._dispatcher.give_up_missing()  # with the tree's records
         self.doing = "done" if body.phase == "done" else "waiting for orders"
 
     async def _make_theta(self, order: Order) -> None:
@@ -216,23 +219,27 @@ class Worker:
             self._looking_since = loop.time()
         end, wait_s = self._looking_since + CUT_VERDICTS * self._parameters.verdict_max_s, self._parameters.retry_min_s
         while self._may_lack(body) and loop.time() < end:
-            self.doing = f"looking for what an earlier life knew: round {body.round} is asked for, round {self._trainer.round} is known"
+            self.doing = f"looking for what an earlier life knew: {self._what_lacks(body)}"
             await self._superseded_within(wait_s)
             if self._order is not order:
                 return False
             wait_s = min(2 * wait_s, self._parameters.retry_max_s)
             await self._restore_newest()
         if self._may_lack(body):
-            log.error(
-                "round %d is asked for, and no record after round %d was found: what this agent may have learnt between them is lost",
-                body.round,
-                self._trainer.round,
-            )
+            log.error("%s: what this agent may have learnt between them is lost", self._what_lacks(body))
+            self._dispatcher.give_up_missing()
         self._sure = True
         return True
 
+    def _what_lacks(self, body: RoundOpen) -> str:
+        if missing := self._dispatcher.missing:
+            return f"version {missing} was durable, and version {self._dispatcher.version or 'none'} was found"
+        return f"round {body.round} is asked for, and no record after round {self._trainer.round} was found"
+
     def _may_lack(self, body: RoundOpen) -> bool:
-        """May an earlier life have had a part in rounds that we know nothing of?"""
+        """Does an earlier life know more, or may it have had a part in rounds that we know nothing of?"""
+        if self._dispatcher.missing:
+            return True
         known = self._dispatcher.version > 0
         return known and body.mode == "exact" and not body.chosen and body.phase == "train" and body.round > self._trainer.round + 1
 

@@ -90,3 +90,16 @@ def crashing(options: object, *, name: str, role: str, index: int) -> Counting:
 def folderless(options: object, *, name: str, role: str, index: int) -> Counting:
     """As `learning.learner`: one that cannot be built."""
     raise LearnerError("there is no folder data")
+
+
+class Gate:
+    """Holds a learner before a step of its until it is opened."""
+
+    def __init__(self, step: int) -> None:
+        self.reached, self.open = threading.Event(), threading.Event()
+        self._step = step
+
+    def __call__(self, done: int) -> None:
+        if done == self._step and not self.open.is_set():
+            self.reached.set()
+            self.open.wait(10)

@@ -10,6 +10,7 @@ from random import Random
 import numpy as np
 
 from fmrec_agent.dispatcher import Dispatcher
+from fmrec_agent.high_water import HighWaterMark
 from fmrec_agent.learning.learner import Role
 from fmrec_agent.retriever import Retriever
 from fmrec_agent.trainer import Trainer
@@ -122,12 +123,13 @@ class Agent(Host):
     learner: Counting = field(default_factory=Counting)
     role: Role = "source"
     checkpoint_every: int = 4
+    mark: HighWaterMark = field(default_factory=HighWaterMark)
 
     async def listen(self, port: int | None = None) -> None:
         await super().listen(port)
         self.trainer = Trainer(self.checkpoint_every)
         await self.trainer.load(lambda: self.learner)
-        self.dispatcher = Dispatcher(self.driver, self.store, TREE)
+        self.dispatcher = Dispatcher(self.driver, self.store, TREE, mark=self.mark)
         self.retriever = Retriever(self.driver, self.store, PARAMETERS)
         self.worker = Worker(self.trainer, self.dispatcher, self.driver, self.store, TREE, self.role, PARAMETERS, self.restore)
         self.working: asyncio.Task[None] | None = None
@@ -174,8 +176,17 @@ class Ring:
         manager.driver.dispatch(CreateTree(TREE))
         return manager
 
-    async def agent(self, name: str, *, incarnation: int = 1, learner: Counting | None = None, role: Role = "source") -> Agent:
-        agent = Agent(agent_id("c", name), incarnation, learner=learner or Counting(), role=role)
+    async def agent(
+        self,
+        name: str,
+        *,
+        incarnation: int = 1,
+        learner: Counting | None = None,
+        role: Role = "source",
+        mark: HighWaterMark | None = None,
+    ) -> Agent:
+        """mark: that of an earlier life, whose launcher starts this one."""
+        agent = Agent(agent_id("c", name), incarnation, learner=learner or Counting(), role=role, mark=mark or HighWaterMark())
         await self.enter(agent)
         agent.work()
         return agent

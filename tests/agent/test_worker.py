@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fmrec_agent import worker
 from fmrec_agent.learning.learner import Job, LearnerError, Tensors
 from protocol.identifiers import Peer
-from protocol.knowledge import open_record
 from protocol.overlay.effects import Notify
 from protocol.overlay.events import MessageReceived
 from protocol.wire.electing import TermRequest
 from protocol.wire.messages import RoundOpen
-from tests.agent.counting import Counting
+from tests.agent.counting import Counting, Gate
 from tests.agent.ring import TREE, Agent, Manager, Ring, free_port, until
 
 
@@ -118,19 +114,6 @@ async def test_while_the_manager_is_away_a_contribution_is_brought_again_and_aga
     await until(lambda: later.brought)
     assert brought(later) == [("train", 0, 3)]
     assert a.learner.jobs == [Job("train", 0, 1)]
-
-
-class Gate:
-    """Holds a learner before a step of its until it is opened."""
-
-    def __init__(self, step: int) -> None:
-        self.reached, self.open = threading.Event(), threading.Event()
-        self._step = step
-
-    def __call__(self, done: int) -> None:
-        if done == self._step and not self.open.is_set():
-            self.reached.set()
-            self.open.wait(10)
 
 
 async def test_a_newer_order_stops_the_job_under_way(ring: Ring) -> None:
@@ -321,79 +304,6 @@ async def test_a_later_life_goes_on_from_the_last_checkpoint_bit_for_bit(ring: R
     (_, whole), (record, again) = manager.brought
     assert again.tensors["contribution"]["w"].tobytes() == whole.tensors["contribution"]["w"].tobytes()
     assert (heir.learner.jobs, heir.learner.steps, record.iteration, record.incarnation) == ([], 6, 10, 2)
-
-
-async def begun_from_an_older_record(ring: Ring) -> tuple[Manager, Agent, Agent, int]:
-    """The manager, an agent that nothing happens to, a second life that knows the first of two rounds, and the version of the second."""
-    manager = await ring.manager()
-    undisturbed, a, _ = [await ring.agent(name) for name in "uab"]
-    records = []
-    for done in range(2):
-        for agent in (undisturbed, a):
-            agent.worker.ordered(manager.order("train", done), manager.me)
-        await until(lambda done=done: len(manager.brought) == 2 * done + 2)
-        records.append(a.store.get(a.identifier, TREE))
-    await ring.kill(a)
-    heir = await ring.agent("a", incarnation=2)
-    older, newest = records
-    assert older is not None
-    assert newest is not None
-    heir.store.put(*older)
-    await heir.worker.restore(older[0], open_record(*older))
-    return manager, undisturbed, heir, newest[0].version
-
-
-@pytest.mark.parametrize("number", [1, 2], ids=["an order that comes late", "an order for a later round"])
-async def test_a_life_that_began_on_the_smaller_side_of_a_cut_finds_what_it_had_missed(ring: Ring, number: int) -> None:
-    """Rule 7. Of two rounds done, what it found at its start is the first; the holders of the second could not be seen.
-
-    Found by chaos: cut off with its host, killed, and started again beside an older replica."""
-    manager, undisturbed, heir, newest = await begun_from_an_older_record(ring)
-    if number == 1:
-        heir.worker._began = -math.inf
-    for agent in (undisturbed, heir):
-        agent.worker.ordered(manager.order("train", number), manager.me)
-    await until(lambda: len(manager.brought) == 6)
-    whole, again = [
-        next(inside for record, inside in reversed(manager.brought) if record.owner == agent.identifier) for agent in (undisturbed, heir)
-    ]
-    assert (again.round, whole.round) == (number, number)
-    assert again.tensors["contribution"]["w"].tobytes() == whole.tensors["contribution"]["w"].tobytes()
-    assert [job.round for job in heir.learner.jobs] == [2][: number - 1], "round 1 was finished already"
-    assert again.version >= newest
-
-
-@pytest.mark.parametrize("verdicts", [10.0, 0.0], ids=["the cut heals", "it lasts"])
-async def test_in_mode_exact_it_looks_until_the_cut_is_healed_or_says_what_is_lost(
-    ring: Ring, verdicts: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Rule 7. Found by half an hour of chaos: all holders of the newest record were cut off, stopped or dead when its owner came back."""
-    monkeypatch.setattr(worker, "CUT_VERDICTS", verdicts)
-    manager, undisturbed, heir, _ = await begun_from_an_older_record(ring)
-    looks = 0
-
-    async def cut_off() -> None:
-        nonlocal looks
-        looks += 1
-        if looks == 2:  # another root announces the round anew
-            heir.worker.ordered(manager.order("train", 2), manager.me)
-        if looks > 4:
-            await heir.restore()
-
-    monkeypatch.setattr(heir.worker, "_restore_newest", cut_off)
-    for agent in (undisturbed, heir):
-        agent.worker.ordered(manager.order("train", 2), manager.me)
-    await until(lambda: len(manager.brought) == 6)
-    whole, again = [
-        next(inside for record, inside in reversed(manager.brought) if record.owner == agent.identifier) for agent in (undisturbed, heir)
-    ]
-    equal = again.tensors["contribution"]["w"].tobytes() == whole.tensors["contribution"]["w"].tobytes()
-    lost = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    if verdicts:
-        assert (equal, looks, lost) == (True, 5, [])
-    else:
-        assert (equal, looks, len(lost)) == (False, 1, 1)
-        assert "round 2 is asked for, and no record after round 0 was found" in lost[0]
 
 
 async def restored(ring: Ring) -> Agent:
