@@ -70,9 +70,9 @@ class Dispatcher:
         """The version that an earlier life called durable, where that is newer than what this one knows; else 0."""
         return self._mark.value if self._mark.value > self.version else 0
 
-    def give_up_missing(self) -> None:
-        """It is lost, or nobody needs it any more: later lives are not to look for it."""
-        self._mark.value = min(self._mark.value, self.version)
+    def settle_for(self, version: int) -> None:
+        """What is newer is lost, or nobody needs it any more: later lives are not to look for it."""
+        self._mark.value = min(self._mark.value, version)
 
     async def checkpoint(self, knowledge: Knowledge, *, replicate: bool = True) -> tuple[RecordSummary, Data]:
         """Seal `knowledge` as the next version, hold it here and bring it to k neighbours in the background; the record, unrounded

@@ -166,7 +166,7 @@ class Worker:
         elif body.phase == "adapt" and self._role == "target":
             await self._contribute(order, "adapt")
         elif body.phase == "done":
-            self._dispatcher.give_up_missing()  # with the tree's records
+            self._dispatcher.settle_for(0)  # the tree's records go
         self.doing = "done" if body.phase == "done" else "waiting for orders"
 
     async def _make_theta(self, order: Order) -> None:
@@ -227,7 +227,7 @@ class Worker:
             await self._restore_newest()
         if self._may_lack(body):
             log.error("%s: what this agent may have learnt between them is lost", self._what_lacks(body))
-            self._dispatcher.give_up_missing()
+            self._dispatcher.settle_for(self._dispatcher.version)
         self._sure = True
         return True
 

@@ -8,11 +8,9 @@ import math
 import pytest
 
 from fmrec_agent import worker
-from fmrec_agent.high_water import HighWaterMark
 from fmrec_agent.learning.learner import Job
 from protocol.knowledge import open_record
 from protocol.overlay.effects import Durable
-from protocol.wire.messages import Phase
 from tests.agent.counting import Counting, Gate
 from tests.agent.ring import TREE, Agent, Manager, Ring, until
 
@@ -139,11 +137,13 @@ async def test_what_an_earlier_life_called_durable_is_looked_for_until_it_is_the
     assert heir.mark.value == manager.brought[1][0].version, "the next life is to find this one's, and no more"
 
 
-@pytest.mark.parametrize("phase", ["train", "done"])
-async def test_at_the_end_nothing_is_missing_any_more(ring: Ring, phase: Phase) -> None:
+async def test_after_the_end_nothing_is_missing(ring: Ring) -> None:
     """A tree's records go with it. Whoever is killed after that, and started again for another run, has nothing to look for."""
     manager = await ring.manager()
-    a = await ring.agent("a", mark=HighWaterMark(7))
-    a.worker.ordered(manager.order(phase, 0), manager.me)
-    await until(lambda: a.worker.doing == "done" or "version 7 was durable" in a.worker.doing)
-    assert (a.mark.value, a.worker.doing == "done") == ((0, True) if phase == "done" else (7, False))
+    a, _ = [await ring.agent(name) for name in "ab"]
+    a.worker.ordered(manager.order("train", 0), manager.me)
+    await until(lambda: manager.brought)
+    version = a.mark.value
+    a.worker.ordered(manager.order("done", 1), manager.me)
+    await until(lambda: a.worker.doing == "done")
+    assert (version, a.mark.value) == (manager.brought[0][0].version, 0)
