@@ -20,7 +20,7 @@ from random import Random
 from typing import Any
 
 from fmrec_agent.dispatcher import Dispatcher
-from fmrec_agent.high_water import HighWaterMark
+from fmrec_agent.high_water import HighWater
 from fmrec_agent.learning.learner import Learner, LearnerError
 from fmrec_agent.learning.loading import load_learner
 from fmrec_agent.retriever import Retriever
@@ -56,7 +56,7 @@ LOUD_FACTS = {"ring_lost", "slept"}
 
 class AgentDaemon:
     """The agent at `index` of these settings. `ready` is told the bound port once the agent listens; in_training_thread, turns: as
-    Trainer's; mark: as Dispatcher's."""
+    Trainer's; high_water: as Dispatcher's."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class AgentDaemon:
         ready: Callable[[Peer], None],
         in_training_thread: Callable[[], None] = lambda: None,
         turns: Turns | None = None,
-        mark: HighWaterMark | None = None,
+        high_water: HighWater | None = None,
     ) -> None:
         self.settings = settings
         self.index = index
@@ -75,7 +75,7 @@ class AgentDaemon:
         self._ready = ready
         self._in_training_thread = in_training_thread
         self._turns = turns
-        self._mark = mark
+        self._high_water = high_water
         self._stop = asyncio.Event()
         self._active = asyncio.Event()
         self._reason = ""
@@ -110,7 +110,7 @@ class AgentDaemon:
             self.tree,
             compress=self.settings.record_compression == "zstd",
             rounded=self.settings.replica_precision == "bf16",
-            mark=self._mark,
+            high_water=self._high_water,
         )
         self.retriever = Retriever(self.driver, self.store, self.parameters)
         self.worker = Worker(trainer, self.dispatcher, self.driver, self.store, self.tree, self.role, self.parameters, self._restore)
@@ -141,6 +141,8 @@ class AgentDaemon:
         self.driver.dispatch(Started(self.settings.seeds(), self.book.read()[:PEERS_TRIED]))
         await self._active.wait()
         await self._restore()
+        if missing := self.dispatcher.missing:
+            log.warning("%s: version %d was durable, and none as new is found here: it looks on before its first job", self.name, missing)
         member = MemberInfo(self.me, self.name, self.role, os.getpid())
         self.driver.dispatch(JoinTree(self.tree, member))
         reporting = asyncio.create_task(self._report())
@@ -158,9 +160,9 @@ class AgentDaemon:
                 f"the newest record of {self.name} cannot be opened: {error}; start it with the version of FMRec that made the record, "
                 "or under another name, from nothing"
             ) from error
-        known = self.dispatcher.version
-        if found is None or found[0].version <= known:
-            if not known and not self.dispatcher.missing:
+        known = self.dispatcher.restored_from
+        if found is None or (known is not None and found[0].order <= known.order):
+            if known is None and not self.dispatcher.missing:
                 log.info("%s: no record of an earlier life was found: starting from the beginning", self.name)
             return  # what there is, we go on from already
         record, knowledge = found

@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import replace
 from functools import partial
 
-from fmrec_agent.high_water import HighWaterMark
+from fmrec_agent.high_water import HighWater
 from protocol.aio.driver import Driver
 from protocol.aio.store import RecordStore
 from protocol.identifiers import TreeId
@@ -31,7 +31,7 @@ TAKEN_MAX = 16
 
 
 class Dispatcher:
-    """Keeps the replicas of one agent's record in one tree. compress, rounded: as in seal(). mark: what earlier lives called durable."""
+    """Keeps the replicas of one agent's record in one tree. compress, rounded: as in seal(). high_water: of earlier lives."""
 
     def __init__(
         self,
@@ -41,16 +41,19 @@ class Dispatcher:
         *,
         compress: bool = False,
         rounded: bool = False,
-        mark: HighWaterMark | None = None,
+        high_water: HighWater | None = None,
     ) -> None:
         self._driver = driver
         self._store = store
         self._tree = tree
         self._compress = compress
         self.rounded = rounded
-        self._mark = mark if mark is not None else HighWaterMark()
+        self._high_water = high_water if high_water is not None else HighWater()
         self.version = 0
         """Of the newest record sealed here, or restored from a replica."""
+        self.restored_from: RecordSummary | None = None
+        """The newest record that was."""
+        self._closed = False
         self.incarnation = driver.node.self_peer.incarnation
         """That records are sealed with: of this life, or of the one before, where the clock was set back between them."""
         self.durable_version = 0
@@ -62,33 +65,45 @@ class Dispatcher:
 
     def restored(self, record: RecordSummary) -> None:
         """Go on counting after this version: what is sealed next is newer."""
+        self.restored_from = record
         self.version = max(self.version, record.version)
         self.incarnation = max(self.incarnation, record.incarnation)
 
     @property
     def missing(self) -> int:
-        """The version that an earlier life called durable, where that is newer than what this one knows; else 0."""
-        return self._mark.value if self._mark.value > self.version else 0
+        """The version that an earlier life called durable, where that is newer than what was restored here; else 0."""
+        found = self.restored_from.version if self.restored_from is not None else 0
+        return self._high_water.durable if self._high_water.durable > max(found, self.durable_version) else 0
 
-    def settle_for(self, version: int) -> None:
-        """What is newer is lost, or nobody needs it any more: later lives are not to look for it."""
-        self._mark.value = min(self._mark.value, version)
+    def give_up_missing(self) -> None:
+        """It is lost: later lives are not to look for it."""
+        self._high_water.durable = self.restored_from.version if self.restored_from is not None else 0
+
+    def close(self) -> None:
+        """The tree is done, and its records go: no more are kept by anybody, and later lives have none to look for."""
+        self._closed = True
+        self._high_water.durable = 0
+
+    def open(self) -> None:
+        """The tree goes on."""
+        self._closed = False
 
     async def checkpoint(self, knowledge: Knowledge, *, replicate: bool = True) -> tuple[RecordSummary, Data]:
         """Seal `knowledge` as the next version, hold it here and bring it to k neighbours in the background; the record, unrounded
         where the job is finished.
 
-        `knowledge`'s owner, tree, version and incarnation are filled in here. replicate False (mode drop): sealed alone.
+        `knowledge`'s owner, tree, version and incarnation are filled in here. replicate False (mode drop), or the tree done: sealed alone.
         """
-        self.version += 1
+        self.version = self._high_water.sealed = max(self.version, self._high_water.sealed) + 1
         me = self._driver.node.self_peer
         knowledge = replace(knowledge, owner=me.id, tree=self._tree, version=self.version, incarnation=self.incarnation)
         if not replicate:
             return await self._sealed(knowledge, rounded=False)
         self._taken.append((self.version, asyncio.get_running_loop().time()))
         record, data = await self._sealed(knowledge, rounded=self.rounded)
-        self._store.put(record, data)
-        self._driver.dispatch(Replicate(record))
+        if not self._closed:
+            self._store.put(record, data)
+            self._driver.dispatch(Replicate(record))
         return await self._sealed(knowledge, rounded=False) if self.rounded and knowledge.complete else (record, data)
 
     async def _sealed(self, knowledge: Knowledge, *, rounded: bool) -> tuple[RecordSummary, Data]:
@@ -101,7 +116,8 @@ class Dispatcher:
             if version == effect.record.version:
                 self.durable_s = asyncio.get_running_loop().time() - taken
         self.durable_version = max(self.durable_version, effect.record.version)
-        self._mark.value = max(self._mark.value, self.durable_version)
+        if not self._closed:
+            self._high_water.durable = max(self._high_water.durable, self.durable_version)
         for version in [version for version in self._waiting if version <= self.durable_version]:
             waiting = self._waiting.pop(version)
             if not waiting.done():

@@ -31,7 +31,7 @@ from functools import partial
 
 from fmrec_agent.daemon import AgentDaemon
 from fmrec_agent.descriptors import keep_own_descriptors
-from fmrec_agent.high_water import HighWaterMark, high_water_marks
+from fmrec_agent.high_water import HighWater, high_water_of
 from fmrec_agent.learning.learner import Job, Learner, LearnerError, Tensors
 from fmrec_agent.learning.loading import load_learner
 from fmrec_agent.settings import AgentSettings
@@ -89,7 +89,7 @@ class Launcher:
         self._settings = settings
         processors = len(os.sched_getaffinity(0))
         self._turns = Turns(processors) if settings.count > processors else None
-        self._marks = high_water_marks(settings.count)
+        self._high_water = high_water_of(settings.count)
         self._children: dict[int, Child] = {}
         self._followed: dict[int, tuple[Child, int]] = {}
         """Pids of lives that were killed, and the child and pid of the next one; until the kernel says how they ended."""
@@ -133,7 +133,7 @@ class Launcher:
         pid = os.fork()
         if pid == 0:
             os.close(reader)
-            os._exit(_be_agent(self._settings, child.index, writer, self._turns, self._marks[child.index]))
+            os._exit(_be_agent(self._settings, child.index, writer, self._turns, self._high_water[child.index]))
         os.close(writer)
         child.pid, child.line, child.ends = pid, reader, False
         self._children[pid] = child
@@ -274,7 +274,7 @@ def _forks_iterate(iterate: Callable[[], None]) -> bool:
     return status == 0
 
 
-def _be_agent(settings: AgentSettings, index: int, writer: int, turns: Turns | None, mark: HighWaterMark) -> int:
+def _be_agent(settings: AgentSettings, index: int, writer: int, turns: Turns | None, high_water: HighWater) -> int:
     """In the child: the agent's whole life; the exit code, which is USAGE for what a user must mend: a restart would not."""
 
     def ready(peer: Peer) -> None:
@@ -284,7 +284,7 @@ def _be_agent(settings: AgentSettings, index: int, writer: int, turns: Turns | N
     async def main(stop: asyncio.Event) -> int:
         try:
             in_training_thread = partial(keep_own_descriptors, without=writer)
-            return await AgentDaemon(settings, index, ready, in_training_thread, turns, mark).run(stop)
+            return await AgentDaemon(settings, index, ready, in_training_thread, turns, high_water).run(stop)
         except UserError as error:
             print(f"error: {settings.name_of(index)}: {error}", file=sys.stderr)
             return USAGE

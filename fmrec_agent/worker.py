@@ -11,10 +11,10 @@
 6. An order that names who trains is not for the others: they rest, and keep what they have learnt.
 7. A life may have begun on the smaller side of a cut, where its newest record is not and nobody can know that there is one. So before its
    first job it looks once more where the order comes late (who is cut off gets none), or is for a later round than follows what it knows.
-   Its newest record may lie beyond a cut that lasts: where there must be one it goes on looking, for as long as CUT_VERDICTS verdicts take,
-   and says what is lost where it must go on without. There must be one where an earlier life of the same launcher called a newer version
-   durable (high_water.py); and there may be in mode exact, where all train, for it may have had a part in the rounds between. Only then:
-   an agent that was away while rounds were closed without it has nothing to find.
+   Its newest record may lie beyond a cut that lasts: where there must be one it goes on looking, for as long as CUT_VERDICTS verdicts take
+   and once more, and says what is lost where it must go on without. There must be one where an earlier life of the same launcher called a
+   newer version durable (high_water.py); and there may be in mode exact, where all train, for it may have had a part in the rounds between.
+   Only then: an agent that was away while rounds were closed without it has nothing to find.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class Worker:
         """Loop time at which the first order could come."""
         self._sure = False
         """Is what we go on from the newest that there is (rule 7)?"""
-        self._looking_since: float | None = None
-        """Since when we look for it."""
+        self._looked_s = 0.0
+        """How long we have looked for it."""
         self._order: Order | None = None
         self._news = asyncio.Event()
         self._finished: Finished | None = None
@@ -115,6 +115,10 @@ class Worker:
             self.gaps += 1
             log.info("orders before this one, %s of round %d, were missed", body.phase, body.round)
         self._order = Order(body, parent)
+        if body.phase == "done":
+            self._dispatcher.close()
+        else:
+            self._dispatcher.open()
         self._news.set()
         self._trainer.stop()
 
@@ -165,8 +169,6 @@ class Worker:
                 await self._contribute(order, "train")
         elif body.phase == "adapt" and self._role == "target":
             await self._contribute(order, "adapt")
-        elif body.phase == "done":
-            self._dispatcher.settle_for(0)  # the tree's records go
         self.doing = "done" if body.phase == "done" else "waiting for orders"
 
     async def _make_theta(self, order: Order) -> None:
@@ -186,7 +188,7 @@ class Worker:
         digest = body.theta_digest
         finished = self._finished
         if finished is not None and (finished.phase, finished.round, finished.theta) == (kind, body.round, digest):
-            await self._bring(order, finished.record, finished.data)
+            await self._bring_durable(order, finished, replicate)
             return
         theta = None
         if not self._trainer.holds(kind, body.round, digest):
@@ -201,46 +203,51 @@ class Worker:
             return
         record, data = await self._seal(*done, replicate)
         self._finished = Finished(kind, body.round, digest, record, data)
+        await self._bring_durable(order, self._finished, replicate)
+
+    async def _bring_durable(self, order: Order, finished: Finished, replicate: bool) -> None:
+        """Rule 4."""
+        record = finished.record
         if replicate:
             self.doing = f"making version {record.version} durable"
             patience_s = self._parameters.transfer_timeout_s(record.record_bytes)
             while self._order is order and not await self._dispatcher.durable(record.version, patience_s):
                 self.doing = f"version {record.version} is not durable: too few neighbours hold it"
-        await self._bring(order, record, data)
+        await self._bring(order, record, finished.data)
 
     async def _make_sure(self, order: Order) -> bool:
         """Rule 7, before the first job of a life. False: another order came meanwhile."""
-        loop, body = asyncio.get_running_loop(), order.body
-        if self._looking_since is None:
-            late = loop.time() > self._began + self._parameters.verdict_max_s
-            if late or body.round > self._trainer.round + 1:
-                self.doing = "looking once more for what an earlier life knew"
-                await self._restore_newest()
-            self._looking_since = loop.time()
-        end, wait_s = self._looking_since + CUT_VERDICTS * self._parameters.verdict_max_s, self._parameters.retry_min_s
-        while self._may_lack(body) and loop.time() < end:
-            self.doing = f"looking for what an earlier life knew: {self._what_lacks(body)}"
-            await self._superseded_within(wait_s)
+        loop, body, wait_s = asyncio.get_running_loop(), order.body, self._parameters.retry_min_s
+        late = loop.time() > self._began + self._parameters.verdict_max_s
+        once_more = not self._looked_s and (late or body.round > self._trainer.round + 1)
+        while once_more or self._may_lack(body):
+            began, last = loop.time(), self._looked_s >= CUT_VERDICTS * self._parameters.verdict_max_s
+            self.doing = "looking for what an earlier life knew" + (f": {self._what_lacks(body)}" if self._may_lack(body) else "")
+            await self._restore_newest()
+            if self._may_lack(body) and not last:
+                await self._superseded_within(wait_s)
+            self._looked_s += loop.time() - began
             if self._order is not order:
                 return False
-            wait_s = min(2 * wait_s, self._parameters.retry_max_s)
-            await self._restore_newest()
-        if self._may_lack(body):
-            log.error("%s: what this agent may have learnt between them is lost", self._what_lacks(body))
-            self._dispatcher.settle_for(self._dispatcher.version)
+            if self._may_lack(body) and last:
+                log.error("%s: what this agent may have learnt between them is lost", self._what_lacks(body))
+                self._dispatcher.give_up_missing()
+                break
+            once_more, wait_s = False, min(2 * wait_s, self._parameters.retry_max_s)
         self._sure = True
         return True
 
     def _what_lacks(self, body: RoundOpen) -> str:
         if missing := self._dispatcher.missing:
-            return f"version {missing} was durable, and version {self._dispatcher.version or 'none'} was found"
+            found = self._dispatcher.restored_from
+            return f"version {missing} was durable, and version {found.version if found is not None else 'none'} was found"
         return f"round {body.round} is asked for, and no record after round {self._trainer.round} was found"
 
     def _may_lack(self, body: RoundOpen) -> bool:
         """Does an earlier life know more, or may it have had a part in rounds that we know nothing of?"""
         if self._dispatcher.missing:
             return True
-        known = self._dispatcher.version > 0
+        known = self._dispatcher.restored_from is not None
         return known and body.mode == "exact" and not body.chosen and body.phase == "train" and body.round > self._trainer.round + 1
 
     async def _seal(self, contribution: Contribution, last: Snapshot, replicate: bool) -> tuple[RecordSummary, Data]:

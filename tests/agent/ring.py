@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 
 from fmrec_agent.dispatcher import Dispatcher
-from fmrec_agent.high_water import HighWaterMark
+from fmrec_agent.high_water import HighWater
 from fmrec_agent.learning.learner import Role
 from fmrec_agent.retriever import Retriever
 from fmrec_agent.trainer import Trainer
@@ -123,13 +123,13 @@ class Agent(Host):
     learner: Counting = field(default_factory=Counting)
     role: Role = "source"
     checkpoint_every: int = 4
-    mark: HighWaterMark = field(default_factory=HighWaterMark)
+    high_water: HighWater = field(default_factory=HighWater)
 
     async def listen(self, port: int | None = None) -> None:
         await super().listen(port)
         self.trainer = Trainer(self.checkpoint_every)
         await self.trainer.load(lambda: self.learner)
-        self.dispatcher = Dispatcher(self.driver, self.store, TREE, mark=self.mark)
+        self.dispatcher = Dispatcher(self.driver, self.store, TREE, high_water=self.high_water)
         self.retriever = Retriever(self.driver, self.store, PARAMETERS)
         self.worker = Worker(self.trainer, self.dispatcher, self.driver, self.store, TREE, self.role, PARAMETERS, self.restore)
         self.working: asyncio.Task[None] | None = None
@@ -137,7 +137,8 @@ class Agent(Host):
     async def restore(self) -> None:
         """From the agent's own newest record, where it is newer than what it knows."""
         found = await asyncio.wait_for(self.retriever.newest(self.identifier, TREE), 10)
-        if found is not None and found[0].version > self.dispatcher.version:
+        known = self.dispatcher.restored_from
+        if found is not None and (known is None or found[0].order > known.order):
             await self.worker.restore(*found)
 
     def work(self) -> None:
@@ -183,10 +184,11 @@ class Ring:
         incarnation: int = 1,
         learner: Counting | None = None,
         role: Role = "source",
-        mark: HighWaterMark | None = None,
+        high_water: HighWater | None = None,
     ) -> Agent:
-        """mark: that of an earlier life, whose launcher starts this one."""
-        agent = Agent(agent_id("c", name), incarnation, learner=learner or Counting(), role=role, mark=mark or HighWaterMark())
+        """high_water: that of an earlier life, whose launcher starts this one."""
+        known = high_water if high_water is not None else HighWater()
+        agent = Agent(agent_id("c", name), incarnation, learner=learner or Counting(), role=role, high_water=known)
         await self.enter(agent)
         agent.work()
         return agent

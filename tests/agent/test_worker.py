@@ -11,7 +11,8 @@ import pytest
 
 from fmrec_agent.learning.learner import Job, LearnerError, Tensors
 from protocol.identifiers import Peer
-from protocol.overlay.effects import Notify
+from protocol.knowledge import open_record
+from protocol.overlay.effects import Durable, Notify
 from protocol.overlay.events import MessageReceived
 from protocol.wire.electing import TermRequest
 from protocol.wire.messages import RoundOpen
@@ -209,6 +210,37 @@ async def test_a_round_that_is_announced_anew_from_another_theta_is_done_anew(ri
     np.testing.assert_array_equal(a.learner.theta["w"], np.full(3, 1.0))
     first, second = (inside.tensors["contribution"]["w"] for _, inside in manager.brought)
     assert first.tobytes() != second.tobytes()
+
+
+@pytest.mark.parametrize("how", ["announced again", "restored"])
+async def test_what_is_finished_is_not_brought_before_it_is_durable_either(ring: Ring, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule 4, where the order is given again meanwhile, and where a later life has found the record with somebody."""
+    manager = await ring.manager()
+    a, _ = [await ring.agent(name) for name in "ab"]
+    word, before = a, 0
+    if how == "restored":
+        a.worker.ordered(manager.order("train", 0), manager.me)
+        await until(lambda: manager.brought)
+        held = a.store.get(a.identifier, TREE)
+        assert held is not None
+        await ring.kill(a)
+        word, before = await ring.agent("a", incarnation=2), 1
+    told: list[Durable] = []
+    on_durable = word.dispatcher.on_durable
+    monkeypatch.setattr(word.dispatcher, "on_durable", told.append)  # the quorum's word is late
+    if how == "restored":
+        word.store.put(*held)
+        await word.worker.restore(held[0], open_record(*held))
+    word.worker.ordered(manager.order("train", 0), manager.me)
+    await until(lambda: word.worker.doing.startswith("making version 3 durable"))
+    word.worker.ordered(manager.order("train", 0), manager.me)
+    await until(lambda: "version 3 is not durable" in word.worker.doing)
+    assert len(manager.brought) == before
+    await until(lambda: any(effect.record.version == 3 for effect in told))
+    for effect in told:
+        on_durable(effect)
+    await until(lambda: len(manager.brought) == before + 1)
+    assert word.learner.jobs == [Job("train", 0, 1)] * (1 - before)
 
 
 async def test_the_same_theta_in_another_record_is_the_same_round(ring: Ring) -> None:
