@@ -334,7 +334,7 @@ class Worker:
 
     async def _bring(self, order: Order, record: RecordSummary, data: Data) -> None:
         """The record to the manager; again with growing waits until it is taken, refused, or no longer asked for."""
-        wait_s = self._parameters.retry_min_s
+        wait_s, level = self._parameters.retry_min_s, logging.INFO
         while self._order is order:
             if self._driver.node.outdated(order.body.holder):
                 self.doing = f"waiting for the orders of a later root than gave round {order.body.round}"
@@ -347,7 +347,8 @@ class Worker:
             if outcome.outcome == "refused":
                 log.warning("round %d: the manager refused version %d: %s", order.body.round, record.version, outcome.reason)
                 return
-            log.info("the manager does not take version %d yet: %s", record.version, outcome.reason)
+            log.log(level, "the manager does not take version %d yet: %s", record.version, outcome.reason)
+            level = logging.DEBUG
             await self._superseded_within(wait_s)
             wait_s = min(2 * wait_s, self._parameters.retry_max_s)
 

@@ -30,6 +30,7 @@ WIDTH = 80
 SPARK_POINTS = 24
 RECOVERIES_SHOWN = 6
 UNWELL_SHOWN = 6
+UNSEEN = ", with the progress of those that hang at the root itself in the tree"
 METRICS_SHOWN = 5
 PHASES = {
     "waiting": "waiting for agents",
@@ -162,7 +163,8 @@ def _tree(name: str, tree: Mapping[str, Any], every_member: bool) -> Iterable[Re
     yield Padding(_figures(tree), (0, 0, 0, 2))
     unwell = [member for member in tree["members"] if member["state"] in ("suspect", "dead")]
     if every_member and tree["members"]:
-        yield _section("members", _members_table(tree["members"]))
+        unseen = any(member["state"] == "alive" and member["round"] is None for member in tree["members"])
+        yield _section("members" + (UNSEEN if unseen else ""), _members_table(tree["members"]))
     elif unwell:
         yield _section(_last("not well", len(unwell), UNWELL_SHOWN), _unwell_table(unwell[:UNWELL_SHOWN]))
     if tree["recoveries"]:
@@ -176,13 +178,13 @@ def _figures(tree: Mapping[str, Any]) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
-    left = tree["time_left_s"]
+    left, first = tree["time_left_s"], tree["first_round"]
     time = f"{_duration(tree['elapsed_s'])} so far" + (f", about {_duration(left)} left" if left is not None else "")
     rows: list[tuple[str, Cell]] = [
         ("loss", f"{_figure(tree['loss'])}  {_spark(tree['losses'])}"),
         ("members", _members_text(tree["counts"])),
         ("replicas", f"{tree['replicas']}"),
-        ("recoveries", f"{len(tree['recoveries'])}"),
+        ("recoveries", f"{len(tree['recoveries'])}{f' since this manager resumed at round {first}' if first else ''}"),
         ("time", time),
         ("theta", _clean(tree["theta_digest"])[:16]),
     ]

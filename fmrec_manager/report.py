@@ -55,9 +55,9 @@ def tree_document(facts: Facts) -> dict[str, object]:
     root, settings = facts.root, facts.settings
     end = facts.ended if facts.ended is not None else facts.now
     began = root.first_round_at
-    rounds_done = len(root.losses)
-    per_round = (end - began) / rounds_done if began is not None and rounds_done else None
-    left = per_round * (settings.rounds - rounds_done) if per_round is not None and root.stage != "done" else None
+    done_here = len(root.losses) - root.first_round
+    per_round = (end - began) / done_here if began is not None and done_here > 0 else None
+    left = per_round * (settings.rounds - len(root.losses)) if per_round is not None and root.stage != "done" else None
     names = {identifier: member.info.name for identifier, member in root.liveness.members.items()} | {root.tree: "the manager"}
     return {
         "tree_id": str(root.tree),
@@ -67,6 +67,7 @@ def tree_document(facts: Facts) -> dict[str, object]:
         "reason": root.reason,
         "round": root.next_round,
         "rounds": settings.rounds,
+        "first_round": root.first_round,
         "seed": settings.seed,
         "loss": root.losses[-1] if root.losses else None,
         "losses": root.losses,
@@ -105,7 +106,7 @@ def _member(member: Member, progress: Progress | None) -> dict[str, object]:
         "reason": member.reason,
         "incarnation": peer.incarnation,
         "round": progress.round if progress is not None else None,
-        "iteration": progress.iteration if progress is not None else member.iteration,
+        "iteration": progress.iteration if progress is not None else member.iteration if member.iteration >= 0 else None,
         "replicas": progress.replicas if progress is not None else None,
     }
 

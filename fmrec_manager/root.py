@@ -70,6 +70,8 @@ class Root:
         self.work: Round | None = None
         self.recoveries: list[Recovery] = []
         self.first_round_at: float | None = None
+        self.first_round = 0
+        """The one that this manager opened first: where it resumed, a later one than 0."""
         self.on_record: tuple[MemberInfo, ...] = ()
         """The members as the newest version, committed or about to be, names them."""
         self.ballot: Ballot | None = None
@@ -220,7 +222,7 @@ class Root:
         self.work = Round(self.next_round, phase, now, expected, allowed_s=allowed_s)
         self.stage, self.reason = phase, f"{len(expected)} are awaited"
         if self.first_round_at is None:
-            self.first_round_at = now
+            self.first_round_at, self.first_round = now, self.next_round
         done = {m.info.peer.id for m in self.liveness.of_role(role).values() if m.info.name in self.results}
         if phase == "adapt" and done:
             self.work.expected = tuple(i for i in expected if i not in done)

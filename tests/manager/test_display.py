@@ -30,8 +30,8 @@ def recovery(agent: str, **changes: Any) -> dict[str, Any]:
 def document(**changes: Any) -> dict[str, Any]:
     """A manager in the middle of round 12: seven agents live, one has just been found dead."""
     tree = {
-        "tree_id": "ab" * 16, "task": "parking", "phase": "train", "reason": "", "round": 12, "rounds": 60, "loss": 0.041237,
-        "losses": [1 / (1 + number) for number in range(12)], "recovery": "exact", "theta_digest": "c0ffee" * 6,
+        "tree_id": "ab" * 16, "task": "parking", "phase": "train", "reason": "", "round": 12, "rounds": 60, "first_round": 0,
+        "loss": 0.041237, "losses": [1 / (1 + number) for number in range(12)], "recovery": "exact", "theta_digest": "c0ffee" * 6,
         "members": [*(member(name) for name in NAMES[:7]), member(NAMES[7], "dead", "connection refused by 192.168.100.100:17717")],
         "counts": {"alive": 7, "suspect": 0, "dead": 1, "left": 0}, "replicas": 24,
         "recoveries": [recovery("agent-3"), recovery("agent-7", noticed_unix_s=1.76e9, cause="silent", holder="agent-12345")],
@@ -53,6 +53,15 @@ def test_a_reader_finds_what_matters() -> None:
         "about 2 min 48 s left", "agent-3", "connec", "12.3 ms", "8 ms", "1.25 s", "1.23 MB", "agent-12345", "restored", "4194303",
     ):  # fmt: skip
         assert words in page
+
+
+def test_what_a_manager_that_resumed_cannot_know_is_said() -> None:
+    unknown = {"round": None, "iteration": None, "replicas": None}
+    page = text(document(first_round=9, members=[member(NAMES[0]), {**member(NAMES[1]), **unknown}]))
+    assert "2 since this manager resumed at round 9" in page
+    assert "members, with the progress of those that hang at the root itself" in page
+    for words in ("resumed", "hang at the root"):
+        assert words not in text(document())
 
 
 @pytest.mark.parametrize(
