@@ -63,3 +63,24 @@ def test_who_goes_on_from_a_version_asks_those_as_well_that_it_was_put_to() -> N
     world.now_reached = set(NAMES)
     world.until(second, lambda: second.superseded)
     world.announces(third, 4, NAMES)
+
+
+def test_a_root_whose_successor_died_commits_nothing_with_electors_that_were_born_anew() -> None:
+    """Found by half an hour of chaos. The second root takes over in a cut, commits, and dies before the cut heals. Nobody else has heard
+    of it but its electors, which have no disks, and die one after the other before the first root asks them."""
+    world = Story(6, 12)
+    there = NAMES[2:]
+    first = world.start()
+    world.announces(first, 2, NAMES)
+    world.gets_to(first, 3, "committing", NAMES)
+    second = world.start()
+    world.announces(second, 3, there)
+    world.now_reached = set(NAMES)
+    for name in there:
+        world.reborn(name)
+    for _ in range(100):
+        world.act(first)
+    assert first.superseded
+    third = world.start()
+    world.announces(third, 4, NAMES)
+    assert world.announced[4][:3] == world.announced[3]
