@@ -11,9 +11,14 @@
    of a cut, where another root asks it.
 4. It is lost when so many have promised a later term that no half can be had any more.
 5. Nobody on record, or all of them gone: there is nobody who could have promised anything. It is carried.
+6. An elector without a disk that was killed comes back forgetful: it grants, and names no version that it has agreed to before. An earlier
+   life of it may have promised a later term, to a root that has died since. So its voice counts only where nobody refuses, for one
+   that remembers a later term is the sign that there was such a root, and where nobody is silent who might; a silent one is asked
+   FORGETFUL_ASKS times. Nobody remembers anything at the beginning: all are heard then. A sounding binds nobody, and needs no memory.
 
-Rule 3 buys that a run goes on though most of its agents were killed. The price: an elector that was killed, comes back where this root does
-not reach it, and there helps another root to a half. It takes a cut that begins after the kill, and a standby on its other side.
+Rules 3 and 6 buy that a run goes on though most of its agents were killed. The price: an elector that was killed, comes back where this
+root does not reach it, and there helps another root to a half. It takes a cut that begins after the kill, and a standby on its other
+side; or a cut that keeps away all who remember a later root, for as long as they are asked, after so many of its electors have died.
 """
 
 from __future__ import annotations
@@ -30,6 +35,8 @@ Verdict = Literal["lost", "wait", "carried"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 """The first that any group gives is that of all."""
 Groups = tuple[tuple[NodeId, ...], ...]
+FORGETFUL_ASKS = 8
+"""Rule 6: four seconds by the preset loopback, a cut's or a hang's verdict twice over."""
 
 
 def electors_of(members: Iterable[MemberInfo], tree: TreeId, most: int) -> tuple[Peer, ...]:
@@ -46,11 +53,14 @@ def groups_of(*groups: Iterable[NodeId]) -> Groups:
 @dataclass(slots=True)
 class Ballot:
     """One question, about this version: `electors` by id, with where they were last known to live; groups: see rule 1, one of all where
-    none are given. Who is in a group and not among the electors has left."""
+    none are given. Who is in a group and not among the electors has left. binding False: a sounding. asks: how often they were asked."""
 
     version: int
     electors: Mapping[NodeId, Peer]
     groups: Groups = ()
+    binding: bool = True
+    asks: int = 0
+    forgetful: set[NodeId] = field(default_factory=set)
     granted: set[NodeId] = field(default_factory=set)
     gone: set[NodeId] = field(default_factory=set)
     refused: dict[NodeId, str] = field(default_factory=dict)
@@ -74,6 +84,8 @@ class Ballot:
             self.refused[elector] = answer.reason
         else:
             self.granted.add(elector)
+            if self.binding and not answer.version:
+                self.forgetful.add(elector)
             self.newest = max(self.newest, (answer.written, answer.version))
 
     def silent(self) -> tuple[Peer, ...]:
@@ -81,7 +93,7 @@ class Ballot:
         return tuple(peer for elector, peer in self.electors.items() if elector not in self.granted)
 
     def judge(self) -> tuple[Verdict, str]:
-        """(verdict, reason); rules 2 to 5 for each group."""
+        """(verdict, reason); rules 2 to 6 for each group."""
         verdicts = [self._judge(group) for group in self.groups or (tuple(self.electors),)]
         return min(verdicts, key=lambda given: VERDICTS.index(given[0]))
 
@@ -93,10 +105,14 @@ class Ballot:
             return "carried", "no elector lives" if electors else "there are no electors"
         needed = len(voices) // 2 + 1
         granted = sum(elector in self.granted for elector in voices)
-        if granted >= needed:
-            return "carried", f"{granted} of {len(voices)} electors agree"
+        forgetful = sum(elector in self.granted and elector in self.forgetful for elector in voices)
         refused = [said for elector in voices if (said := self.refused.get(elector)) is not None]
-        if len(voices) - len(refused) < needed:
-            return "lost", f"{len(refused)} of {len(voices)} electors refuse: {refused[0]}"
+        all_heard = granted + len(refused) == len(voices) or self.asks >= FORGETFUL_ASKS
+        if granted - forgetful >= needed or (granted >= needed and all_heard and not refused):
+            return "carried", f"{granted} of {len(voices)} electors agree"
+        if refused and len(voices) - len(refused) - forgetful < needed:
+            others = f", and {forgetful} remember nothing" if forgetful else ""
+            return "lost", f"{len(refused)} of {len(voices)} electors refuse{others}: {refused[0]}"
         unheard = [elector.short for elector in voices if elector not in self.granted]
-        return "wait", f"{granted} of {len(voices)} electors agree, {needed} must; not yet: {', '.join(unheard)}"
+        memory = f", {forgetful} of them remember nothing" if forgetful else ""
+        return "wait", f"{granted} of {len(voices)} electors agree{memory}, {needed} must; not yet: {', '.join(unheard)}"

@@ -242,7 +242,7 @@ class Root:
         if self.stage == "locating":
             return [LocateOwn()]
         if self.stage == "electing" and self.ballot is not None:
-            return self._ask_again(self.ballot, now)
+            return [*self._ask_again(self.ballot, now), *self._count(self.ballot, now)]
         if self.stage == "committing":
             # The overlay goes on trying. Nothing is announced before it is durable, however long that takes.
             self.reason = f"version {self.version} is not durable: too few neighbours hold it"
@@ -372,6 +372,7 @@ class Root:
     def _ask_again(self, ballot: Ballot, now: float) -> list[Order]:
         """All who have not agreed; and now and then it is said how it stands."""
         self._deadline = now + self.plan.answer_max_s
+        ballot.asks += 1
         asked = ballot.silent()
         orders: list[Order] = [Ask(ballot.version, asked)] if asked else []
         if now >= self._complain_at:

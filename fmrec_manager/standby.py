@@ -145,7 +145,7 @@ class Standby:
         if not term and self.root is None:
             self._watch_on("no manager has begun this tree yet")
             return []
-        self.ballot = Ballot(0, {peer.id: peer for peer in electors_of(members, self.tree, self._patience.electors_max)})
+        self.ballot = Ballot(0, {peer.id: peer for peer in electors_of(members, self.tree, self._patience.electors_max)}, binding=False)
         self.term = max(self.term + 1, clock)
         self.stage, self._give_up_at = "sounding", now + self._patience.patience_s
         return [Sound(self.term, tuple(self.ballot.electors.values())), *self._judge()]

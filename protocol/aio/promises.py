@@ -16,8 +16,8 @@ from pathlib import Path
 from protocol.aio.synced_file import replace_file, sync_directory
 from protocol.chunks import digest_of
 from protocol.errors import MalformedMessage
+from protocol.overlay.promise import TreePromise
 from protocol.wire.codec import pack, unpack_as
-from protocol.wire.electing import TreePromise
 
 MAGIC = b"FMRec\x00p1"
 HEAD_BYTES = len(MAGIC) + 32

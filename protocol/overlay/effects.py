@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from protocol.identifiers import Address, NodeId, Peer, TreeId
-from protocol.wire.electing import TreePromise
+from protocol.overlay.promise import TreePromise
 from protocol.wire.messages import Message, RoundOpen, Routable
 from protocol.wire.values import Departed, Holding, MemberInfo, RecordSummary
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from math import inf
 from random import Random
 
@@ -20,17 +19,16 @@ from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
 from protocol.overlay.detector import Detector
 from protocol.overlay.pastry import Pastry
+from protocol.overlay.promise import TreePromise
 from protocol.overlay.replication import Replication
 from protocol.overlay.scribe import Scribe
 from protocol.overlay.terms import Terms
 from protocol.parameters import OverlayParameters
 from protocol.wire import messages as m
-from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest, TreePromise
+from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest
 from protocol.wire.keeping import FarQuery, FarReply, Release, Stray, Withdrawn
 
 Effects = list[fx.Effect]
-PROBES = (m.LeafProbe, m.LeafProbeReply)
-"""Our promises go with them: terms.py, rule 8."""
 
 
 class OverlayNode:
@@ -99,8 +97,8 @@ class OverlayNode:
             m.Heartbeat: lambda p, x, now: [],
             m.NotUnderstood: lambda p, x, now: [fx.Notify("not_understood", {"peer": p, "tag": x.tag})],
             m.JoinReply: lambda p, x, now: self.pastry.join_reply(p, x, now),
-            m.LeafProbe: self._leaf_probe,
-            m.LeafProbeReply: self._leaf_probe,
+            m.LeafProbe: lambda p, x, now: self.pastry.probe_received(p, x, now),
+            m.LeafProbeReply: lambda p, x, now: self.pastry.probe_received(p, x, now),
             m.Ping: lambda p, x, now: [fx.Send(p, m.Pong())],
             m.Pong: lambda p, x, now: self.pastry.upkeep.pong_received(p, now),
             m.Measured: lambda p, x, now: self.pastry.upkeep.measured(p, x.rtt_us),
@@ -196,8 +194,6 @@ class OverlayNode:
                 # What a machine sends to the node's own id (the closest node to its own key asks itself) takes no wire.
                 waiting.extend(self._messages[type(effect.message)](self.self_peer, effect.message, now))
             else:
-                if isinstance(effect.message, PROBES) and (promises := self.terms.promises()):
-                    effect = fx.Send(effect.peer, replace(effect.message, promises=promises))
                 if effect.peer.id == self.pastry.left_id and not isinstance(effect.message, m.Heartbeat):
                     self.pastry.sent_left = True
                 out.append(effect)
@@ -241,11 +237,6 @@ class OverlayNode:
         if not isinstance(message, m.Goodbye):
             effects += self.pastry.meet(peer, now)
         return effects + handler(peer, message, now)
-
-    def _leaf_probe(self, peer: Peer, message: m.LeafProbe | m.LeafProbeReply, now: float) -> Effects:
-        """It may let us into the ring: before that we hear what its sender has promised as an elector."""
-        self.terms.told(message.promises)
-        return self.pastry.probe_received(peer, message, now)
 
     def _peer_lost(self, event: ev.PeerLost, now: float) -> Effects:
         peer = event.peer

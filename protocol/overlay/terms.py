@@ -18,11 +18,10 @@ commit. This is the part of those who are asked, the electors, and of whoever as
 7. Terms come from clocks, in milliseconds. One that is further ahead than any two clocks are apart is nobody's, and refused: a promise of
    the largest number would lock out every later root. An elector that has promised in as many trees as a node may be in forgets the
    promise that was renewed longest ago, of a tree that it is not in; it is an elector of those that it is in.
-8. An elector that has a disk answers when its promise is on it, and reads it when it starts again. Without one a promise is in memory: an
-   elector that dies forgets it. So its next life is silent until it is in the ring, and whoever becomes its neighbour there says in the
-   probe that lets it in what it has promised itself: those whom the latest root has asked, the nearest to the treeId, are neighbours. It
-   takes the latest for its own: an earlier root, which may live while the latest has died, gets nothing from it. (Viewstamped
-   Replication's recovery, from all neighbours that live instead of from a majority.)
+
+An elector that has a disk answers when its promise is on it, and reads it when it starts again. Without one a promise is in memory: an
+elector that dies forgets it. So its next life is silent until it is in the ring: by then it has heard of the latest root like everyone
+near the treeId, and refuses an earlier one.
 """
 
 from __future__ import annotations
@@ -34,8 +33,9 @@ from typing import Literal
 from protocol.errors import RemoteProtocolError
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.overlay.effects import Dial, Effect, ElectorAnswered, KeepPromises, RootAnswered, RouteBody, Send
+from protocol.overlay.promise import Promise, TreePromise
 from protocol.parameters import OverlayParameters
-from protocol.wire.electing import Promise, RootQuery, RootReply, TermReply, TermRequest, TreePromise
+from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest
 
 QUESTIONS_MAX = 64
 """Questions of ours, to electors and to the ring, that are kept; an older one is forgotten."""
@@ -116,28 +116,7 @@ class Terms:
         answer = Send(sender, TermReply(message.request, not reason, after.term, before.version, before.written, reason))
         if after is before or not self._keeps:
             return [answer]
-        return [KeepPromises(self.promises(), answer)]
-
-    def promises(self) -> tuple[TreePromise, ...]:
-        """All that is promised here."""
-        return tuple(TreePromise(tree, promise) for tree, promise in self._promises.items())
-
-    def told(self, promises: tuple[TreePromise, ...]) -> None:
-        """Rule 8: what a neighbour has promised. RemoteProtocolError for what cannot be."""
-        for each in promises:
-            promise = each.promise
-            _check(promise.term, promise.version, promise.written)
-            if not (promise.written <= promise.term <= self._me.incarnation + LEAP_MAX and promise.term):
-                raise RemoteProtocolError(f"nobody has promised {promise} in tree {each.tree.short}")
-        if self._keeps or self._in_ring():
-            return
-        for each in promises:
-            before, other = self._promises.get(each.tree, NONE), each.promise
-            if before is NONE and self._is_full():
-                continue
-            latest = other if other.term > before.term else before
-            written, version = max((before.written, before.version), (other.written, other.version))
-            self._promises[each.tree] = Promise(latest.term, version, written, latest.root)
+        return [KeepPromises(tuple(TreePromise(tree, promise) for tree, promise in self._promises.items()), answer)]
 
     def _promise(self, tree: TreeId, promise: Promise) -> None:
         if self._promises.pop(tree, None) is None and self._is_full() and (forgotten := self._to_forget()) is not None:

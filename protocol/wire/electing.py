@@ -52,22 +52,3 @@ class TermReply:
     version: int
     written: int
     reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """What an elector has promised in one tree: the latest term, and to whom; the newest version that was agreed to, with the term of its
-    writer."""
-
-    term: int = 0
-    version: int = 0
-    written: int = 0
-    root: Peer | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TreePromise:
-    """A promise, and the tree that it is of."""
-
-    tree: TreeId
-    promise: Promise

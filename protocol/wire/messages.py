@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from protocol.identifiers import NodeId, Peer, TreeId
-from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest, TreePromise
+from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest
 from protocol.wire.keeping import FarQuery, FarReply, Release, Stray, Withdrawn
 from protocol.wire.moving import BulkAccept, BulkFetch, BulkPush, BulkRefuse, BulkStored, BulkWant
 from protocol.wire.values import Departed, Holding, MemberInfo, Progress, RecordSummary, SubtreeDigest
@@ -86,25 +86,22 @@ class LeafProbe:
 
     lacking: the sender's leaf set is short; the reply shall also say who, of all that the receiver knows, is nearest to it.
     active: the sender is in the ring; else it is joining, and delivers and places nobody.
-    promises: of the sender as an elector, which an earlier life of a receiver that is joining may have given as well (overlay/terms.py).
     """
 
     leaf_set: tuple[Peer, ...]
     failed: tuple[NodeId, ...] = ()
     lacking: bool = False
     active: bool = True
-    promises: tuple[TreePromise, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class LeafProbeReply:
-    """near: only where the prober lacks members, from leaf set and table, on both sides of it. promises: as in a LeafProbe."""
+    """near: only where the prober lacks members, from leaf set and table, on both sides of it."""
 
     leaf_set: tuple[Peer, ...]
     failed: tuple[NodeId, ...] = ()
     near: tuple[Peer, ...] = ()
     active: bool = True
-    promises: tuple[TreePromise, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import pytest
 
 from protocol.aio.promises import PromiseFile
 from protocol.identifiers import Peer, tree_id
-from protocol.wire.electing import Promise, TreePromise
+from protocol.overlay.promise import Promise, TreePromise
 
 TREE = tree_id("t", "u")
 FIRST = TreePromise(TREE, Promise(7, 3, 6, Peer(TREE, "127.0.0.1", 7000, 7)))

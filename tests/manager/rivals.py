@@ -44,7 +44,6 @@ class Agent:
 
     terms: Terms
     store: RecordStore
-    in_ring: bool = True
 
     def keep(self, by: Peer, brought: RecordSummary) -> bool:
         """As a driver does with a replica."""
@@ -96,16 +95,8 @@ class World:
         self._reach = reach
 
     def reborn(self, name: str) -> None:
-        """The agent is killed, without a disk, and comes back: in the ring when it has met those that a manager reaches now, and it holds
-        what it held when these have brought that anew."""
-        agent = self.agents[name]
-        agent.in_ring = False
-        agent.terms = Terms(
-            info(name).peer, OverlayParameters(), lambda identifier: None, lambda identifier, now: False, in_ring=lambda: agent.in_ring
-        )
-        for other in self.reached().values():
-            agent.terms.told(other.terms.promises())
-        agent.in_ring = True
+        """The agent is killed, without a disk, and comes back; it holds what it held when its neighbours have brought that anew."""
+        self.agents[name].terms = Terms(info(name).peer, OverlayParameters(), lambda identifier: None, lambda identifier, now: False)
 
     def start(self, term: int | None = None) -> Manager:
         """Another root, of a later term where nothing is said, whoever roots the tree now."""

@@ -86,8 +86,9 @@ class Stage:
         return given
 
     def elector(self, who: NodeId, answer: Any, question: int, **facts: Any) -> list[Order]:
-        """One elector's word on the version that was put to it; facts: what else it says."""
+        """One elector's word on the version that was put to it; facts: what else it says; without, it remembers the version before."""
         self.votes[question][who] = answer
+        facts = {"version": max(question, self.root.version) - 1} | facts
         return self.took(self.root.elector_answered(ElectorAnswered(question, who, answer, **facts), question, self.now))
 
     def agreed(self, version: int) -> bool:

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from fmrec_manager.ballot import Ballot, electors_of, groups_of
+from fmrec_manager.ballot import FORGETFUL_ASKS, Ballot, electors_of, groups_of
 from protocol.identifiers import rank
 from protocol.overlay.effects import ElectorAnswered
 from tests.manager.stage import TREE, info, named
@@ -19,11 +19,13 @@ def ballot(count: int) -> Ballot:
 
 
 def told(count: int, *answers: str) -> Ballot:
-    """The first answers, in the order of the names; the rest is silent."""
+    """The first answers, in the order of the names; the rest is silent. forgetful: it grants, and remembers nothing."""
     asked = ballot(count)
     for name, answer in zip(NAMES, answers, strict=False):
-        if answer != "silent":
-            asked.heard(ElectorAnswered(1, named(name), answer, reason="term 9 is promised"))  # type: ignore[arg-type]
+        if answer == "forgetful":
+            asked.heard(ElectorAnswered(1, named(name), "granted"))
+        elif answer != "silent":
+            asked.heard(ElectorAnswered(1, named(name), answer, version=4, reason="term 9 is promised"))  # type: ignore[arg-type]
     return asked
 
 
@@ -53,6 +55,46 @@ def test_the_electors_are_the_members_nearest_to_the_tree() -> None:
 )
 def test_more_than_half_of_those_who_have_a_say_carry_it(count: int, answers: tuple[str, ...], verdict: str) -> None:
     assert told(count, *answers).judge()[0] == verdict
+
+
+@pytest.mark.parametrize(
+    ("answers", "verdict", "asked_often"),
+    [
+        (("granted", "granted", "granted"), "carried", "carried"),
+        (("granted", "granted", "forgetful"), "wait", "carried"),
+        (("granted", "granted", "forgetful", "gone", "gone"), "carried", "carried"),
+        (("granted", "granted", "forgetful", "forgetful", "silent"), "wait", "carried"),
+        (("granted", "granted", "forgetful", "forgetful", "forgetful"), "carried", "carried"),
+        (("granted", "granted", "forgetful", "forgetful", "refused"), "lost", "lost"),
+        (("granted", "granted", "forgetful", "silent", "refused"), "wait", "wait"),
+        (("granted", "granted", "granted", "forgetful", "refused"), "carried", "carried"),
+        (("forgetful", "forgetful", "forgetful", "forgetful", "forgetful"), "carried", "carried"),
+        (("forgetful", "forgetful", "forgetful", "forgetful", "silent"), "wait", "carried"),
+        (("forgetful", "forgetful", "silent", "silent", "silent"), "wait", "wait"),
+        (("gone", "gone", "gone", "gone", "forgetful"), "carried", "carried"),
+    ],
+)
+def test_who_remembers_nothing_counts_where_nobody_refuses_or_is_silent(answers: tuple[str, ...], verdict: str, asked_often: str) -> None:
+    """Rule 6."""
+    given = told(5, *answers)
+    assert given.judge()[0] == verdict
+    given.asks = FORGETFUL_ASKS
+    assert given.judge()[0] == asked_often
+
+
+def test_a_sounding_needs_no_memory() -> None:
+    given = told(3, "forgetful", "forgetful")
+    assert given.judge()[0] == "wait"
+    sounded = Ballot(0, given.electors, binding=False)
+    for name in NAMES[:2]:
+        sounded.heard(ElectorAnswered(0, named(name), "granted"))
+    assert sounded.judge()[0] == "carried"
+
+
+def test_who_has_remembered_nothing_once_does_not_remember_because_it_is_asked_again() -> None:
+    given = told(3, "granted", "forgetful", "refused")
+    given.heard(ElectorAnswered(1, named("b"), "granted", version=1))
+    assert given.judge()[0] == "lost"
 
 
 def test_two_ballots_of_the_same_electors_are_never_both_carried() -> None:

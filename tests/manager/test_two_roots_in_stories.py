@@ -66,8 +66,8 @@ def test_who_goes_on_from_a_version_asks_those_as_well_that_it_was_put_to() -> N
 
 
 def test_a_root_whose_successor_died_commits_nothing_with_electors_that_were_born_anew() -> None:
-    """Found by half an hour of chaos. The second root takes over in a cut, commits, and dies before the cut heals. Nobody else has heard
-    of it but its electors, which have no disks, and die one after the other before the first root asks them."""
+    """Ballot, rule 6. Found by half an hour of chaos: the second root takes over in a cut, commits, and dies before the cut heals. Nobody
+    else has heard of it but its electors, of which those without disks die one after the other before the first root asks them."""
     world = Story(6, 12)
     there = NAMES[2:]
     first = world.start()
@@ -76,7 +76,7 @@ def test_a_root_whose_successor_died_commits_nothing_with_electors_that_were_bor
     second = world.start()
     world.announces(second, 3, there)
     world.now_reached = set(NAMES)
-    for name in there:
+    for name in there[:3]:
         world.reborn(name)
     for _ in range(100):
         world.act(first)
@@ -84,3 +84,14 @@ def test_a_root_whose_successor_died_commits_nothing_with_electors_that_were_bor
     third = world.start()
     world.announces(third, 4, NAMES)
     assert world.announced[4][:3] == world.announced[3]
+
+
+def test_a_root_goes_on_though_all_its_electors_were_born_anew() -> None:
+    """Nobody remembers a later one: there was none, or there is nobody left who could say so."""
+    world = Story(6, 12)
+    first = world.start()
+    world.announces(first, 2, NAMES)
+    for name in NAMES:
+        world.reborn(name)
+    world.announces(first, 3, NAMES)
+    assert world.announced[3][:2] == world.announced[2]

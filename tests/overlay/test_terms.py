@@ -12,8 +12,9 @@ from protocol.identifiers import NodeId, Peer
 from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
 from protocol.overlay.node import OverlayNode
+from protocol.overlay.promise import Promise, TreePromise
 from protocol.overlay.terms import LEAP_MAX, QUESTIONS_MAX, REASON_MAX, Terms
-from protocol.wire.electing import Promise, RootQuery, RootReply, TermReply, TermRequest, TreePromise
+from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest
 from protocol.wire.messages import LeafProbe, LeafProbeReply, Multicast, RoundOpen, Route
 from tests.overlay.scene import ME, P, facts, member, node_id, of, peer, sent
 
@@ -268,81 +269,6 @@ def test_rule_3_orders_of_a_root_whose_successor_is_promised_are_refused() -> No
     effects = node.handle(ev.MessageReceived(A, order), 0.3)
     assert "order_refused" in facts(effects)
     assert not of(fx.MulticastReceived, effects)
-
-
-def joined(*members: tuple[OverlayNode, Peer]) -> OverlayNode:
-    """A later life of ME that joins beside these, over all messages that that takes; what was promised to it comes from them alone."""
-    nodes = {peer.id: node for node, peer in members}
-    me = replace(ME, incarnation=ME.incarnation + 1)
-    node = OverlayNode(me, P, Random(1))
-    nodes[me.id] = node
-    lives = {peer.id: peer for _, peer in members} | {me.id: me}
-    seed = members[0][1]
-    node.handle(ev.Started((seed.address,)), 1.0)
-    waiting = [(me, effect) for effect in node.handle(ev.SeedAnswered(seed.address, seed), 1.0)]
-    while waiting:
-        sender, effect = waiting.pop(0)
-        if isinstance(effect, fx.Send) and effect.peer.id in nodes:
-            to = lives[effect.peer.id]
-            waiting += [(to, more) for more in nodes[to.id].handle(ev.MessageReceived(sender, effect.message), 1.0)]
-    assert node.pastry.active
-    return node
-
-
-def alone(who: Peer) -> OverlayNode:
-    node = OverlayNode(who, P, Random(1))
-    node.handle(ev.Started(), 0.0)
-    return node
-
-
-def test_rule_8_the_next_life_of_an_elector_keeps_the_promises_of_its_neighbours() -> None:
-    """Found by half an hour of chaos: the latest root died in a cut, its electors without disks one after the other; the first had another
-    version of the same number committed by their next lives."""
-    remembers = alone(A)
-    remembers.handle(ev.MessageReceived(root(7), TermRequest(1, TREE, 7, 305)), 0.1)
-    remembers.handle(ev.PeerLost(root(7), "connection reset"), 0.2)
-    remembers.handle(ev.DialEnded(root(7), None, refused=True), 0.2)
-    node = joined((remembers, A))
-    assert node.terms.promised(TREE) == 7
-    assert node.outdated(root(6))
-    (refused,) = sent(node.handle(ev.MessageReceived(root(6), TermRequest(2, TREE, 6, 305)), 1.1), TermReply)
-    assert refused == (root(6), TermReply(2, False, 7, 305, 7, "term 7 is promised"))
-    (granted,) = sent(node.handle(ev.MessageReceived(root(8), TermRequest(3, TREE, 8, 0)), 1.2), TermReply)
-    assert granted == (root(8), TermReply(3, True, 8, 305, 7)), "the next root goes on from the latest one's version"
-
-
-def test_rule_8_of_several_promises_it_takes_the_latest_and_the_newest_version() -> None:
-    terms = Terms(ME, P, {}.get, lambda identifier, now: False, in_ring=lambda: False)
-    for promise in (Promise(5, 300, 5, root(5)), Promise(7, 299, 4, root(7)), Promise(6, 301, 5, root(6)), Promise(7, 0, 0, None)):
-        terms.told((TreePromise(TREE, promise),))
-    assert terms.promises() == (TreePromise(TREE, Promise(7, 301, 5, root(7))),)
-    terms.check_invariants()
-
-
-def test_rule_8_who_is_in_the_ring_or_has_a_disk_needs_nobodys_word() -> None:
-    word = (TreePromise(TREE, Promise(7, 1, 7, root(7))),)
-    for terms in (
-        Terms(ME, P, {}.get, lambda identifier, now: False),
-        Terms(ME, P, {}.get, lambda identifier, now: False, in_ring=lambda: False, kept=()),
-    ):
-        terms.told(word)
-        assert terms.promises() == ()
-
-
-def test_rule_8_strange_trees_do_not_take_the_place_of_others() -> None:
-    terms = Terms(ME, replace(P, trees_max=3), {}.get, lambda identifier, now: False, in_ring=lambda: False)
-    terms.told(tuple(TreePromise(node_id(number), Promise(7, 1, 7)) for number in range(0x20, 0x30)))
-    assert [terms.promised(node_id(number)) for number in range(0x20, 0x24)] == [7, 7, 7, 0]
-
-
-@pytest.mark.parametrize(
-    "lie", [Promise(0, 0, 0), Promise(7, 1, 8), Promise(LEAP_MAX << 1, 1, 1), Promise(7, -1, 7), Promise(1 << 62, 1, 1)]
-)
-def test_rule_8_what_nobody_can_have_promised_is_refused(lie: Promise) -> None:
-    terms = Terms(ME, P, {}.get, lambda identifier, now: False, in_ring=lambda: False)
-    with pytest.raises(RemoteProtocolError):
-        terms.told((TreePromise(TREE, Promise(3, 1, 3)), TreePromise(TREE, lie)))
-    assert terms.promised(TREE) == 0, "nothing of it is taken"
 
 
 # --- what peers may not say (P7) ---------------------------------------------------------------------------------------------
