@@ -72,12 +72,16 @@ class Dispatcher:
     @property
     def missing(self) -> int:
         """The version that an earlier life called durable, where that is newer than what was restored here; else 0."""
-        found = self.restored_from.version if self.restored_from is not None else 0
-        return self._high_water.durable if self._high_water.durable > max(found, self.durable_version) else 0
+        return self._high_water.durable if self._high_water.durable > max(self.found_version, self.durable_version) else 0
+
+    @property
+    def found_version(self) -> int:
+        """Of the record that was restored here, 0 for none."""
+        return self.restored_from.version if self.restored_from is not None else 0
 
     def give_up_missing(self) -> None:
         """It is lost: later lives are not to look for it."""
-        self._high_water.durable = self.restored_from.version if self.restored_from is not None else 0
+        self._high_water.durable = self.found_version
 
     def close(self) -> None:
         """The tree is done, and its records go: no more are kept by anybody, and later lives have none to look for."""

@@ -239,8 +239,7 @@ class Worker:
 
     def _what_lacks(self, body: RoundOpen) -> str:
         if missing := self._dispatcher.missing:
-            found = self._dispatcher.restored_from
-            return f"version {missing} was durable, and version {found.version if found is not None else 'none'} was found"
+            return f"version {missing} was durable, and version {self._dispatcher.found_version or 'none'} was found"
         return f"round {body.round} is asked for, and no record after round {self._trainer.round} was found"
 
     def _may_lack(self, body: RoundOpen) -> bool:
