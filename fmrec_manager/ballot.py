@@ -8,22 +8,24 @@
 2. It is carried when more than half of those who have a say grant it. Any two such halves have one in common, and that one has
    promised the later term, or tells of the newer version: so of two roots only one commits (protocol/overlay/terms.py).
 3. Who is gone (its host refuses) has no say: it keeps no promise. Who is silent has one, and withholds it: it may be on the other side
-   of a cut, where another root asks it.
+   of a cut, where another root asks it. The word of a life that is over does not count: its next one is asked.
 4. It is lost when so many have promised a later term that no half can be had any more.
 5. Nobody on record, or all of them gone: there is nobody who could have promised anything. It is carried.
-6. An elector without a disk that was killed comes back forgetful: it grants, and names no version that it has agreed to before. An earlier
-   life of it may have promised a later term, to a root that has died since. So its voice counts only where nobody refuses, for one
-   that remembers a later term is the sign that there was such a root, and where nobody is silent who might; a silent one is asked
-   FORGETFUL_ASKS times. Nobody remembers anything at the beginning: all are heard then. A sounding binds nobody, and needs no memory.
+6. An elector without a disk that was killed comes back forgetful: it grants, whatever an earlier life of it has promised, to a root that
+   has died since perhaps. It says so until a root has gone on from a version that it has agreed to, which was committed then. Until then
+   its voice counts only where nobody refuses, for one that remembers a later term is the sign that there was such a root, and where
+   nobody is silent who might; a silent one is asked FORGETFUL_ASKS times. Nobody remembers anything at the beginning: all are heard then.
+   A sounding binds nobody, and needs no memory.
 
 Rules 3 and 6 buy that a run goes on though most of its agents were killed. The price: an elector that was killed, comes back where this
 root does not reach it, and there helps another root to a half. It takes a cut that begins after the kill, and a standby on its other
-side; or a cut that keeps away all who remember a later root, for as long as they are asked, after so many of its electors have died.
+side; or a cut that keeps away all who remember a later root, for as long as they are asked, after so many of its electors have died. And
+a ballot waits where one refuses, so many have forgotten that all must be heard, and one hangs: until that one wakes, or is killed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -56,7 +58,7 @@ class Ballot:
     none are given. Who is in a group and not among the electors has left. binding False: a sounding. asks: how often they were asked."""
 
     version: int
-    electors: Mapping[NodeId, Peer]
+    electors: dict[NodeId, Peer]
     groups: Groups = ()
     binding: bool = True
     asks: int = 0
@@ -84,9 +86,20 @@ class Ballot:
             self.refused[elector] = answer.reason
         else:
             self.granted.add(elector)
-            if self.binding and not answer.version:
+            if self.binding and not answer.remembers:
                 self.forgetful.add(elector)
             self.newest = max(self.newest, (answer.written, answer.version))
+
+    def died(self, elector: NodeId) -> None:
+        """The process that granted is gone, and its promise may be too."""
+        self.granted.discard(elector)
+
+    def lives(self, peer: Peer) -> None:
+        """An elector's next life is heard, elsewhere perhaps: it is to be asked there."""
+        if peer.id in self.electors and peer.incarnation > self.electors[peer.id].incarnation:
+            self.electors[peer.id] = peer
+            self.granted.discard(peer.id)
+            self.gone.discard(peer.id)
 
     def silent(self) -> tuple[Peer, ...]:
         """Who has not granted yet and may still: whom to ask again."""

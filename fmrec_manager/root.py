@@ -101,7 +101,12 @@ class Root:
         orders: list[Order] = []
         self._forget({info.peer.id for info in joined})
         for loss in self.liveness.changed(joined, departed, now):
+            if self.ballot is not None and loss.cause == "death":
+                self.ballot.died(loss.agent)
             orders += self._lost(loss, now)
+        if self.ballot is not None:
+            for info in joined:
+                self.ballot.lives(info.peer)
         if self.stage == "halted" and self.work is not None:
             orders += self._go_on(self.work, {info.peer.id for info in joined}, now)
         return orders + self._step(now)

@@ -170,6 +170,7 @@ class ElectorAnswered:
     """One elector's word on a term. gone: its host refuses, its process is over, and with it its promises.
 
     promised: the latest term that it has promised; version, written: the newest that it agreed to before, and the term of its writer.
+    remembers: it knows what its earlier lives have promised, or a commit has settled that.
     """
 
     request: int
@@ -179,6 +180,7 @@ class ElectorAnswered:
     version: int = 0
     written: int = 0
     reason: str = ""
+    remembers: bool = False
 
 
 @dataclass(frozen=True, slots=True)

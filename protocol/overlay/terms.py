@@ -20,8 +20,8 @@ commit. This is the part of those who are asked, the electors, and of whoever as
    promise that was renewed longest ago, of a tree that it is not in; it is an elector of those that it is in.
 
 An elector that has a disk answers when its promise is on it, and reads it when it starts again. Without one a promise is in memory: an
-elector that dies forgets it. So its next life is silent until it is in the ring: by then it has heard of the latest root like everyone
-near the treeId, and refuses an earlier one.
+elector that dies forgets it, and so does one whose file is lost or torn. So who remembers nothing is silent until it is in the ring: by
+then it has heard of the latest root like everyone near the treeId, and refuses an earlier one.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ class Terms:
             raise RemoteProtocolError(f"term {message.term} of tree {message.tree.short} is of no clock: set that of {sender.address}")
         if not message.sounding and (sender.id, sender.incarnation) != (message.tree, message.term):
             raise RemoteProtocolError(f"{sender.id.short} asks for a term of tree {message.tree.short}, which it does not root")
-        if not self._keeps and not self._in_ring():
+        remembers = self._keeps and bool(self._promises)
+        if not remembers and not self._in_ring():
             return []
         reason = self._objection(sender, message, before, now)
         after = before
@@ -111,9 +112,12 @@ class Terms:
             # A question that was asked again may be overtaken by the next one: what was agreed to is not taken back.
             agreed = before.written, before.version
             written, version = max(agreed, (message.term, message.version)) if message.version else agreed
-            after = Promise(message.term, version, written, sender)
+            # The root goes on from a version that was agreed to here: it was committed.
+            goes_on = before.root == sender and before.written == message.term and message.version > before.version
+            after = Promise(message.term, version, written, sender, before.settled or goes_on)
             self._promise(message.tree, after)
-        answer = Send(sender, TermReply(message.request, not reason, after.term, before.version, before.written, reason))
+        known = before.version, before.written
+        answer = Send(sender, TermReply(message.request, not reason, after.term, *known, reason, after.settled))
         if after is before or not self._keeps:
             return [answer]
         return [KeepPromises(tuple(TreePromise(tree, promise) for tree, promise in self._promises.items()), answer)]
@@ -162,7 +166,8 @@ class Terms:
         if reply.granted and reply.written > question.message.term:
             raise RemoteProtocolError(f"{sender.id.short} agrees to term {question.message.term} after term {reply.written}")
         word: Literal["granted", "refused"] = "granted" if reply.granted else "refused"
-        return [ElectorAnswered(reply.request, sender.id, word, reply.promised, reply.version, reply.written, reply.reason[:REASON_MAX])]
+        known = reply.promised, reply.version, reply.written
+        return [ElectorAnswered(reply.request, sender.id, word, *known, reply.reason[:REASON_MAX], reply.remembers)]
 
     def lost(self, peer: Peer) -> list[Effect]:
         """A connection broke, or none could be made: where this is an elector that we wait for, one fresh dial tells which (rule 5)."""

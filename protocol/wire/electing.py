@@ -43,7 +43,7 @@ class TermRequest:
 @dataclass(frozen=True, slots=True)
 class TermReply:
     """promised: the latest term promised here. version, written: the newest that was agreed to here before this, and the term of its
-    writer; it is committed, or may be.
+    writer; it is committed, or may be. remembers: what earlier lives have promised is known here, or settled by a later commit.
     """
 
     request: int
@@ -52,3 +52,4 @@ class TermReply:
     version: int
     written: int
     reason: str = ""
+    remembers: bool = False

@@ -84,6 +84,7 @@ class World:
             )
             for name in self.names
         }
+        self.lives = dict.fromkeys(self.names, 1)
         self.managers: list[Manager] = []
         self.contents: dict[bytes, Content] = {}
         """Of each record, by its digest."""
@@ -95,8 +96,14 @@ class World:
         self._reach = reach
 
     def reborn(self, name: str) -> None:
-        """The agent is killed, without a disk, and comes back; it holds what it held when its neighbours have brought that anew."""
-        self.agents[name].terms = Terms(info(name).peer, OverlayParameters(), lambda identifier: None, lambda identifier, now: False)
+        """The agent is killed, without a disk, and comes back; it holds what it held when its neighbours have brought that anew. The
+        managers that it reaches hear of it."""
+        self.lives[name] += 1
+        life = info(name, self.lives[name])
+        self.agents[name].terms = Terms(life.peer, OverlayParameters(), lambda identifier: None, lambda identifier, now: False)
+        for manager in self.managers:
+            if name in self._reach() and not manager.superseded:
+                manager.to_do.append(lambda manager=manager: manager.root.members_changed([life], [], self.now))  # type: ignore[misc]
 
     def start(self, term: int | None = None) -> Manager:
         """Another root, of a later term where nothing is said, whoever roots the tree now."""
@@ -204,7 +211,8 @@ class World:
             assert isinstance(reply, TermReply)
             if self.chance.random() < 0.8:
                 verdict = "granted" if reply.granted else "refused"
-                word = ElectorAnswered(version, identifier, verdict, reply.promised, reply.version, reply.written)  # type: ignore[arg-type]
+                known = reply.promised, reply.version, reply.written
+                word = ElectorAnswered(version, identifier, verdict, *known, remembers=reply.remembers)  # type: ignore[arg-type]
                 manager.to_do.append(lambda word=word: manager.root.elector_answered(word, version, self.now))  # type: ignore[misc]
         return []
 

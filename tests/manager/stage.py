@@ -88,7 +88,7 @@ class Stage:
     def elector(self, who: NodeId, answer: Any, question: int, **facts: Any) -> list[Order]:
         """One elector's word on the version that was put to it; facts: what else it says; without, it remembers the version before."""
         self.votes[question][who] = answer
-        facts = {"version": max(question, self.root.version) - 1} | facts
+        facts = {"version": max(question, self.root.version) - 1, "remembers": True} | facts
         return self.took(self.root.elector_answered(ElectorAnswered(question, who, answer, **facts), question, self.now))
 
     def agreed(self, version: int) -> bool:
@@ -101,8 +101,8 @@ class Stage:
     def joins(self, *names: str, incarnation: int = 1) -> list[Order]:
         return self.took(self.root.members_changed([info(name, incarnation) for name in names], [], self.now))
 
-    def goes(self, *names: str, cause: Any = "died", incarnation: int = 1) -> list[Order]:
-        gone = [Departed(named(name), incarnation, cause, "connection refused", 0, 100) for name in names]
+    def goes(self, *names: str, cause: Any = "died", incarnation: int = 1, reason: str = "connection refused") -> list[Order]:
+        gone = [Departed(named(name), incarnation, cause, reason, 0, 100) for name in names]
         return self.took(self.root.members_changed([], gone, self.now))
 
     def uploads(self, name: str, number: int, phase: Phase = "train", version: int = 1, **facts: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -25,7 +26,8 @@ def told(count: int, *answers: str) -> Ballot:
         if answer == "forgetful":
             asked.heard(ElectorAnswered(1, named(name), "granted"))
         elif answer != "silent":
-            asked.heard(ElectorAnswered(1, named(name), answer, version=4, reason="term 9 is promised"))  # type: ignore[arg-type]
+            word = ElectorAnswered(1, named(name), answer, version=4, reason="term 9 is promised", remembers=True)  # type: ignore[arg-type]
+            asked.heard(word)
     return asked
 
 
@@ -137,6 +139,23 @@ def test_the_last_word_of_an_elector_counts() -> None:
     assert asked.term == 9
 
 
+def test_the_word_of_a_life_that_is_over_does_not_count() -> None:
+    """Rule 3: its next life may not keep the promise; where it lives elsewhere, it is asked there."""
+    asked = told(3, "granted", "granted")
+    asked.died(named("b"))
+    assert asked.judge()[0] == "wait"
+    assert {peer.id for peer in asked.silent()} == {named("b"), named("c")}
+    asked.heard(ElectorAnswered(1, named("b"), "gone"))
+    elsewhere = replace(info("b").peer, port=9, incarnation=2)
+    asked.lives(elsewhere)
+    assert asked.judge()[0] == "wait", "it is not gone"
+    assert elsewhere in asked.silent()
+    asked.heard(ElectorAnswered(1, named("b"), "granted", version=1, remembers=True))
+    asked.lives(info("b").peer)
+    asked.lives(info("e").peer)
+    assert (asked.judge()[0], len(asked.electors)) == ("carried", 3), "news of an earlier life, and of nobody's, change nothing"
+
+
 def test_whom_to_ask_again() -> None:
     asked = told(4, "granted", "refused", "gone")
     assert {peer.id for peer in asked.silent()} == {named("b"), named("c"), named("d")}
@@ -145,7 +164,7 @@ def test_whom_to_ask_again() -> None:
 
 def test_the_newest_version_is_told_by_who_grants() -> None:
     asked = ballot(3)
-    asked.heard(ElectorAnswered(1, named("a"), "granted", version=7, written=1))
-    asked.heard(ElectorAnswered(1, named("b"), "granted", version=6, written=2))
+    asked.heard(ElectorAnswered(1, named("a"), "granted", version=7, written=1, remembers=True))
+    asked.heard(ElectorAnswered(1, named("b"), "granted", version=6, written=2, remembers=True))
     asked.heard(ElectorAnswered(1, named("x"), "granted", version=99, written=9))
     assert (asked.newest, asked.judge()) == ((2, 6), ("carried", "2 of 3 electors agree")), "of two, that of the later term"

@@ -66,6 +66,31 @@ def test_an_elector_is_asked_where_it_was_last_heard() -> None:
     assert moved in play.last(Ask).electors
 
 
+def test_an_elector_that_dies_after_it_has_agreed_is_asked_again() -> None:
+    """Its next life, where it lives by then: that one may have promised a later term, or nothing."""
+    play = disloyal()
+    says(play, "a", "granted", 0)
+    play.goes("a")
+    says(play, "b", "granted", 0)
+    assert play.root.stage == "electing", "only one of those that live has agreed"
+    assert named("a") in {peer.id for peer in play.after(AGAIN)[0].electors}
+    moved = Peer(named("a"), "10.0.0.9", 7900, 2)
+    play.took(play.root.members_changed([MemberInfo(moved, "a", "source", 9)], [], play.now))
+    asked = [order for order in play.after(AGAIN) if isinstance(order, Ask)]
+    assert moved in asked[0].electors
+    says(play, "a", "granted", 0, version=4, written=1)
+    assert play.root.stage == "committing"
+
+
+def test_an_elector_that_hangs_after_it_has_agreed_has_agreed() -> None:
+    """Silence ends no life: its promise is kept."""
+    play = disloyal()
+    says(play, "a", "granted", 0)
+    play.goes("a", reason="silent for 1.0 s")
+    says(play, "b", "granted", 0)
+    assert play.root.stage == "committing"
+
+
 def test_who_has_left_is_not_asked_and_not_waited_for() -> None:
     play = stage("exact")
     play.begins(*SOURCES)

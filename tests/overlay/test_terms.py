@@ -61,6 +61,14 @@ def test_rule_2_a_later_root_hears_of_the_newest_version_that_was_agreed_to() ->
     assert elector.asked(2, 9) == TermReply(5, False, 3, 7, 3, "term 3 is promised"), "that of the later term, of the same number"
 
 
+def test_who_has_forgotten_what_it_promised_says_so_until_a_root_goes_on_from_a_version_that_it_agreed_to() -> None:
+    """That version was committed: without it, or with all others."""
+    elector = Elector()
+    assert [elector.asked(*asked).remembers for asked in ((2, 0), (2, 7), (2, 7))] == [False] * 3
+    assert [elector.asked(*asked).remembers for asked in ((3, 0), (3, 8), (3, 7))] == [False] * 3, "another root: was 7 committed?"
+    assert [elector.asked(*asked).remembers for asked in ((3, 9), (4, 0), (4, 9))] == [True] * 3
+
+
 def test_rule_2_of_two_roots_of_one_term_the_first_has_it() -> None:
     """Two standbys that have found the same record, and whose clocks are behind its term."""
     elector = Elector()
@@ -76,7 +84,7 @@ def test_rule_2_what_was_agreed_to_is_not_taken_back_by_a_question_that_was_over
     elector = Elector()
     for version in (6, 7, 6):
         assert elector.asked(1, version).granted
-    assert elector.asked(2, 0) == TermReply(5, True, 2, 7, 1)
+    assert elector.asked(2, 0) == TermReply(5, True, 2, 7, 1, remembers=True)
 
 
 def test_rule_2_a_root_asks_for_its_own_term_alone() -> None:
@@ -149,8 +157,20 @@ def test_without_a_disk_the_next_life_is_silent_until_it_is_in_the_ring() -> Non
     elector.lives[TREE] = root(4)
     assert elector.asked(3, 7) == TermReply(5, False, 0, 0, 0, f"a later root lives at {root(4).address}")
     assert elector.asked(4, 7).granted
-    kept = Terms(ME, P, elector.lives.get, lambda identifier, now: False, in_ring=lambda: False, kept=())
-    assert kept.term_requested(root(4), TermRequest(6, TREE, 4, 7), 0.0), "what is on disk is not forgotten"
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+def test_with_a_disk_too_who_remembers_nothing_is_silent_until_it_is_in_the_ring(remembers: bool) -> None:
+    """Its file may have been lost, or was torn."""
+    kept = [TreePromise(TREE, Promise(3, 6, 3, root(3)))] if remembers else []
+    joined = False
+    terms = Terms(ME, P, lambda identifier: None, lambda identifier, now: False, in_ring=lambda: joined, kept=kept)
+    question = TermRequest(6, TREE, 4, 7)
+    assert bool(terms.term_requested(root(4), question, 0.0)) == remembers
+    joined = True
+    assert terms.term_requested(root(4), question, 0.0)
+    joined = False
+    assert terms.term_requested(root(4), question, 0.0), "it has a promise on its disk by now"
 
 
 def test_rule_3_an_earlier_life_than_the_one_promised_or_heard_is_of_the_past() -> None:
