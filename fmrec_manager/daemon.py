@@ -22,7 +22,7 @@ from fmrec_manager.standby_host import Found, StandbyHost
 from fmrec_manager.tree_host import TreeHost
 from protocol.aio.connections import Connections
 from protocol.aio.peer_book import PeerBook
-from protocol.aio.process import check_identity, listen_port, run, set_up_logging
+from protocol.aio.process import check_identity, listen_port, run, set_up_logging, try_port
 from protocol.parameters import OverlayParameters
 
 log = logging.getLogger("fmrec.manager")
@@ -59,6 +59,7 @@ class ManagerDaemon:
         self._connections = connections = Connections(self._settings.cluster, parameters)
         connections.status_document = lambda: json.dumps(self.document())
         connections.stop = stop.set
+        await try_port(*self._settings.address)
         for name, tree in self._settings.tree.items():
             self._hosts[name] = TreeHost(name, tree, self._settings, parameters, connections, self._address)
             await self._hosts[name].load()
@@ -68,6 +69,8 @@ class ManagerDaemon:
             done, _ = await asyncio.wait(lives, return_when=asyncio.FIRST_COMPLETED)
             for life in done:
                 life.result()
+            if stop.is_set():
+                self._say_what_stays()
         finally:
             for life in lives:
                 life.cancel()
@@ -121,6 +124,17 @@ class ManagerDaemon:
         host.start((self._address,), (), term)
         self._rooted[name] = host
         taken.put_nowait(host)
+
+    def _say_what_stays(self) -> None:
+        """Stopped in the middle of a run: where is what the next start goes on from?"""
+        for name, host in self._rooted.items():
+            root = host.root
+            if not root.version or root.stage in ("done", "superseded"):
+                continue
+            agents, folder = root.liveness.counts()["alive"], self._settings.state_dir
+            keepers = [f"{agents} agents"] * (agents > 0) + [str(folder)] * (folder is not None)
+            kept = " and ".join(keepers) or "nobody: name a --state-dir next time"
+            log.warning("%s stops in round %d of %d; theta and round state are kept by %s", name, root.next_round, root.plan.rounds, kept)
 
     async def _watch(self, stop: asyncio.Event) -> None:
         """Keep the display fresh, and the peers on disk."""

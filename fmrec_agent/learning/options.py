@@ -51,11 +51,11 @@ class ParkingOptions(_Frozen):
     @model_validator(mode="after")
     def _of_the_model(self) -> ParkingOptions:
         if self.model == "linear" and self.loss == "bce":
-            raise ValueError('the linear model has no loss "bce": set task.loss to "mse", or task.model to "lstm"')
+            raise ValueError('the linear model has no loss "bce": set learning.task.loss to "mse", or learning.task.model to "lstm"')
         if self.model == "linear" and self.decoder == "all":
-            raise ValueError('the linear model has no decoder: leave task.decoder out, or set task.model to "lstm"')
+            raise ValueError('the linear model has no decoder: leave learning.task.decoder out, or set learning.task.model to "lstm"')
         if self.model == "lstm" and self.harmonics != HARMONICS:
-            raise ValueError('the LSTM has no harmonics: leave task.harmonics out, or set task.model to "linear"')
+            raise ValueError('the LSTM has no harmonics: leave learning.task.harmonics out, or set learning.task.model to "linear"')
         return self
 
 
@@ -101,7 +101,9 @@ class OmniglotOptions(_Frozen):
     @model_validator(mode="after")
     def _bent(self) -> OmniglotOptions:
         if self.copies and not self.jitter:
-            raise ValueError("copies that are not bent add nothing: set task.jitter above 0 (1, say), or task.copies to 0")
+            raise ValueError(
+                "copies that are not bent add nothing: set learning.task.jitter above 0 (1, say), or learning.task.copies to 0"
+            )
         return self
 
 

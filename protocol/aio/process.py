@@ -14,7 +14,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvloop
@@ -88,8 +89,23 @@ def check_identity() -> None:
 
 async def listen_port(connections: Connections, host: str, port: int) -> Address:
     """connections.listen(); UserError, in a sentence, where the port cannot be had."""
-    try:
+    with _port_wanted(host, port):
         return await connections.listen(host, port)
+
+
+async def try_port(host: str, port: int) -> None:
+    """UserError, as listen_port(), where the port cannot be had now: to be told before whatever takes seconds is begun."""
+    with _port_wanted(host, port):
+        server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
+        server.close()
+        await server.wait_closed()
+
+
+@contextmanager
+def _port_wanted(host: str, port: int) -> Iterator[None]:
+    """What binding it fails with becomes a UserError."""
+    try:
+        yield
     except OSError as error:
         remedy = "choose another with --listen"
         where = f"port {port} on {host}"

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 from scripts.local_cluster import LocalCluster
-from tests.end_to_end.stories import AGENTS, STORY_S, in_a_job, story
+from tests.end_to_end.stories import AGENTS, ROUNDS, STORY_S, in_a_job, story
 
 
 async def test_ctrl_c_ends_everything_and_says_so(tmp_path: Path) -> None:
@@ -27,6 +27,8 @@ async def test_ctrl_c_ends_everything_and_says_so(tmp_path: Path) -> None:
         os.killpg(cluster.manager.pid, signal.SIGINT)
         assert await asyncio.to_thread(cluster.manager.wait, STORY_S) == 130
         assert cluster.processes() == []
+        where = f"main stops in round {status['round']} of {ROUNDS}; theta and round state are kept by {tmp_path}"
+        assert where in cluster.log("manager.log")
         assert "Traceback" not in cluster.log("agents.log") + cluster.log("manager.log")
 
 

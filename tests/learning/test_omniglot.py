@@ -113,7 +113,7 @@ def test_a_target_adapts_on_its_support_and_copies_that_are_bent_anew(archive: P
 
 
 def test_copies_without_jitter_are_refused(archive: Path) -> None:
-    with pytest.raises(ValueError, match=r"set task\.jitter above 0 \(1, say\), or task\.copies to 0"):
+    with pytest.raises(ValueError, match=r"set learning.task.jitter above 0 \(1, say\), or learning.task.copies to 0"):
         options(archive, copies=2)
 
 
@@ -173,11 +173,11 @@ def test_the_model_judges_by_the_batch_and_ignores_what_it_does_not_know(archive
 @pytest.mark.parametrize(
     ("task", "role", "index", "message"),
     [
-        ({"held_out": 9}, "target", 0, r"has 9 characters, and task.held_out takes 9 for targets: set it lower"),
-        ({"ways": 4}, "target", 0, r"task.held_out is 3, but an episode has 4 characters \(task.ways\): raise it"),
-        ({}, "source", 2, r"there is no share number 2 of the characters: task.sources is 2"),
+        ({"held_out": 9}, "target", 0, r"has 9 characters, and learning.task.held_out takes 9 for targets: set it lower"),
+        ({"ways": 4}, "target", 0, r"learning.task.held_out is 3, but an episode has 4 characters \(learning.task.ways\): raise it"),
+        ({}, "source", 2, r"there is no share number 2 of the characters: learning.task.sources is 2"),
         ({"sources": 6, "ways": 9}, "source", 0, r"source number 0 has 1 of 6 characters, too few for episodes of 9"),
-        ({"queries": 5}, "source", 0, r"has 6 drawings, and an episode needs 7 \(task.shots \+ task.queries\): set these lower"),
+        ({"queries": 5}, "source", 0, r"an episode needs 7 \(learning.task.shots \+ learning.task.queries\): set these lower"),
     ],
 )
 def test_too_little_data_is_said(archive: Path, task: dict[str, int], role: str, index: int, message: str) -> None:
@@ -186,7 +186,7 @@ def test_too_little_data_is_said(archive: Path, task: dict[str, int], role: str,
 
 
 def test_what_is_no_data_is_said(tmp_path: Path) -> None:
-    with pytest.raises(LearnerError, match=r"there is no file or folder .*nowhere .*: set task.data to Omniglot's folder or zip file"):
+    with pytest.raises(LearnerError, match=r"no file or folder .*nowhere .*: set learning.task.data to Omniglot's folder or zip file"):
         Omniglot(str(tmp_path / "nowhere"))
     with pytest.raises(LearnerError, match=r"holds no picture <alphabet>/<character>/<file>.png"):
         Omniglot(str(tmp_path))

@@ -128,15 +128,15 @@ def test_a_file_that_has_changed_is_read_again(folder: Path) -> None:
 
 
 def test_what_is_not_there_is_said(folder: Path) -> None:
-    with pytest.raises(LearnerError, match=r"there is no folder .*/nowhere .*correct task.data, or set it to \"synthetic\""):
+    with pytest.raises(LearnerError, match=r"there is no folder .*/nowhere .*correct learning.task.data, or set it to \"synthetic\""):
         read(folder / "nowhere")
     with pytest.raises(LearnerError, match=r"there is no target lot number 2: .*lots.csv has 2, counted from 0; start fewer target agents"):
         read(folder, "target", 2)
-    with pytest.raises(LearnerError, match=r"there is no lot 'z9' in .*lots.csv: set task.lot to one of a1, a2"):
+    with pytest.raises(LearnerError, match=r"there is no lot 'z9' in .*lots.csv: set learning.task.lot to one of a1, a2"):
         read(folder, lot="z9")
     for file in ("counts.csv", "lots.csv"):
         (folder / file).unlink()
-        with pytest.raises(LearnerError, match=f"there is no file .*{file}: complete the folder, or correct task.data"):
+        with pytest.raises(LearnerError, match=f"there is no file .*{file}: complete the folder, or correct learning.task.data"):
             read(folder)
 
 

@@ -45,7 +45,7 @@ def test_as_many_features_as_harmonics_ask_for(harmonics: int, number: int) -> N
 
 
 def test_the_lstm_has_no_harmonics() -> None:
-    with pytest.raises(ValueError, match=r"leave task\.harmonics out, or set task\.model to \"linear\""):
+    with pytest.raises(ValueError, match=r"leave learning.task.harmonics out, or set learning.task.model to \"linear\""):
         options(model="lstm", harmonics=4)
 
 
@@ -104,7 +104,7 @@ def test_restored_between_any_two_iterations_it_ends_with_the_same_bytes() -> No
 
 
 def test_the_linear_model_has_no_cross_entropy() -> None:
-    with pytest.raises(ValueError, match=r'the linear model has no loss "bce": set task.loss to "mse"'):
+    with pytest.raises(ValueError, match=r'the linear model has no loss "bce": set learning.task.loss to "mse"'):
         options(loss="bce")
     with pytest.raises(LearnerError, match="too few rows"):
         BlockwiseSource(options().task, _Short, dtype=torch.float64)  # type: ignore[arg-type]

@@ -66,9 +66,9 @@ def test_a_lot_is_found_by_name_and_does_not_depend_on_how_many_there_are() -> N
     wanted = synthetic_lot(OPTIONS, role="target", index=1)
     few = ParkingOptions(sources=1, targets=2, lot=wanted.name)
     assert synthetic_lot(few, role="target", index=7).occupancy.tobytes() == wanted.occupancy.tobytes()
-    with pytest.raises(LearnerError, match=r"no source lot number 30: the synthetic data \(task.sources = 30, task.targets = 12\) has 30"):
+    with pytest.raises(LearnerError, match=r"no source lot number 30: .*\(learning.task.sources = 30, learning.task.targets = 12\) has 30"):
         occupancy("source", 30)
-    with pytest.raises(LearnerError, match=r"there is no lot 'cme1' in the synthetic data .*: set task.lot to one of source-commercial-1"):
+    with pytest.raises(LearnerError, match=r"no lot 'cme1' in the synthetic data .*: set learning.task.lot to one of source-commercial-1"):
         occupancy("source", 0, ParkingOptions(lot="cme1"))
 
 

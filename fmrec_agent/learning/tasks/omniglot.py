@@ -131,19 +131,25 @@ def omniglot_task(options: LearningOptions, task: OmniglotOptions, *, role: Role
     data, dtype = read_omniglot(task.data), getattr(torch, options.dtype)
     shuffled = tuple(data.names[place] for place in stream("omniglot characters", task.data_seed).permutation(len(data.names)))
     if task.held_out >= len(shuffled):
-        raise LearnerError(f"{task.data} has {len(shuffled)} characters, and task.held_out takes {task.held_out} for targets: set it lower")
+        raise LearnerError(
+            f"{task.data} has {len(shuffled)} characters, and learning.task.held_out takes {task.held_out} for targets: set it lower"
+        )
     train, held_out = shuffled[: -task.held_out], shuffled[-task.held_out :]
     if role == "target":
         if len(held_out) < task.ways:
-            raise LearnerError(f"task.held_out is {task.held_out}, but an episode has {task.ways} characters (task.ways): raise it")
+            raise LearnerError(
+                f"learning.task.held_out is {task.held_out}, but an episode has {task.ways} characters (learning.task.ways): raise it"
+            )
         return OmniglotTarget(task, data, held_out, dtype, index)
     if index >= task.sources:
-        raise LearnerError(f"there is no share number {index} of the characters: task.sources is {task.sources}; raise it in every agent")
+        raise LearnerError(
+            f"there is no share number {index} of the characters: learning.task.sources is {task.sources}; raise it in every agent"
+        )
     share = train[index :: task.sources]
     if TURNS * FACES * len(share) < task.ways:
         raise LearnerError(
-            f"source number {index} has {len(share)} of {len(train)} characters, too few for episodes of {task.ways} (task.ways): "
-            "set task.sources lower"
+            f"source number {index} has {len(share)} of {len(train)} characters, too few for episodes of {task.ways} (learning.task.ways): "
+            "set learning.task.sources lower"
         )
     return OmniglotSource(task, data, share, dtype)
 
@@ -153,7 +159,7 @@ def _enough(options: OmniglotOptions, data: Omniglot, name: str) -> npt.NDArray[
     if len(drawings) < needed:
         raise LearnerError(
             f"character {name} in {options.data} has {len(drawings)} drawings, "
-            f"and an episode needs {needed} (task.shots + task.queries): set these lower"
+            f"and an episode needs {needed} (learning.task.shots + learning.task.queries): set these lower"
         )
     return drawings
 

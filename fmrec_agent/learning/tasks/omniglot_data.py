@@ -40,7 +40,7 @@ class Omniglot:
         root = Path(data)
         if not root.exists():
             raise LearnerError(
-                f"there is no file or folder {data} (started in {Path.cwd()}): set task.data to Omniglot's folder or zip file"
+                f"there is no file or folder {data} (started in {Path.cwd()}): set learning.task.data to Omniglot's folder or zip file"
             )
         pictures: dict[str, dict[str, tuple[str, Reader]]] = {}
         for path, where, reader in _pictures(root):
@@ -48,7 +48,9 @@ class Omniglot:
                 *_, alphabet, character, file = path.parts
                 pictures.setdefault(f"{alphabet}/{character}", {}).setdefault(file, (where, reader))
         if not pictures:
-            raise LearnerError(f"{data} holds no picture <alphabet>/<character>/<file>.png: set task.data to Omniglot's folder or zip file")
+            raise LearnerError(
+                f"{data} holds no picture <alphabet>/<character>/<file>.png: set learning.task.data to Omniglot's folder or zip file"
+            )
         self._pictures = pictures
         self._decoded: dict[str, npt.NDArray[np.float32]] = {}
         self.names = tuple(sorted(pictures))
@@ -84,7 +86,7 @@ def _members(file: Path) -> Iterator[tuple[PurePosixPath, str, Reader]]:
         # In memory: an open file's position would be shared with every process forked from this one.
         archive = zipfile.ZipFile(io.BytesIO(file.read_bytes()))
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise LearnerError(f"{file} is not a zip file that can be read ({error}): fetch it again, or correct task.data") from error
+        raise LearnerError(f"{file} is not a zip file that can be read ({error}): fetch it again, or correct learning.task.data") from error
     for member in archive.infolist():
         path = PurePosixPath(member.filename)
         if path.suffix.lower() == ".png" and "__MACOSX" not in path.parts:

@@ -174,7 +174,7 @@ class ParkingTarget(Parking, TargetTask):
         start = test - options.days * STEPS_PER_DAY
         if start < 0:
             raise LearnerError(
-                f"{lot.label} has {test / STEPS_PER_DAY:.1f} days before its test, task.days asks for {options.days}: "
+                f"{lot.label} has {test / STEPS_PER_DAY:.1f} days before its test, learning.task.days asks for {options.days}: "
                 "set it lower"
             )
         self._adaptation = self._part(lot, start, test)

@@ -58,7 +58,7 @@ def read_lot(folder: str, *, role: Role, index: int, lot: str | None) -> Lot:
     """The lot of that name, or the `index`-th (from 0) of the role: sources take turns by type, targets keep the file's order."""
     root = Path(folder)
     if not root.is_dir():
-        raise LearnerError(f'there is no folder {folder} (started in {Path.cwd()}): correct task.data, or set it to "synthetic"')
+        raise LearnerError(f'there is no folder {folder} (started in {Path.cwd()}): correct learning.task.data, or set it to "synthetic"')
     entries = list(_entries(root / LOTS_FILE))
     of_role, where = [entry for entry in entries if entry.role == role], str(root / LOTS_FILE)
     if lot is not None:
@@ -94,7 +94,7 @@ def named(entries: list[Entry], lot: str, *, where: str) -> Entry:
     if not found:
         raise LearnerError(
             f"there is no lot {lot!r} in {where}: "
-            f"set task.lot to one of {', '.join(entry.name for entry in entries[:6])} ..."
+            f"set learning.task.lot to one of {', '.join(entry.name for entry in entries[:6])} ..."
         )
     return found[0]
 
@@ -102,7 +102,7 @@ def named(entries: list[Entry], lot: str, *, where: str) -> Entry:
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
     """(line number, the values of `columns`) of each row, none of them longer or shorter than the header."""
     if not path.exists():
-        raise LearnerError(f"there is no file {path}: complete the folder, or correct task.data")
+        raise LearnerError(f"there is no file {path}: complete the folder, or correct learning.task.data")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)

@@ -73,7 +73,7 @@ DAY_FACTOR_SPREAD = 0.05
 
 def synthetic_lot(options: ParkingOptions, *, role: Role, index: int) -> Lot:
     """The lot named in the options, or the `index`-th (from 0) of the role, six types in turn. LearnerError if there is none."""
-    where = f"the synthetic data (task.sources = {options.sources}, task.targets = {options.targets})"
+    where = f"the synthetic data (learning.task.sources = {options.sources}, learning.task.targets = {options.targets})"
     sources, targets = _entries(options, "source", options.sources), _entries(options, "target", options.targets)
     if options.lot is None:
         entry = pick(sources if role == "source" else targets, role=role, index=index, where=where)
