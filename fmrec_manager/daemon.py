@@ -34,8 +34,8 @@ PEERS_TRIED = 4
 
 def serve(settings: ManagerSettings) -> int:
     """Run the manager until it is stopped; the exit code."""
-    # The live table owns the terminal; the log would tear it.
-    set_up_logging("warning" if sys.stdout.isatty() else settings.log_level)
+    # The live table owns the terminal; a log in the same one would tear it.
+    set_up_logging("warning" if sys.stdout.isatty() and sys.stderr.isatty() else settings.log_level)
     return run(ManagerDaemon(settings).run)
 
 

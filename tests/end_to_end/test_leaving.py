@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 
-from scripts.local_cluster import LocalCluster
+from scripts.local_cluster import BIN, HOST, LocalCluster, free_ports, plain_environment
 from tests.end_to_end.stories import AGENTS, ROUNDS, STORY_S, in_a_job, story
 
 
@@ -30,6 +32,29 @@ async def test_ctrl_c_ends_everything_and_says_so(tmp_path: Path) -> None:
         where = f"main stops in round {status['round']} of {ROUNDS}; theta and round state are kept by {tmp_path}"
         assert where in cluster.log("manager.log")
         assert "Traceback" not in cluster.log("agents.log") + cluster.log("manager.log")
+
+
+def test_beside_the_live_table_a_log_is_kept_where_stderr_is_a_file(tmp_path: Path) -> None:
+    """The table is on a terminal, and what would tear it goes elsewhere."""
+    terminal, end = os.openpty()
+    command = [str(BIN / "fmrec-manager"), "serve", "--listen", f"{HOST}:{free_ports(1)}"]
+    with (tmp_path / "manager.log").open("wb") as log:
+        manager = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=end, stderr=log, env=plain_environment())
+    os.close(end)
+    try:
+        shown = b""
+        while b"waiting for agents" not in shown:
+            shown += os.read(terminal, 1 << 16)  # OSError where the manager has ended
+        manager.send_signal(signal.SIGINT)
+        with suppress(OSError):
+            while os.read(terminal, 1 << 16):
+                pass
+        assert manager.wait(STORY_S) == 130
+    finally:
+        manager.kill()
+        manager.wait()
+        os.close(terminal)
+    assert "INFO    fmrec.manager the manager of cluster fmrec listens on" in (tmp_path / "manager.log").read_text()
 
 
 async def test_of_two_agents_with_one_name_the_older_leaves(tmp_path: Path) -> None:
