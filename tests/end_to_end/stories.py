@@ -13,16 +13,16 @@ from typing import Any
 
 from scripts.local_cluster import ClusterError, LocalCluster, Status
 
-AGENTS, SOURCES, ROUNDS = 6, 5, 12
+AGENTS, SOURCES, ROUNDS = 6, 5, 10
 TARGET = "agent-5"
 RECOVERED_WITHIN_S = 2.0
 """Generous: how fast it is, the benchmark says (scripts/bench_recovery.py)."""
 POLL_S = 0.005
 STORY_S = 60.0
-"""What waits longer hangs: a story takes 10 to 20 s on a quiet machine of two cores."""
+"""What waits longer hangs: a story takes about 10 s on a quiet machine of two cores."""
 MANAGER_SET = (f"tree.main.rounds={ROUNDS}", f"tree.main.sources_min={SOURCES}", f"tree.main.targets_min={AGENTS - SOURCES}")
 AGENT_SET = (
-    "learning.iterations_per_round=30",
+    "learning.iterations_per_round=20",
     "learning.batch=8",
     "learning.adapt_iterations=60",
     "learning.adapt_batch=32",
