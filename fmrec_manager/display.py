@@ -227,7 +227,9 @@ def _members_table(members: Sequence[Mapping[str, Any]]) -> Table:
             _word(member["role"]),
             _word(member["state"], STYLES[member["state"]]),
             _word(member["address"]),
-            *(_figure(member[key]) for key in ("pid", "round", "iteration", "replicas")),
+            _figure(member["pid"]),
+            *_progress(member),
+            _figure(member["replicas"]),
         )
     return table
 
@@ -236,9 +238,13 @@ def _unwell_table(members: Sequence[Mapping[str, Any]]) -> Table:
     table = _table(("name", False), ("state", False), ("round", True), ("iteration", True), ("reason", False))
     for member in members:
         state = _word(member["state"], STYLES[member["state"]])
-        progress = (_figure(member["round"]), _figure(member["iteration"]))
-        table.add_row(_word(member["name"]), state, *progress, _word(member["reason"]))
+        table.add_row(_word(member["name"]), state, *_progress(member), _word(member["reason"]))
     return table
+
+
+def _progress(member: Mapping[str, Any]) -> tuple[str, str]:
+    """Round and iteration; no round where it has had no job yet."""
+    return "-" if member["round"] == -1 else _figure(member["round"]), _figure(member["iteration"])
 
 
 def _recoveries_table(recoveries: Sequence[Mapping[str, Any]]) -> Table:

@@ -55,6 +55,13 @@ def test_a_reader_finds_what_matters() -> None:
         assert words in page
 
 
+def test_who_has_had_no_job_yet_is_in_no_round() -> None:
+    page = text(document(members=[{**member(NAMES[0]), "round": -1, "iteration": 0}]))
+    (row,) = [line.split() for line in page.splitlines() if line.strip().startswith(NAMES[0])]
+    assert row[-3:-1] == ["-", "0"]
+    assert "hang at the root" not in page, "that is known"
+
+
 def test_what_a_manager_that_resumed_cannot_know_is_said() -> None:
     unknown = {"round": None, "iteration": None, "replicas": None}
     page = text(document(first_round=9, members=[member(NAMES[0]), {**member(NAMES[1]), **unknown}]))
