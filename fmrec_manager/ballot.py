@@ -8,14 +8,15 @@
 2. It is carried when more than half of those who have a say grant it. Any two such halves have one in common, and that one has
    promised the later term, or tells of the newer version: so of two roots only one commits (protocol/overlay/terms.py).
 3. Who is gone (its host refuses) has no say: it keeps no promise. Who is silent has one, and withholds it: it may be on the other side
-   of a cut, where another root asks it. The word of a life that is over does not count: its next one is asked.
+   of a cut, where another root asks it. Who has agreed and is said to have died or left is asked again: a grant of a life that is over does
+   not count where another life is heard, or its host refuses.
 4. It is lost when so many have promised a later term that no half can be had any more.
 5. Nobody on record, or all of them gone: there is nobody who could have promised anything. It is carried.
 6. An elector without a disk that was killed comes back forgetful: it grants, whatever an earlier life of it has promised, to a root that
-   has died since perhaps. It says so until a root has gone on from a version that it has agreed to, which was committed then. Until then
-   its voice counts only where nobody refuses, for one that remembers a later term is the sign that there was such a root, and where
-   nobody is silent who might; a silent one is asked FORGETFUL_ASKS times. Nobody remembers anything at the beginning: all are heard then.
-   A sounding binds nobody, and needs no memory.
+   has died since perhaps. It says so until two versions, one after the other, were committed that it has agreed to (rule 8 of
+   protocol/overlay/terms.py). Until then its voice counts only where nobody refuses, for one that remembers a later term is the sign that
+   there was such a root, and where nobody is silent who might; a silent one is asked FORGETFUL_ASKS times. Nobody remembers anything at the
+   beginning: all are heard then. A sounding binds nobody, and needs no memory.
 
 Rules 3 and 6 buy that a run goes on though most of its agents were killed. The price: an elector that was killed, comes back where this
 root does not reach it, and there helps another root to a half. It takes a cut that begins after the kill, and a standby on its other
@@ -64,6 +65,8 @@ class Ballot:
     asks: int = 0
     forgetful: set[NodeId] = field(default_factory=set)
     granted: set[NodeId] = field(default_factory=set)
+    doubted: set[NodeId] = field(default_factory=set)
+    """Who has granted, and is said to have died or left since."""
     gone: set[NodeId] = field(default_factory=set)
     refused: dict[NodeId, str] = field(default_factory=dict)
     term: int = 0
@@ -77,6 +80,7 @@ class Ballot:
         if elector not in self.electors:
             return
         self.granted.discard(elector)
+        self.doubted.discard(elector)
         self.gone.discard(elector)
         self.refused.pop(elector, None)
         self.term = max(self.term, answer.promised)
@@ -90,20 +94,22 @@ class Ballot:
                 self.forgetful.add(elector)
             self.newest = max(self.newest, (answer.written, answer.version))
 
-    def died(self, elector: NodeId) -> None:
-        """The process that granted is gone, and its promise may be too."""
-        self.granted.discard(elector)
+    def departed(self, elector: NodeId) -> None:
+        """It is said to have died, or has left. It may hang, and keep its promise: what it answers will tell."""
+        if elector in self.granted:
+            self.doubted.add(elector)
 
     def lives(self, peer: Peer) -> None:
         """An elector's next life is heard, elsewhere perhaps: it is to be asked there."""
         if peer.id in self.electors and peer.incarnation > self.electors[peer.id].incarnation:
             self.electors[peer.id] = peer
             self.granted.discard(peer.id)
+            self.doubted.discard(peer.id)
             self.gone.discard(peer.id)
 
     def silent(self) -> tuple[Peer, ...]:
-        """Who has not granted yet and may still: whom to ask again."""
-        return tuple(peer for elector, peer in self.electors.items() if elector not in self.granted)
+        """Who has not granted yet and may still, or must be heard once more: whom to ask again."""
+        return tuple(peer for elector, peer in self.electors.items() if elector not in self.granted or elector in self.doubted)
 
     def judge(self) -> tuple[Verdict, str]:
         """(verdict, reason); rules 2 to 6 for each group."""

@@ -69,12 +69,12 @@ class ManagerDaemon:
             done, _ = await asyncio.wait(lives, return_when=asyncio.FIRST_COMPLETED)
             for life in done:
                 life.result()
-            if stop.is_set():
-                self._say_what_stays()
         finally:
             for life in lives:
                 life.cancel()
             await asyncio.gather(*lives, return_exceptions=True)
+            if stop.is_set():
+                self._say_what_stays()  # now that no table is there to be drawn over it
             for host in self._rooted.values():
                 await host.close()
             if self._standby is not None:
@@ -129,10 +129,11 @@ class ManagerDaemon:
         """Stopped in the middle of a run: where is what the next start goes on from?"""
         for name, host in self._rooted.items():
             root = host.root
-            if not root.version or root.stage in ("done", "superseded"):
+            durable = root.version - (root.stage == "committing")
+            if not durable or root.stage in ("done", "superseded"):
                 continue
             agents, folder = root.liveness.counts()["alive"], self._settings.state_dir
-            keepers = [f"{agents} agents"] * (agents > 0) + [str(folder)] * (folder is not None)
+            keepers = ["replicas on its agents"] * (agents > 0) + [str(folder)] * (folder is not None)
             kept = " and ".join(keepers) or "nobody: name a --state-dir next time"
             log.warning("%s stops in round %d of %d; theta and round state are kept by %s", name, root.next_round, root.plan.rounds, kept)
 

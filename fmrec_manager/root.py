@@ -97,19 +97,27 @@ class Root:
         return [LocateOwn()] if self.stage == "locating" else []
 
     def members_changed(self, joined: Iterable[MemberInfo], departed: Iterable[Departed], now: float) -> list[Order]:
-        joined = tuple(joined)
+        joined, departed = tuple(joined), tuple(departed)
         orders: list[Order] = []
         self._forget({info.peer.id for info in joined})
         for loss in self.liveness.changed(joined, departed, now):
-            if self.ballot is not None and loss.cause == "death":
-                self.ballot.died(loss.agent)
             orders += self._lost(loss, now)
         if self.ballot is not None:
-            for info in joined:
-                self.ballot.lives(info.peer)
+            orders += self._ask_the_doubted(self.ballot, joined, departed)
         if self.stage == "halted" and self.work is not None:
             orders += self._go_on(self.work, {info.peer.id for info in joined}, now)
         return orders + self._step(now)
+
+    def _ask_the_doubted(self, ballot: Ballot, joined: Iterable[MemberInfo], departed: Iterable[Departed]) -> list[Order]:
+        """Who has agreed and may not have: all that are silent with them, for a question replaces the one before."""
+        silent = set(ballot.silent())
+        for gone in departed:
+            if gone.cause in ("died", "left"):
+                ballot.departed(gone.id)
+        for info in joined:
+            ballot.lives(info.peer)
+        asked = ballot.silent()
+        return [Ask(ballot.version, asked)] if not silent.issuperset(asked) else []
 
     def _forget(self, back: set[NodeId]) -> None:
         """Rule 6: who is back makes new records, and may hold those of others."""

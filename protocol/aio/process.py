@@ -25,6 +25,7 @@ from protocol.aio.connections import Connections
 from protocol.identifiers import Address
 
 FINE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+PORT_AGAIN_S = 0.05
 EXPECTED_IDENTITY = "fmrec-protocol"
 
 logger = logging.getLogger(__name__)
@@ -93,12 +94,23 @@ async def listen_port(connections: Connections, host: str, port: int) -> Address
         return await connections.listen(host, port)
 
 
-async def try_port(host: str, port: int) -> None:
-    """UserError, as listen_port(), where the port cannot be had now: to be told before whatever takes seconds is begun."""
+async def try_port(host: str, port: int, within_s: float = 1.0) -> None:
+    """UserError, as listen_port(), where the port cannot be had: to be told before whatever takes seconds is begun. Whoever listens there
+    may be about to leave: it is tried again for a while."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
     with _port_wanted(host, port):
-        server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
-        server.close()
-        await server.wait_closed()
+        while True:
+            try:
+                server = await loop.create_server(asyncio.Protocol, host, port, start_serving=False)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or loop.time() >= deadline:
+                    raise
+                await asyncio.sleep(PORT_AGAIN_S)
+            else:
+                server.close()
+                await server.wait_closed()
+                return
 
 
 @contextmanager

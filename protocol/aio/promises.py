@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,9 @@ class PromiseFile:
             try:
                 await asyncio.to_thread(self._write, promises)
             except OSError as error:
+                # The next life must not take what is there for all that was promised. A full disk can still forget.
+                with suppress(OSError):
+                    self._path.unlink()
                 if not self._failed:
                     self._said(f"promises are kept in memory only: {self._path} cannot be written ({error.strerror or error})")
                 self._failed = True

@@ -170,7 +170,7 @@ class ElectorAnswered:
     """One elector's word on a term. gone: its host refuses, its process is over, and with it its promises.
 
     promised: the latest term that it has promised; version, written: the newest that it agreed to before, and the term of its writer.
-    remembers: it knows what its earlier lives have promised, or a commit has settled that.
+    remembers: no promise of an earlier life of it is of account any more (terms.py, rule 8).
     """
 
     request: int

@@ -9,14 +9,14 @@ from protocol.identifiers import Peer, TreeId
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """The latest term that was promised, and to whom; the newest version that was agreed to, with the term of its writer. settled: a root
-    has gone on from a version that was agreed to here, so that it was committed: what was promised before this life began is settled."""
+    """The latest term that was promised, and to whom; the newest version that was agreed to, with the term of its writer. witnessed: from
+    how many such versions, one after the other, the root has gone on, so that they were committed; two at most (terms.py, rule 8)."""
 
     term: int = 0
     version: int = 0
     written: int = 0
     root: Peer | None = None
-    settled: bool = False
+    witnessed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

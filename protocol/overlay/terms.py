@@ -18,6 +18,10 @@ commit. This is the part of those who are asked, the electors, and of whoever as
 7. Terms come from clocks, in milliseconds. One that is further ahead than any two clocks are apart is nobody's, and refused: a promise of
    the largest number would lock out every later root. An elector that has promised in as many trees as a node may be in forgets the
    promise that was renewed longest ago, of a tree that it is not in; it is an elector of those that it is in.
+8. Whoever begins without a promise may have made one in an earlier life, and forgotten it: it says so to whoever asks. When a root has gone
+   on from one version that it has agreed to, and from the next one, all that was promised before its life is settled: that next version
+   was put to a half that was asked after its life had begun, of which one would have told a later term, and was heard
+   (fmrec_manager/ballot.py, rule 6).
 
 An elector that has a disk answers when its promise is on it, and reads it when it starts again. Without one a promise is in memory: an
 elector that dies forgets it, and so does one whose file is lost or torn. So who remembers nothing is silent until it is in the ring: by
@@ -43,6 +47,8 @@ REASON_MAX = 500
 """Characters of a reason that is passed on; what a peer says may be longer."""
 NUMBER_MAX = 1 << 62
 """No honest term or version is larger, and one more than it still fits the wire."""
+WITNESSED = 2
+"""Rule 8."""
 LEAP_MAX = 1 << 42
 """Milliseconds, 139 years: a clock that has never been set begins with 1970, and no two are further apart."""
 
@@ -112,15 +118,21 @@ class Terms:
             # A question that was asked again may be overtaken by the next one: what was agreed to is not taken back.
             agreed = before.written, before.version
             written, version = max(agreed, (message.term, message.version)) if message.version else agreed
-            # The root goes on from a version that was agreed to here: it was committed.
-            goes_on = before.root == sender and before.written == message.term and message.version > before.version
-            after = Promise(message.term, version, written, sender, before.settled or goes_on)
+            after = Promise(message.term, version, written, sender, self._witnessed(sender, message, before))
             self._promise(message.tree, after)
         known = before.version, before.written
-        answer = Send(sender, TermReply(message.request, not reason, after.term, *known, reason, after.settled))
+        answer = Send(sender, TermReply(message.request, not reason, after.term, *known, reason, after.witnessed == WITNESSED))
         if after is before or not self._keeps:
             return [answer]
         return [KeepPromises(tuple(TreePromise(tree, promise) for tree, promise in self._promises.items()), answer)]
+
+    def _witnessed(self, sender: Peer, message: TermRequest, before: Promise) -> int:
+        """Rule 8; once it is settled it remains so."""
+        if before.witnessed == WITNESSED:
+            return WITNESSED
+        if before.root != sender or before.written != message.term or not message.version:
+            return 0
+        return before.witnessed + (message.version > before.version)
 
     def _promise(self, tree: TreeId, promise: Promise) -> None:
         if self._promises.pop(tree, None) is None and self._is_full() and (forgotten := self._to_forget()) is not None:
@@ -150,8 +162,9 @@ class Terms:
     # --- as one who asks ----------------------------------------------------------------------------------------------
 
     def ask(self, request: int, message: TermRequest, electors: tuple[Peer, ...]) -> list[Effect]:
-        """Put the question to these."""
-        self._questions.pop(request, None)
+        """Put the question to these; one about this tree that was put before is withdrawn, for it is settled, or never will be."""
+        for earlier in [number for number, question in self._questions.items() if question.message.tree == message.tree]:
+            del self._questions[earlier]
         self._questions[request] = Question(message, {peer.id: peer for peer in electors})
         if len(self._questions) > QUESTIONS_MAX:
             del self._questions[next(iter(self._questions))]
@@ -161,8 +174,10 @@ class Terms:
         """RemoteProtocolError where an elector agrees, and says that it has agreed to a later term before."""
         _check(reply.promised, reply.version, reply.written)
         question = self._questions.get(reply.request)
-        if question is None or question.waiting.pop(sender.id, None) is None:
-            return []
+        asked = question.waiting.get(sender.id) if question is not None else None
+        if question is None or asked is None or sender.incarnation < asked.incarnation:
+            return []  # nobody waits for it, or it is the last word of a life that is over
+        del question.waiting[sender.id]
         if reply.granted and reply.written > question.message.term:
             raise RemoteProtocolError(f"{sender.id.short} agrees to term {question.message.term} after term {reply.written}")
         word: Literal["granted", "refused"] = "granted" if reply.granted else "refused"

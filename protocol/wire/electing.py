@@ -43,7 +43,7 @@ class TermRequest:
 @dataclass(frozen=True, slots=True)
 class TermReply:
     """promised: the latest term promised here. version, written: the newest that was agreed to here before this, and the term of its
-    writer; it is committed, or may be. remembers: what earlier lives have promised is known here, or settled by a later commit.
+    writer; it is committed, or may be. remembers: no promise of an earlier life is of account any more (overlay/terms.py, rule 8).
     """
 
     request: int

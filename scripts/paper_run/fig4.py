@@ -12,12 +12,12 @@ iterations follow, so that the agent still lives when the eighth is durable. The
 The time is that from the manager's order to adapt until the target's result is there. To kill the agent in its moment it is asked again and
 again how far it is, which costs it time: so it is asked in every run, from beginning to end.
 
-On a machine that does other things too the time drifts by more than what FMRec costs. So each run with a failure follows upon a baseline
-of its own, the two are compared with each other, and of these ratios medians are taken, over the repeats, and for FMRec over all points as
-well: what it costs does not depend on when the agent is killed. Each baseline beside the one before it shows what equal runs differ by.
-Where that is more than what is to be told, a second figure tells it still: how much longer a run took than its iterations at the pace of
-that same run, FMRec's with a failure less the baseline's. That is the least that the failure adds: what slows the iterations themselves
-is not in it; of checkpoints, that is in the run without a failure.
+On a machine that does other things too the time drifts by more than what FMRec costs. So each run with a failure stands beside a baseline
+of its own, FMRec's after it in one repeat and before it in the next; the two are compared with each other, and of these ratios medians are
+taken, over the repeats, and for FMRec over all points as well: what it costs does not depend on when the agent is killed. Each baseline
+beside the one before it shows what equal runs differ by. Where that is more than what is to be told, a second figure tells it still: how
+much longer a run took than its iterations at the pace of that same run, FMRec's with a failure less the baseline's. That is the least that
+the failure adds: what slows the iterations themselves is not in it; of checkpoints, that is in the run without a failure.
 """
 
 from __future__ import annotations
@@ -92,14 +92,20 @@ async def measure(data: str, seed: int, runs: Path, finished: Finished, quick: b
     # Run small, an adaptation still lasts half a second: a kill has to meet it.
     points, hidden = ((EVERY,), 96) if quick else (KILLED_AT, HIDDEN)
     took: Runs = {}
-    order = [(variant, at) for at in points for variant in ("baseline", "fmrec", "baseline_failure")]
-    order.insert(1, ("checkpoints", points[0]))
     for repeat in range(repeats):
-        for variant, at in order:
+        for variant, at in order_of(points, repeat):
             one = partial(timed, data, seed, runs, variant, at, points[-1], hidden)
-            key = f"{data}, seed {seed}, hidden {hidden}, {variant} at {at}, {repeat}, looked at throughout"
+            key = f"{data}, seed {seed}, hidden {hidden}, {variant} at {at}, {repeat}, in turns"
             took.setdefault((variant, at), []).append(await finished.once(key, one))
     return {**report(points, took), "hidden": hidden}
+
+
+def order_of(points: tuple[int, ...], repeat: int) -> list[tuple[str, int]]:
+    """(variant, killed_at) of each run of this repeat. What drifts favours the first of a pair in one repeat, the second in the next."""
+    pair = ("baseline", "fmrec") if repeat % 2 == 0 else ("fmrec", "baseline")
+    order = [(variant, at) for at in points for variant in (*pair, "baseline_failure")]
+    order.insert(order.index(("baseline", points[0])) + 1 - repeat % 2, ("checkpoints", points[0]))
+    return order
 
 
 def report(points: tuple[int, ...], took: Runs) -> dict[str, Any]:
@@ -110,6 +116,7 @@ def report(points: tuple[int, ...], took: Runs) -> dict[str, Any]:
         {
             "iterations": at,
             "mb": round(took["fmrec", at][0]["record_bytes"] * (at // EVERY) / MB, 3),
+            "baseline_s": round(median(_every(took, "baseline", (at,), "s")), 3),
             **_beside(took, "baseline_failure", (at,)),
             **_beside(took, "fmrec", (at,)),
             "fmrec_iterations_again": median(one["iterations_again"] for one in took["fmrec", at]),

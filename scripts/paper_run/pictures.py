@@ -36,7 +36,7 @@ def draw_fig1(report: dict[str, Any], label: str, picture: Path) -> None:
         axis.plot(report["nodes"], curve["mean"], FIG1_STYLES[name], color=COLOURS[name], label=words, linewidth=width)
         axis.fill_between(report["nodes"], curve["min"], curve["max"], color=COLOURS[name], alpha=0.15, linewidth=0)
     for number, point in enumerate(report["on_processes"]):
-        words = "real processes, SIGKILL" if number == 0 else None
+        words = f"real processes, SIGKILL; seed {report['seeds'][0]} alone" if number == 0 else None
         axis.plot(point["nodes"], point["rmse_pp"], "D", color="black", fillstyle="none", markersize=9, label=words)
     axis.set(xlabel=f"nodes of {report['nodes'][-1]} that lost their meta knowledge", ylabel="mean RMSE, percentage points", ylim=(0, None))
     axis.set_title(label, fontsize=10)

@@ -26,7 +26,8 @@ METHODS = ("maml", "fomaml", "meta-sgd", "reptile", "per-fedavg", "lin", "admm",
 AGENTS, SOURCES = 12, 9
 VICTIMS = ("agent-1", "agent-4", "agent-7")
 ROUNDS, KILL_ROUND = 8, 3
-ITERATIONS, EVERY = 12, 3
+ITERATIONS, EVERY, KILLED_AT = 12, 3, 8
+"""Two iterations beyond a checkpoint: what a round gathers in its middle is restored, and not its beginning."""
 SGD = ("reptile", "per-fedavg", "lin", "admm", "fedavg", "ridge")
 """The methods whose server moves theta by what is sent, at rate 1 (docs/learning.md); the others' is Adam, at 0.02."""
 
@@ -61,7 +62,7 @@ def plan(method: str, data: str, seed: int) -> Plan:
     own = options(method, data)
     agent = [f"learning.{key}={value}" for key, value in own.items() if key != "task"]
     agent += [*(f"learning.task.{key}={json.dumps(value)}" for key, value in own["task"].items()), f"checkpoint_every={EVERY}"]
-    return Plan(AGENTS, SOURCES, tuple(manager), tuple(agent), tuple(Kill(name, "train", KILL_ROUND) for name in VICTIMS))
+    return Plan(AGENTS, SOURCES, tuple(manager), tuple(agent), tuple(Kill(name, "train", KILL_ROUND, KILLED_AT) for name in VICTIMS))
 
 
 def row(theta: str, killed: Seen) -> dict[str, Any]:
@@ -86,5 +87,6 @@ async def measure(data: str, seed: int, runs: Path, finished: Finished, quick: b
     """A row for each method; quick: for ADMM alone, whose agents have most to lose."""
     rows = {}
     for method in ("admm",) if quick else METHODS:
-        rows[method] = await finished.once(f"{data}, seed {seed}, {method}", partial(recovered, method, data, seed, runs))
+        key = f"{data}, seed {seed}, {method}, killed at {KILLED_AT}"
+        rows[method] = await finished.once(key, partial(recovered, method, data, seed, runs))
     return rows

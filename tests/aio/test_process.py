@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import protocol
 from protocol.aio import process
 from protocol.aio.connections import Connections
-from protocol.aio.process import UserError, check_identity, listen_port
+from protocol.aio.process import UserError, check_identity, listen_port, try_port
 from protocol.parameters import OverlayParameters
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,6 +140,22 @@ async def test_a_port_in_use_is_one_sentence(free_port: Callable[[], int]) -> No
     assert str(caught.value) == f"port {port} on 127.0.0.1 is in use: stop what listens there or choose another with --listen"
     await first.close()
     await second.close()
+
+
+async def test_a_port_that_is_about_to_be_left_is_waited_for_a_while(free_port: Callable[[], int]) -> None:
+    port = free_port()
+    leaving = Connections("c", OverlayParameters())
+    await listen_port(leaving, "127.0.0.1", port)
+    with pytest.raises(UserError, match=f"port {port} on 127.0.0.1 is in use"):
+        await try_port("127.0.0.1", port, within_s=0.0)
+    tried = asyncio.create_task(try_port("127.0.0.1", port, within_s=60.0))
+    await asyncio.wait({tried}, timeout=2 * process.PORT_AGAIN_S)
+    assert not tried.done()
+    await leaving.close()
+    await tried
+    stays = Connections("c", OverlayParameters())
+    assert (await listen_port(stays, "127.0.0.1", port)).port == port, "nothing is left on it"
+    await stays.close()
 
 
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 99999), ("192.0.2.1", 7700), ("no.such.host.invalid", 7700)])

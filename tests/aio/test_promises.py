@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,25 @@ async def test_a_torn_file_is_passed_over_and_said(tmp_path: Path, at: int) -> N
         assert "is torn or was changed" in said[0]
     await again.keep((FIRST,))
     assert file(path)[0].read() == (FIRST,)
+
+
+async def test_what_a_disk_that_fails_still_has_is_not_taken_for_all_that_was_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next life remembers nothing, and says so; it does not go by an older promise."""
+    kept, said = file(tmp_path / "promises")
+    await kept.keep((FIRST,))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("protocol.aio.promises.replace_file", full)
+        await kept.keep((FIRST, SECOND))
+    assert "promises are kept in memory only" in said[0]
+    assert file(tmp_path / "promises")[0].read() == ()
+    await kept.keep((FIRST, SECOND))
+    assert file(tmp_path / "promises")[0].read() == (FIRST, SECOND), "there is room again"
 
 
 async def test_a_disk_that_fails_is_said_once_and_ends_nothing(tmp_path: Path) -> None:

@@ -169,6 +169,17 @@ def test_what_a_failure_adds_beside_the_iterations_is_told_by_the_pace_of_the_ru
     assert 1.5 < ran.beside_iterations_s < 2.1
 
 
+def test_fig4_runs_each_failure_of_fmrec_beside_its_baseline_and_takes_turns() -> None:
+    """What drifts favours neither; the run of checkpoints alone stands beside that baseline, too."""
+    for repeat, pair in enumerate((("baseline", "fmrec"), ("fmrec", "baseline"), ("baseline", "fmrec"))):
+        order = fig4.order_of((100, 400), repeat)
+        assert len(order) == len(set(order)) == 7
+        assert [at for _, at in order] == [100] * 4 + [400] * 3
+        for at in (100, 400):
+            assert tuple(variant for variant, its in order if its == at and variant in pair) == pair
+        assert abs(order.index(("checkpoints", 100)) - order.index(("baseline", 100))) == 1
+
+
 def test_a_drift_of_the_machine_does_not_hide_what_a_failure_costs() -> None:
     """Each point runs at another speed of the machine; FMRec costs 1 % of its own baseline, and beginning anew all that was done."""
     points, speeds = (100, 400), {100: (1.0, 1.7, 0.8), 400: (1.5, 0.6, 1.2)}

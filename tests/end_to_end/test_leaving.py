@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,8 +44,10 @@ def test_beside_the_live_table_a_log_is_kept_where_stderr_is_a_file(tmp_path: Pa
         manager = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=end, stderr=log, env=plain_environment())
     os.close(end)
     try:
-        shown = b""
+        shown, deadline = b"", time.monotonic() + STORY_S
         while b"waiting for agents" not in shown:
+            readable, _, _ = select.select([terminal], [], [], deadline - time.monotonic())
+            assert readable, shown
             shown += os.read(terminal, 1 << 16)  # OSError where the manager has ended
         manager.send_signal(signal.SIGINT)
         with suppress(OSError):

@@ -71,7 +71,7 @@ def test_the_test_is_the_last_fifth_whatever_the_days() -> None:
 
 
 def test_too_little_data_is_said() -> None:
-    with pytest.raises(LearnerError, match=r"a clock has 4\.0 days before its test, task\.days asks for 6: set it lower"):
+    with pytest.raises(LearnerError, match=r"a clock has 4\.0 days before its test, learning.task.days asks for 6: set it lower"):
         ParkingTarget(ParkingOptions(days=6), clock(5), batch=1, dtype=torch.float32)
     with pytest.raises(LearnerError, match=r"too few rows \(60\)"):
         ParkingSource(ParkingOptions(), Lot("short", "short", 1.0, np.zeros(60)), batch=1, dtype=torch.float32)

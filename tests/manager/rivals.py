@@ -22,7 +22,7 @@ from protocol.overlay.effects import ElectorAnswered, Send
 from protocol.overlay.terms import Terms
 from protocol.parameters import OverlayParameters
 from protocol.wire.electing import TermReply, TermRequest
-from protocol.wire.values import MemberInfo, RecordSummary
+from protocol.wire.values import Departed, MemberInfo, RecordSummary
 from tests.manager.stage import FIGURES, TREE, info, named, plan, record
 
 QUORUM = 2
@@ -97,11 +97,14 @@ class World:
 
     def reborn(self, name: str) -> None:
         """The agent is killed, without a disk, and comes back; it holds what it held when its neighbours have brought that anew. The
-        managers that it reaches hear of it."""
+        managers that it reaches hear of its death, or of its next life, or of both."""
+        death = Departed(named(name), self.lives[name], "died", "connection refused")
         self.lives[name] += 1
         life = info(name, self.lives[name])
         self.agents[name].terms = Terms(life.peer, OverlayParameters(), lambda identifier: None, lambda identifier, now: False)
         for manager in self.managers:
+            if name in self._reach() and not manager.superseded:
+                manager.to_do.append(lambda manager=manager: manager.root.members_changed([], [death], self.now))  # type: ignore[misc]
             if name in self._reach() and not manager.superseded:
                 manager.to_do.append(lambda manager=manager: manager.root.members_changed([life], [], self.now))  # type: ignore[misc]
 

@@ -139,21 +139,35 @@ def test_the_last_word_of_an_elector_counts() -> None:
     assert asked.term == 9
 
 
-def test_the_word_of_a_life_that_is_over_does_not_count() -> None:
+def test_a_grant_of_a_life_that_is_over_does_not_count() -> None:
     """Rule 3: its next life may not keep the promise; where it lives elsewhere, it is asked there."""
     asked = told(3, "granted", "granted")
-    asked.died(named("b"))
-    assert asked.judge()[0] == "wait"
-    assert {peer.id for peer in asked.silent()} == {named("b"), named("c")}
-    asked.heard(ElectorAnswered(1, named("b"), "gone"))
     elsewhere = replace(info("b").peer, port=9, incarnation=2)
     asked.lives(elsewhere)
+    assert asked.judge()[0] == "wait"
+    assert asked.silent() == (elsewhere, info("c").peer)
+    asked.heard(ElectorAnswered(1, named("b"), "gone"))
+    asked.lives(replace(elsewhere, incarnation=3))
     assert asked.judge()[0] == "wait", "it is not gone"
-    assert elsewhere in asked.silent()
     asked.heard(ElectorAnswered(1, named("b"), "granted", version=1, remembers=True))
     asked.lives(info("b").peer)
     asked.lives(info("e").peer)
     assert (asked.judge()[0], len(asked.electors)) == ("carried", 3), "news of an earlier life, and of nobody's, change nothing"
+
+
+@pytest.mark.parametrize(("answer", "verdict"), [("granted", "carried"), ("gone", "wait"), ("refused", "wait")])
+def test_who_is_said_to_have_died_is_asked_again_and_its_answer_counts(answer: str, verdict: str) -> None:
+    """It may hang, and keeps its promise then."""
+    asked = told(4, "granted", "granted", "granted")
+    asked.departed(named("a"))
+    asked.departed(named("d"))
+    assert asked.judge()[0] == "carried"
+    assert asked.silent() == (info("a").peer, info("d").peer)
+    asked.heard(ElectorAnswered(1, named("a"), answer, remembers=True))  # type: ignore[arg-type]
+    assert asked.judge()[0] == ("carried" if answer != "refused" else "wait")
+    asked.heard(ElectorAnswered(1, named("b"), "gone"))
+    assert asked.judge()[0] == verdict
+    assert info("a").peer not in asked.silent() or answer != "granted"
 
 
 def test_whom_to_ask_again() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from fmrec_manager.orders import Announce, Ask, Commit, LocateOwn, StepDown
 from protocol.identifiers import Peer
 from protocol.overlay.effects import ElectorAnswered
@@ -66,19 +68,31 @@ def test_an_elector_is_asked_where_it_was_last_heard() -> None:
     assert moved in play.last(Ask).electors
 
 
-def test_an_elector_that_dies_after_it_has_agreed_is_asked_again() -> None:
-    """Its next life, where it lives by then: that one may have promised a later term, or nothing."""
+@pytest.mark.parametrize("cause", ["died", "left"])
+@pytest.mark.parametrize("reason", ["connection refused", "silent for 1.2 s; connection refused", "no answer to a fresh dial"])
+def test_an_elector_that_is_said_to_be_gone_after_it_has_agreed_is_asked_again(cause: str, reason: str) -> None:
+    """At once, whatever is thought to be the reason; it may hang, and keep its promise."""
     play = disloyal()
     says(play, "a", "granted", 0)
-    play.goes("a")
+    asked = [order for order in play.goes("a", cause=cause, reason=reason) if isinstance(order, Ask)]
+    assert [{peer.id for peer in order.electors} for order in asked] == [{named(name) for name in SOURCES}]
+    says(play, "a", "gone", 0)
     says(play, "b", "granted", 0)
-    assert play.root.stage == "electing", "only one of those that live has agreed"
-    assert named("a") in {peer.id for peer in play.after(AGAIN)[0].electors}
+    assert play.root.stage == "electing", "one of the two that live has agreed"
+    says(play, "c", "granted", 0)
+    assert play.root.stage == "committing"
+
+
+def test_the_next_life_of_an_elector_that_has_agreed_is_asked_where_it_lives() -> None:
+    """It may have forgotten what the last one has promised."""
+    play = disloyal()
+    says(play, "a", "granted", 0)
     moved = Peer(named("a"), "10.0.0.9", 7900, 2)
-    play.took(play.root.members_changed([MemberInfo(moved, "a", "source", 9)], [], play.now))
-    asked = [order for order in play.after(AGAIN) if isinstance(order, Ask)]
-    assert moved in asked[0].electors
-    says(play, "a", "granted", 0, version=4, written=1)
+    orders = play.took(play.root.members_changed([MemberInfo(moved, "a", "source", 9)], [], play.now))
+    assert [moved in order.electors for order in orders if isinstance(order, Ask)] == [True]
+    says(play, "b", "granted", 0)
+    assert play.root.stage == "electing"
+    says(play, "a", "granted", 0)
     assert play.root.stage == "committing"
 
 

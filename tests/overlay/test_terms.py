@@ -61,12 +61,39 @@ def test_rule_2_a_later_root_hears_of_the_newest_version_that_was_agreed_to() ->
     assert elector.asked(2, 9) == TermReply(5, False, 3, 7, 3, "term 3 is promised"), "that of the later term, of the same number"
 
 
-def test_who_has_forgotten_what_it_promised_says_so_until_a_root_goes_on_from_a_version_that_it_agreed_to() -> None:
-    """That version was committed: without it, or with all others."""
+def test_rule_8_who_may_have_forgotten_says_so_until_two_versions_that_it_agreed_to_were_committed() -> None:
+    """The first may have been carried by who was asked before this life began."""
     elector = Elector()
-    assert [elector.asked(*asked).remembers for asked in ((2, 0), (2, 7), (2, 7))] == [False] * 3
-    assert [elector.asked(*asked).remembers for asked in ((3, 0), (3, 8), (3, 7))] == [False] * 3, "another root: was 7 committed?"
-    assert [elector.asked(*asked).remembers for asked in ((3, 9), (4, 0), (4, 9))] == [True] * 3
+
+    def remembers(*questions: tuple[int, int]) -> list[bool]:
+        return [elector.asked(*question).remembers for question in questions]
+
+    assert remembers((2, 0), (2, 7), (2, 7), (2, 8), (2, 7), (2, 8)) == [False] * 6
+    assert remembers((3, 0), (3, 9), (3, 10)) == [False] * 3, "another root: was 8 committed?"
+    assert remembers((3, 11), (3, 11), (4, 0), (4, 12)) == [True] * 4
+    assert not elector.asked(3, 12).granted
+
+
+def test_rule_8_what_was_promised_before_a_life_began_is_not_settled_by_what_was_carried_before_that() -> None:
+    """Five electors. Root 2 has its half (a, c, e), and hangs; then e forgets, and root 1 goes on with what a and b have granted before."""
+    peers = {name: peer(index) for index, name in enumerate("abcde", start=1)}
+    terms = {name: Terms(one, P, lambda identifier: None, lambda identifier, now: False) for name, one in peers.items()}
+
+    def asks(term: int, version: int, names: str) -> dict[str, TermReply]:
+        found = {}
+        for name in names:
+            (answer,) = terms[name].term_requested(root(term), TermRequest(version, TREE, term, version), 0.0)
+            found[name] = answer.message  # type: ignore[union-attr]
+        return found
+
+    for version in (0, 1, 2, 3):
+        asks(1, version, "abcde")
+    assert all(reply.granted and reply.remembers for reply in {**asks(1, 4, "ab"), **asks(2, 0, "ace")}.values())
+    terms["e"] = Terms(replace(peers["e"], incarnation=2), P, lambda identifier: None, lambda identifier, now: False)
+    assert all(reply.granted for reply in asks(1, 4, "de").values()), "version 4 is carried, by a, b, d and the e that has forgotten"
+    fifth = asks(1, 5, "abcde")
+    assert [name for name, reply in fifth.items() if not reply.granted] == ["a", "c"]
+    assert not fifth["e"].remembers, "its voice would make three of five against root 2's half"
 
 
 def test_rule_2_of_two_roots_of_one_term_the_first_has_it() -> None:
@@ -84,7 +111,7 @@ def test_rule_2_what_was_agreed_to_is_not_taken_back_by_a_question_that_was_over
     elector = Elector()
     for version in (6, 7, 6):
         assert elector.asked(1, version).granted
-    assert elector.asked(2, 0) == TermReply(5, True, 2, 7, 1, remembers=True)
+    assert elector.asked(2, 0) == TermReply(5, True, 2, 7, 1)
 
 
 def test_rule_2_a_root_asks_for_its_own_term_alone() -> None:
@@ -173,6 +200,29 @@ def test_with_a_disk_too_who_remembers_nothing_is_silent_until_it_is_in_the_ring
     assert terms.term_requested(root(4), question, 0.0), "it has a promise on its disk by now"
 
 
+def test_the_last_word_of_a_life_that_is_over_is_not_taken_for_its_next_ones() -> None:
+    terms = Elector().terms
+    later = replace(A, incarnation=A.incarnation + 1)
+    terms.ask(7, TermRequest(7, TREE, 3, 7), (later,))
+    assert terms.replied(A, TermReply(7, True, 3, 6, 3)) == []
+    (word,) = terms.replied(later, TermReply(7, False, 9, 6, 3, "term 9 is promised"))
+    assert isinstance(word, fx.ElectorAnswered)
+    assert word.answer == "refused"
+
+
+def test_a_question_is_withdrawn_when_the_next_one_about_its_tree_is_put() -> None:
+    """Nobody is asked for a version of the past, and so no new life agrees to one."""
+    terms = Elector().terms
+    terms.ask(7, TermRequest(7, TREE, 3, 7), (A, B))
+    terms.ask(8, TermRequest(8, TREE, 3, 8), (B,))
+    terms.ask(1, TermRequest(1, node_id(0x20), 3, 1), (A,))
+    assert terms.dial_ended(A, replace(A, incarnation=A.incarnation + 1), refused=False) == [
+        fx.Send(replace(A, incarnation=A.incarnation + 1), TermRequest(1, node_id(0x20), 3, 1))
+    ]
+    assert terms.replied(A, TermReply(7, True, 3, 6, 3)) == []
+    assert terms.replied(B, TermReply(8, True, 3, 6, 3))
+
+
 def test_rule_3_an_earlier_life_than_the_one_promised_or_heard_is_of_the_past() -> None:
     elector = Elector()
     assert not elector.terms.is_of_the_past(root(3))
@@ -255,7 +305,7 @@ def test_rule_5_the_next_life_of_an_elector_is_asked_in_its_place() -> None:
 def test_old_questions_are_forgotten() -> None:
     terms = Elector().terms
     for number in range(QUESTIONS_MAX + 5):
-        terms.ask(number, TermRequest(number, TREE, 1, number), (A,))
+        terms.ask(number, TermRequest(number, node_id(number), 1, number), (A,))
         terms.check_invariants()
     assert terms.replied(A, TermReply(0, True, 1, 0, 0)) == []
     assert terms.replied(A, TermReply(QUESTIONS_MAX, True, 1, 0, 0))
