@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fmrec_agent.learning.learner import LearnerError
-from fmrec_agent.learning.loading import load_learner, load_task
+from fmrec_agent.learning.learner import Job, LearnerError
+from fmrec_agent.learning.loading import load_learner, load_method, load_task
 from fmrec_agent.learning.options import LearningOptions
 from fmrec_agent.learning.task import SourceTask, TargetTask
-from fmrec_agent.learning.tasks.omniglot_data import ARCHIVE_BYTES_MAX, Omniglot
+from fmrec_agent.learning.tasks.omniglot_data import ARCHIVE_BYTES_MAX, PICTURE_BYTES_MAX, PICTURE_SIDE_MAX, Omniglot
 from fmrec_agent.learning.tasks.omniglot_jitter import jittered
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "../shared/data/omniglot-small"
@@ -170,6 +170,27 @@ def test_the_model_judges_by_the_batch_and_ignores_what_it_does_not_know(archive
     assert float(task.loss(theta, batch)) == pytest.approx(float(task.loss(theta, (2 * batch[0], batch[1]))), rel=1e-3)
 
 
+@pytest.mark.parametrize("method", ["maml", "fomaml", "reptile"])
+def test_episodes_together_are_episodes_one_by_one(archive: Path, method: str) -> None:
+    """Each has the batch normalization of its own drawings, in the inner step and behind it."""
+    chosen = options(archive, meta_batch=3).model_copy(update={"iterations_per_round": 1, "dtype": "float64", "local_steps": 1})
+    task = load_task(chosen, role="source", index=0)
+    theta = load_method(method)(chosen, task, name="a").initial_parameters(0)  # type: ignore[arg-type]
+
+    def found(at_once: int) -> dict[str, np.ndarray]:
+        learner = load_method(method)(chosen.model_copy(update={"tasks_at_once": at_once}), task, name="a")  # type: ignore[arg-type]
+        for _ in range(learner.begin(Job("train", 0, 0), theta)):
+            learner.step()
+        return dict(learner.finish().tensors)
+
+    one_by_one = found(1)
+    for at_once in (2, 3):
+        together = found(at_once)
+        for key, value in one_by_one.items():
+            assert np.any(value)
+            np.testing.assert_allclose(together[key], value, rtol=1e-8, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("task", "role", "index", "message"),
     [
@@ -234,6 +255,15 @@ def test_what_is_too_large_is_said_and_not_read(tmp_path: Path) -> None:
     (tmp_path / "A" / "c" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
     with pytest.raises(LearnerError, match=r"1.png is not a PNG picture \(.*decompression bomb"):
         Omniglot(str(tmp_path)).drawings("A/c")
+    wide = io.BytesIO()
+    Image.new("1", (PICTURE_SIDE_MAX + 1, 1)).save(wide, "PNG")
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("B/wide/1.png", wide.getvalue())
+        archive.writestr("B/long/1.png", bytes(PICTURE_BYTES_MAX + 1))
+    with pytest.raises(LearnerError, match=rf"B/wide/1.png .* \({PICTURE_SIDE_MAX + 1} x 1 pixels, more than {PICTURE_SIDE_MAX} a side\)"):
+        Omniglot(str(tmp_path)).drawings("B/wide")
+    with pytest.raises(LearnerError, match=rf"B/long/1.png .* \({PICTURE_BYTES_MAX + 1} bytes, more than {PICTURE_BYTES_MAX}\)"):
+        Omniglot(str(tmp_path)).drawings("B/long")
     with (tmp_path / "images.zip").open("wb") as file:
         file.truncate(ARCHIVE_BYTES_MAX + 1)
     with pytest.raises(LearnerError, match=rf"images.zip is not a zip file .* \(it is longer than {ARCHIVE_BYTES_MAX} bytes\)"):

@@ -138,6 +138,9 @@ def test_what_is_not_there_is_said(folder: Path) -> None:
         (folder / file).unlink()
         with pytest.raises(LearnerError, match=f"there is no file .*{file}: complete the folder, or correct learning.task.data"):
             read(folder)
+    (folder / "lots.csv").mkdir()
+    with pytest.raises(LearnerError, match=r"lots.csv cannot be read \(Is a directory\): make it a readable file"):
+        read(folder)
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"the published data is not at {PUBLISHED} (no licence: never copied into the project)")

@@ -14,6 +14,7 @@ from threading import Thread
 import pytest
 
 from fmrec_agent.cli import main
+from fmrec_agent.learning.tasks import parking_download
 from fmrec_agent.learning.tasks.parking_download import DownloadError, converted, get_parking
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "../shared/data/all-parking-gz-sz"
@@ -123,6 +124,24 @@ def test_what_is_not_there_is_said(site: Site, tmp_path: Path) -> None:
     site.files["information.csv"] = b"NAME,GPSX\ncme1,1\n"
     with pytest.raises(DownloadError, match=r"information.csv has no column GPSY, TYPE, POI_DENSITY, NUM_SPACE"):
         get_parking(tmp_path, site.url)
+
+
+def test_what_cannot_be_the_published_data_is_said_and_not_kept(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.files["information.csv"] = b"NAME\n\xff\n"
+    for _ in range(2):
+        with pytest.raises(DownloadError, match=r"/information.csv is not text in UTF-8: try again, or try another source"):
+            get_parking(tmp_path, site.url)
+    assert site.asked == ["information.csv"] * 2, "it is fetched anew"
+    monkeypatch.setattr(parking_download, "FILE_BYTES_MAX", 6)
+    with pytest.raises(DownloadError, match=r"/information.csv is longer than 6 bytes, so it is not the published data"):
+        get_parking(tmp_path, site.url)
+
+
+def test_a_folder_that_cannot_be_written_to_is_said(site: Site, tmp_path: Path) -> None:
+    site.files["information.csv"] = b"NAME\n"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DownloadError, match=r"/file.* cannot be written \(.*\): choose another folder with --to"):
+        get_parking(tmp_path / "file" / "parking", site.url)
 
 
 @pytest.mark.parametrize("name", ["../../escaped", "/escaped", "a/b", "", "a\\b"])
