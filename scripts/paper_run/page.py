@@ -130,7 +130,7 @@ def _fig4(report: dict[str, Any], about: dict[str, Any]) -> str:
             f"{point['fmrec_s']:.2f} ({_more(point['fmrec_over_baseline'])})",
             _more(point["baseline_failure_cpu_over_baseline"]),
             _more(point["fmrec_cpu_over_baseline"]),
-            point["fmrec_iterations_again"],
+            f"{point['fmrec_iterations_again']:g}",
         ]
         for point in report["points"]
     ]
