@@ -69,9 +69,6 @@ class PromiseFile:
             try:
                 await asyncio.to_thread(self._write, promises)
             except OSError as error:
-                # The next life must not take what is there for all that was promised. A full disk can still forget.
-                with suppress(OSError):
-                    self._path.unlink()
                 if not self._failed:
                     self._said(f"promises are kept in memory only: {self._path} cannot be written ({error.strerror or error})")
                 self._failed = True
@@ -80,6 +77,13 @@ class PromiseFile:
 
     def _write(self, promises: tuple[TreePromise, ...]) -> None:
         content = pack(Promises(promises))
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(self._path, (MAGIC, digest_of(content), content))
-        sync_directory(self._path.parent)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(self._path, (MAGIC, digest_of(content), content))
+            sync_directory(self._path.parent)
+        except OSError:
+            # The next life must not take what is there for all that was promised. A full disk can still forget.
+            with suppress(OSError):
+                self._path.unlink()
+                sync_directory(self._path.parent)
+            raise

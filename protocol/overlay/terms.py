@@ -109,8 +109,8 @@ class Terms:
             raise RemoteProtocolError(f"term {message.term} of tree {message.tree.short} is of no clock: set that of {sender.address}")
         if not message.sounding and (sender.id, sender.incarnation) != (message.tree, message.term):
             raise RemoteProtocolError(f"{sender.id.short} asks for a term of tree {message.tree.short}, which it does not root")
-        remembers = self._keeps and bool(self._promises)
-        if not remembers and not self._in_ring():
+        has_kept = self._keeps and bool(self._promises)
+        if not has_kept and not self._in_ring():
             return []
         reason = self._objection(sender, message, before, now)
         after = before
