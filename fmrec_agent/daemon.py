@@ -14,7 +14,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from itertools import repeat
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,7 +30,7 @@ from fmrec_agent.worker import Worker
 from protocol.aio.connections import Connections
 from protocol.aio.driver import Driver
 from protocol.aio.peer_book import PeerBook
-from protocol.aio.process import UserError, check_identity, listen_port
+from protocol.aio.process import UserError, check_identity, listen_port, try_port
 from protocol.aio.promises import PromiseFile
 from protocol.aio.store import RecordStore
 from protocol.errors import RecordInvalid
@@ -48,7 +47,7 @@ SWITCH_INTERVAL_S = 0.001
 """How long the training thread may keep the interpreter to itself: heartbeats wait no longer than this."""
 PEERS_TRIED = 8
 """Of those that the last life knew, neighbours first, when no seed answers; then the seeds' turn comes again."""
-PORT_LEFT_WITHIN_S, PORT_TRIES = 0.5, 50
+PORT_LEFT_WITHIN_S = 0.5
 """A killed process leaves its port within milliseconds of what tells its launcher of its death, in either order."""
 LOUD_FACTS = {"ring_lost", "slept"}
 """What the overlay notices and a user of one agent wants to know; the rest is for log_level debug, and the manager's log."""
@@ -261,14 +260,14 @@ class AgentDaemon:
     async def _listen(self) -> Address:
         """The first port of ours that is free. Where there is one only, a life that was just killed may be about to leave it."""
         ports = self.settings.ports_of(self.index)
-        wait_s = 0.0 if len(ports) > 1 else PORT_LEFT_WITHIN_S / PORT_TRIES
-        for port in ports[:-1] if len(ports) > 1 else repeat(ports[0], PORT_TRIES):
+        if len(ports) == 1:
+            await try_port(self.settings.host, ports[0], PORT_LEFT_WITHIN_S)
+        for port in ports[:-1]:
             try:
                 return await self.connections.listen(self.settings.host, port)
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
                     return await listen_port(self.connections, self.settings.host, port)
-            await asyncio.sleep(wait_s)
         return await listen_port(self.connections, self.settings.host, ports[-1])
 
     # --- status -------------------------------------------------------------------------------------------------------

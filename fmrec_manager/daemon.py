@@ -28,6 +28,7 @@ from protocol.parameters import OverlayParameters
 log = logging.getLogger("fmrec.manager")
 
 DISPLAY_PERIOD_S = 0.25
+PORT_LEFT_WITHIN_S = 1.0
 PEERS_TRIED = 4
 """After a restart, before the manager begins a ring of its own: then the agents, who dial their dead again, find it."""
 
@@ -59,7 +60,7 @@ class ManagerDaemon:
         self._connections = connections = Connections(self._settings.cluster, parameters)
         connections.status_document = lambda: json.dumps(self.document())
         connections.stop = stop.set
-        await try_port(*self._settings.address)
+        await try_port(*self._settings.address, PORT_LEFT_WITHIN_S)
         for name, tree in self._settings.tree.items():
             self._hosts[name] = TreeHost(name, tree, self._settings, parameters, connections, self._address)
             await self._hosts[name].load()

@@ -25,7 +25,7 @@ from protocol.aio.connections import Connections
 from protocol.identifiers import Address
 
 FINE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-PORT_AGAIN_S = 0.05
+PORT_AGAIN_S = 0.01
 EXPECTED_IDENTITY = "fmrec-protocol"
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ async def listen_port(connections: Connections, host: str, port: int) -> Address
         return await connections.listen(host, port)
 
 
-async def try_port(host: str, port: int, within_s: float = 1.0) -> None:
+async def try_port(host: str, port: int, within_s: float) -> None:
     """UserError, as listen_port(), where the port cannot be had: to be told before whatever takes seconds is begun. Whoever listens there
     may be about to leave: it is tried again for a while."""
     loop = asyncio.get_running_loop()
