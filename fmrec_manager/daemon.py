@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from fmrec_manager.display import Display
+from fmrec_manager.report import last_word
 from fmrec_manager.settings import ManagerSettings
 from fmrec_manager.standby_host import Found, StandbyHost
 from fmrec_manager.tree_host import TreeHost
@@ -129,14 +130,8 @@ class ManagerDaemon:
     def _say_what_stays(self) -> None:
         """Stopped in the middle of a run: where is what the next start goes on from?"""
         for name, host in self._rooted.items():
-            root = host.root
-            durable = root.version - (root.stage == "committing")
-            if not durable or root.stage in ("done", "superseded"):
-                continue
-            agents, folder = root.liveness.counts()["alive"], self._settings.state_dir
-            keepers = ["replicas on its agents"] * (agents > 0) + [str(folder)] * (folder is not None)
-            kept = " and ".join(keepers) or "nobody: name a --state-dir next time"
-            log.warning("%s stops in round %d of %d; theta and round state are kept by %s", name, root.next_round, root.plan.rounds, kept)
+            if word := last_word(host.root, self._settings.state_dir):
+                log.warning("%s %s", name, word)
 
     async def _watch(self, stop: asyncio.Event) -> None:
         """Keep the display fresh, and the peers on disk."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 
 from fmrec_manager.liveness import Member
 from fmrec_manager.retrieval import Recovery
@@ -132,3 +133,15 @@ def _recovery(recovery: Recovery, name: str, names: dict[NodeId, str], unix: flo
         "outcome": recovery.outcome,
         "detail": recovery.reason,
     }
+
+
+def last_word(root: Root, folder: Path | None) -> str:
+    """Where the next start finds what it goes on from, of a run that is stopped now; folder: the manager's state directory. Empty where
+    there is nothing to go on from: before theta_0, at the end, or with another root."""
+    durable = root.version - (root.stage == "committing")
+    if not durable or root.stage in ("done", "superseded"):
+        return ""
+    keepers = ["replicas on its agents"] if root.liveness.counts()["alive"] else []
+    keepers += [str(folder)] if folder is not None else []
+    kept = " and ".join(keepers) or "nobody: name a --state-dir next time"
+    return f"stops in round {root.next_round} of {root.plan.rounds}; theta and round state are kept by {kept}"

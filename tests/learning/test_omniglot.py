@@ -175,10 +175,11 @@ def test_episodes_together_are_episodes_one_by_one(archive: Path, method: str) -
     """Each has the batch normalization of its own drawings, in the inner step and behind it."""
     chosen = options(archive, meta_batch=3).model_copy(update={"iterations_per_round": 1, "dtype": "float64", "local_steps": 1})
     task = load_task(chosen, role="source", index=0)
-    theta = load_method(method)(chosen, task, name="a").initial_parameters(0)  # type: ignore[arg-type]
+    assert isinstance(task, SourceTask)
+    theta = load_method(method)(chosen, task, name="a").initial_parameters(0)
 
     def found(at_once: int) -> dict[str, np.ndarray]:
-        learner = load_method(method)(chosen.model_copy(update={"tasks_at_once": at_once}), task, name="a")  # type: ignore[arg-type]
+        learner = load_method(method)(chosen.model_copy(update={"tasks_at_once": at_once}), task, name="a")
         for _ in range(learner.begin(Job("train", 0, 0), theta)):
             learner.step()
         return dict(learner.finish().tensors)

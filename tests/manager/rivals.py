@@ -103,10 +103,14 @@ class World:
         life = info(name, self.lives[name])
         self.agents[name].terms = Terms(life.peer, OverlayParameters(), lambda identifier: None, lambda identifier, now: False)
         for manager in self.managers:
-            if name in self._reach() and not manager.superseded:
-                manager.to_do.append(lambda manager=manager: manager.root.members_changed([], [death], self.now))  # type: ignore[misc]
-            if name in self._reach() and not manager.superseded:
-                manager.to_do.append(lambda manager=manager: manager.root.members_changed([life], [], self.now))  # type: ignore[misc]
+            if name in self._reach():
+                self.hears(manager, [], [death])
+            if name in self._reach():
+                self.hears(manager, [life], [])
+
+    def hears(self, manager: Manager, joined: list[MemberInfo], departed: list[Departed]) -> None:
+        """When its turn comes."""
+        manager.to_do.append(lambda: manager.root.members_changed(joined, departed, self.now))
 
     def start(self, term: int | None = None) -> Manager:
         """Another root, of a later term where nothing is said, whoever roots the tree now."""

@@ -76,20 +76,15 @@ def test_rule_8_who_may_have_forgotten_says_so_until_two_versions_that_it_agreed
 
 def test_rule_8_what_was_promised_before_a_life_began_is_not_settled_by_what_was_carried_before_that() -> None:
     """Five electors. Root 2 has its half (a, c, e), and hangs; then e forgets, and root 1 goes on with what a and b have granted before."""
-    peers = {name: peer(index) for index, name in enumerate("abcde", start=1)}
-    terms = {name: Terms(one, P, lambda identifier: None, lambda identifier, now: False) for name, one in peers.items()}
+    electors = {name: Elector() for name in "abcde"}
 
     def asks(term: int, version: int, names: str) -> dict[str, TermReply]:
-        found = {}
-        for name in names:
-            (answer,) = terms[name].term_requested(root(term), TermRequest(version, TREE, term, version), 0.0)
-            found[name] = answer.message  # type: ignore[union-attr]
-        return found
+        return {name: electors[name].asked(term, version) for name in names}
 
     for version in (0, 1, 2, 3):
         asks(1, version, "abcde")
     assert all(reply.granted and reply.remembers for reply in {**asks(1, 4, "ab"), **asks(2, 0, "ace")}.values())
-    terms["e"] = Terms(replace(peers["e"], incarnation=2), P, lambda identifier: None, lambda identifier, now: False)
+    electors["e"] = Elector()
     assert all(reply.granted for reply in asks(1, 4, "de").values()), "version 4 is carried, by a, b, d and the e that has forgotten"
     fifth = asks(1, 5, "abcde")
     assert [name for name, reply in fifth.items() if not reply.granted] == ["a", "c"]
