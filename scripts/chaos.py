@@ -124,8 +124,9 @@ def main() -> int:
     except OSError as error:
         parser.error(f"--out is a folder: {error}")
     logging.disable(logging.WARNING)  # a daemon that does not answer is no news here
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)  # also in the background of a shell: nothing may be left running
+    # Also in the background of a shell. Both as SIGINT, which asyncio hands to the run at an await: what is begun comes into its books.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         report = run(chosen, parser)
     except ClusterError as error:

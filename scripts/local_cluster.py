@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Self
 
 from protocol.aio.process import UserError
 from protocol.aio.status_client import request_status
@@ -103,12 +103,9 @@ class LocalCluster:
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
-    async def __aenter__(self) -> LocalCluster:
+    async def __aenter__(self) -> Self:
         try:
-            self.start_manager()
-            if self._standby:
-                self.start_standby()
-            self.start_agents()
+            self.start()
         except BaseException:
             self.stop()
             raise
@@ -130,6 +127,13 @@ class LocalCluster:
         self._life_line.hold(process.pid)
         self._spawned.append(process)
         return process
+
+    def start(self) -> None:
+        """All of it."""
+        self.start_manager()
+        if self._standby:
+            self.start_standby()
+        self.start_agents()
 
     def start_manager(self, *further: str) -> None:
         """`fmrec-manager serve`, again with the same state where it was killed. further: options, such as another --listen."""

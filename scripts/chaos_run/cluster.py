@@ -81,12 +81,6 @@ class ChaosCluster(LocalCluster):
         start = super().spawn
         return self.network.on(self._host, lambda: start(log, arguments))
 
-    async def __aenter__(self) -> ChaosCluster:
-        for name in self.managers:
-            self.start_one(name)
-        self.start_agents()
-        return self
-
     async def __aexit__(self, *_: Any) -> None:
         """Whatever did not leave() is killed."""
         self.stop()
@@ -95,6 +89,12 @@ class ChaosCluster(LocalCluster):
         firsts = {address.host: address for address in reversed(self.addresses.values())}
         known = [*(manager.address for manager in self.managers.values()), *firsts.values()]
         return [part for address in known if address != but for part in ("--join", str(address))]
+
+    def start(self) -> None:
+        """Both managers, then the agents."""
+        for name in self.managers:
+            self.start_one(name)
+        self.start_agents()
 
     def start_one(self, name: str) -> None:
         """The manager of this name: manager-a's first life begins the tree, every other one watches."""

@@ -9,7 +9,6 @@ the disturbed one was, and theta of each round that was seen in both is compared
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -186,10 +185,11 @@ class ChaosRun:
 
 
 async def ended(task: asyncio.Task[None]) -> None:
-    """Ends it. Raises what it has failed with."""
+    """Ends it. Raises what it has failed with. Whoever is cancelled meanwhile stays so."""
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
 
 
 def newest(watch: Watch) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,45 @@ async def test_what_a_task_has_failed_with_is_raised_at_its_end() -> None:
         await ended(failed)
     await ended(running)
     assert running.cancelled()
+
+
+async def test_who_is_cancelled_while_it_ends_a_task_stays_cancelled() -> None:
+    going = asyncio.Event()
+
+    async def goes_slowly() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await going.wait()
+
+    task = asyncio.create_task(goes_slowly())
+    await asyncio.sleep(0)
+    ending = asyncio.create_task(ended(task))
+    await asyncio.sleep(0)
+    ending.cancel()
+    await asyncio.wait([ending], timeout=5)
+    assert ending.cancelled()
+    going.set()
+    await asyncio.wait([task])
+
+
+class Interrupted(OneMachine):
+    """Hosts of which one never comes to start anything."""
+
+    def on(self, host: int, call: Callable[[], Any]) -> Any:
+        if host == 3:
+            raise KeyboardInterrupt
+        return super().on(host, call)
+
+
+async def test_who_is_interrupted_while_it_starts_leaves_nobody_behind(tmp_path: Path) -> None:
+    cluster = ChaosCluster(tmp_path, Interrupted(4), 4, manager_set=(), agent_set=())
+    with pytest.raises(KeyboardInterrupt):
+        async with cluster:
+            pass
+    started = [manager.process for manager in cluster.managers.values()] + list(cluster.launchers.values())
+    assert len(started) == 4
+    assert all(process is not None and process.returncode is not None for process in started)
 
 
 def ended_with(code: int) -> subprocess.Popen[bytes]:
