@@ -19,6 +19,7 @@ from protocol.errors import RecordInvalid
 from protocol.identifiers import NodeId
 from protocol.knowledge import Data, Knowledge, open_record, seal
 from protocol.overlay.effects import Durable
+from protocol.overlay.events import RecordHeld
 from protocol.wire.values import RecordSummary
 from tests.agent.ring import PARAMETERS, TREE, Agent, Ring, until
 
@@ -147,6 +148,36 @@ async def test_a_record_that_somebody_holds_is_asked_for_until_it_is_delivered(r
     assert asked > 2 * ASKS_MAX
     assert found is not None
     assert (found[0].version, found[1].round) == (1, 1)
+
+
+async def test_an_older_record_will_not_do_while_somebody_holds_the_newest(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A life whose disk is one version behind, and whose neighbours are too busy at first: its next checkpoint would replace theirs."""
+    a, b, c = [await ring.agent(name) for name in "abc"]
+    older = await a.dispatcher.checkpoint(knowledge(1))
+    await a.dispatcher.checkpoint(knowledge(2))
+    assert await a.dispatcher.durable(2, 5.0)
+    await until(lambda: all(held_by(agent, a) == 2 for agent in (b, c)))
+    await ring.kill(a)
+    heir = await ring.agent("a", incarnation=2)
+    heir.store.put(*older)
+    heir.driver.dispatch(RecordHeld(older[0]))
+    asked = 0
+
+    async def fail_at_first(*which: Any, **how: Any) -> tuple[RecordSummary, Data]:
+        nonlocal asked
+        asked += 1
+        if asked <= 2:
+            raise BulkError("64 transfers are under way here")
+        return await fetch(*which, **how)
+
+    fetch = heir.driver.fetch
+    monkeypatch.setattr(heir.driver, "fetch", fail_at_first)
+    found = await asyncio.wait_for(heir.retriever.newest(heir.identifier, TREE), 60)
+    assert found is not None
+    assert (found[0].version, found[1].round) == (2, 2)
+    assert "has one: here is version 1" in caplog.text
 
 
 async def test_a_record_that_cannot_be_opened_is_no_reason_to_begin_anew(ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
