@@ -37,6 +37,11 @@ class Member:
     since: float
     iteration: int = -1
 
+    def loss(self, cause: Cause, silent_s: float = 0.0) -> Loss:
+        """Of its present or, when dead, its last life, for the reason that its state has."""
+        peer = self.info.peer
+        return Loss(peer.id, peer.incarnation, cause, self.reason, silent_s, self.iteration)
+
 
 @dataclass(frozen=True, slots=True)
 class Loss:
@@ -103,8 +108,7 @@ class Liveness:
         if member.state == "dead":
             return []
         member.state, member.reason, member.since = "dead", reason, now
-        peer = member.info.peer
-        return [Loss(peer.id, peer.incarnation, cause or cause_of(reason), reason, silent_s, member.iteration)]
+        return [member.loss(cause or cause_of(reason), silent_s)]
 
     def late(self, now: float) -> list[Loss]:
         """Suspects whose time is up."""

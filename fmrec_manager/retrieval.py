@@ -1,13 +1,14 @@
 """One recovery: from the news that a life is over to its newest record, verified, at the manager.
 
 The overlay finds and fetches (protocol/overlay/replication.py). This keeps the time of each step for the report, and asks again
-where nothing was found yet: a leaf set may be in repair just when its member died. After `LOOK_MAX` looks with nothing found the record is
-lost, and said to be; a restart of the agent may still bring it back.
+where nothing was found yet, or less than a holder has named: a leaf set may be in repair just when its member died, and a holder busy.
+After `LOOK_MAX` looks what came is taken; where nothing did, the record is lost, and said to be; a restart of the agent may still bring it
+back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +18,8 @@ from protocol.overlay.effects import RetrievalEnded
 from protocol.wire.values import RecordSummary
 
 LOOK_MAX = 3
+ENDED_KEPT = 256
+"""Recoveries that a report has; those under way are kept whatever their number."""
 AGAIN_S = 0.15
 
 Outcome = Literal["running", "verified", "lost"]
@@ -43,6 +46,8 @@ class Recovery:
     outcome: Outcome = "running"
     reason: str = ""
     again_at: float | None = None
+    has_the_newest: bool = False
+    """A record was found, and no holder has named a newer one that did not come."""
 
     @property
     def agent(self) -> NodeId:
@@ -59,13 +64,53 @@ class Recovery:
         """A look has ended: verified, lost, or running where another look follows at `again_at`."""
         self.looks += 1
         self.reason = result.reason
-        if result.record is not None:
-            self.record, self.outcome, self.again_at = result.record, "verified", None
+        found = result.record
+        self.has_the_newest = found is not None and all(found.order >= holding.record.order for holding in result.holdings)
+        if found is not None and (self.has_the_newest or self.looks >= LOOK_MAX):
+            self.record, self.outcome, self.again_at = found, "verified", None
             self.located_s, self.transferred_s, self.total_s = result.located_s, result.transferred_s, now - self.noticed
-            wanted = result.record
-            self.holder = next((h.holder.id for h in result.holdings if h.record.digest == wanted.digest), None)
+            self.holder = next((h.holder.id for h in result.holdings if h.record.digest == found.digest), None)
         elif self.looks >= LOOK_MAX:
             self.outcome, self.again_at, self.total_s = "lost", None, now - self.noticed
         else:
             self.again_at = now + AGAIN_S * self.looks
         return self.outcome
+
+
+class Recoveries:
+    """Those of one tree, in the order in which they began: all that run, and the last that ended."""
+
+    def __init__(self) -> None:
+        self._every: list[Recovery] = []
+        self._begun = 0
+
+    def __iter__(self) -> Iterator[Recovery]:
+        return iter(self._every)
+
+    def begin(self, loss: Loss, now: float) -> Recovery:
+        """Under a number of its own, from 1 on. The oldest that ended make room."""
+        self._begun += 1
+        ended = [recovery.number for recovery in self._every if recovery.outcome != "running"]
+        over = set(ended[:-ENDED_KEPT])
+        self._every = [recovery for recovery in self._every if recovery.number not in over]
+        self._every.append(Recovery(self._begun, loss, now))
+        return self._every[-1]
+
+    def running(self, agent: NodeId) -> bool:
+        """Is a record of this agent being looked for?"""
+        return any(recovery.agent == agent and recovery.outcome == "running" for recovery in self._every)
+
+    def of_number(self, number: int) -> Recovery | None:
+        """The one with this number, while it runs."""
+        return next((each for each in self._every if each.number == number and each.outcome == "running"), None)
+
+    def due(self, now: float) -> list[Recovery]:
+        """Those that are to look again now; told once for each look."""
+        due = [recovery for recovery in self._every if recovery.again_at is not None and now >= recovery.again_at]
+        for recovery in due:
+            recovery.again_at = None
+        return due
+
+    def next_deadline(self) -> float | None:
+        """When the next one is due."""
+        return min((recovery.again_at for recovery in self._every if recovery.again_at is not None), default=None)

@@ -19,12 +19,14 @@
    again when anybody comes back, who may hold it.
 7. A straggler is not dead: at the deadline its replica is looked for, and may serve; its own late contribution is dropped.
 8. Which sources train is a function of the run's seed, the round, the members and what their contributions said so far, all of which
-   the record keeps: so a later life of the root chooses the same (selection.py).
+   the record keeps: so a later life of the root chooses the same (selection.py). In mode substitute the dead of whom nothing was found
+   that may stand in are passed over; where those who were chosen cannot fill a round any more, others are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from math import inf
 from types import MappingProxyType
 from typing import Literal
@@ -34,8 +36,8 @@ from fmrec_manager.ballot import Ballot, Groups, electors_of, groups_of
 from fmrec_manager.liveness import Liveness, Loss
 from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, LocateOwn, Order, Recover, Say, StepDown
 from fmrec_manager.plan import Plan, Resumed
-from fmrec_manager.retrieval import Recovery
-from fmrec_manager.round import Round, Slot, judge, next_deadline
+from fmrec_manager.retrieval import Recoveries, Recovery
+from fmrec_manager.round import Round, Slot, judge, next_deadline, why_unfit
 from fmrec_manager.selection import Seen, choose, select
 from protocol.identifiers import NodeId, TreeId
 from protocol.overlay.effects import ElectorAnswered, RetrievalEnded
@@ -44,7 +46,6 @@ from protocol.wire.values import Departed, MemberInfo, RecordSummary
 
 Stage = Literal["locating", "waiting", "init", "train", "aggregating", "committing", "electing", "adapt", "done", "halted", "superseded"]
 Role = Literal["source", "target"]
-RECOVERIES_KEPT = 256
 LOOK_AGAIN_S = 0.25
 AGAIN_S = 5.0
 """Between two complaints that a version is not durable, or not agreed on."""
@@ -68,7 +69,7 @@ class Root:
         self.seen: dict[NodeId, Seen] = {}
         """What each agent's last contribution said, of those that were folded into theta."""
         self.work: Round | None = None
-        self.recoveries: list[Recovery] = []
+        self.recoveries = Recoveries()
         self.first_round_at: float | None = None
         self.first_round = 0
         """The one that this manager opened first: where it resumed, a later one than 0."""
@@ -99,13 +100,14 @@ class Root:
     def members_changed(self, joined: Iterable[MemberInfo], departed: Iterable[Departed], now: float) -> list[Order]:
         joined, departed = tuple(joined), tuple(departed)
         orders: list[Order] = []
-        self._forget({info.peer.id for info in joined})
+        back = {info.peer.id for info in joined}
+        self._forget(back)
         for loss in self.liveness.changed(joined, departed, now):
             orders += self._lost(loss, now)
         if self.ballot is not None:
             orders += self._ask_the_doubted(self.ballot, joined, departed)
         if self.stage == "halted" and self.work is not None:
-            orders += self._go_on(self.work, {info.peer.id for info in joined}, now)
+            orders += self._go_on(self.work, back, {gone.id for gone in departed if gone.cause == "left"}, now)
         return orders + self._step(now)
 
     def _ask_the_doubted(self, ballot: Ballot, joined: Iterable[MemberInfo], departed: Iterable[Departed]) -> list[Order]:
@@ -121,19 +123,24 @@ class Root:
 
     def _forget(self, back: set[NodeId]) -> None:
         """Rule 6: who is back makes new records, and may hold those of others."""
+        if back and self.work is not None:
+            self.work.tried -= {agent for agent, recovery in self.left_behind.items() if not recovery.has_the_newest}
         if back:
-            self.left_behind = {agent: r for agent, r in self.left_behind.items() if r.record is not None and agent not in back}
+            self.left_behind = {agent: r for agent, r in self.left_behind.items() if r.has_the_newest and agent not in back}
 
-    def _go_on(self, work: Round, joined: set[NodeId], now: float) -> list[Order]:
-        """Somebody was heard while the tree is halted: the one who is waited for, or anyone where nobody can be waited for."""
+    def _go_on(self, work: Round, joined: set[NodeId], left: set[NodeId], now: float) -> list[Order]:
+        """The tree is halted, and somebody who is waited for was heard or has left; or one who may hold the record of one who is waited
+        for; or, where nobody can be waited for, anyone."""
         waiting = work.open_slots()
-        if joined & set(waiting):
-            self.stage, self.reason, work.opened = work.phase, "somebody who was waited for is back", now
+        if (joined | left) & set(waiting):
+            self.stage, self.reason, work.opened = work.phase, "somebody who was waited for is back, or has left", now
             return []
         role: Role = "source" if work.phase == "train" else "target"
         gone = ("left", "dead") if self.plan.terms.mode == "drop" else ("left",)
-        if any(self.liveness.members[agent].state not in gone for agent in waiting):
-            return []
+        standing = {agent: self.liveness.members[agent] for agent in waiting}
+        if any(member.state not in gone for member in standing.values()):
+            dead = [member for agent, member in standing.items() if member.state == "dead" and agent not in work.tried | work.recovering]
+            return [order for member in dead for order in self._recover(member.loss("death"), now)]
         return self._open(work.phase, role, now) if joined & self.liveness.of_role(role).keys() else []
 
     def tick(self, now: float) -> list[Order]:
@@ -141,17 +148,14 @@ class Root:
         orders: list[Order] = []
         for loss in self.liveness.late(now):
             orders += self._lost(loss, now)
-        for recovery in self.recoveries:
-            if recovery.again_at is not None and now >= recovery.again_at:
-                recovery.again_at = None
-                orders.append(Recover(recovery.number, recovery.agent))
+        orders += [Recover(recovery.number, recovery.agent) for recovery in self.recoveries.due(now)]
         if self._deadline is not None and now >= self._deadline:
             orders += self._deadline_passed(now)
         return orders + self._step(now)
 
     def next_deadline(self, now: float) -> float | None:
         """When `tick` is wanted."""
-        due = [self._deadline, self.liveness.next_deadline(), *(recovery.again_at for recovery in self.recoveries)]
+        due = [self._deadline, self.liveness.next_deadline(), self.recoveries.next_deadline()]
         if self.work is not None and self.stage in ("train", "adapt"):
             due.append(next_deadline(self.work, now, self.plan.terms))
         return min((when for when in due if when is not None), default=None)
@@ -225,11 +229,11 @@ class Root:
         return self._finish()
 
     def _open(self, phase: Literal["train", "adapt"], role: Role, now: float) -> list[Order]:
-        terms, selection = self.plan.terms, self.plan.selection
+        terms = self.plan.terms
         expected = select(self.liveness.of_role(role), terms.mode)
         chosen: tuple[NodeId, ...] = ()
-        if phase == "train" and selection.policy != "all":
-            expected = chosen = choose(expected, selection, self.next_round, self.seen)
+        if phase == "train" and self.plan.selection.policy != "all":
+            expected = chosen = self._chosen()
         learnt = terms.learn_factor > 0
         allowed_s = self._arrivals[phase].allowed_s(terms.learn_quantile, terms.learn_factor, terms.deadline_min_s) if learnt else inf
         self.work = Round(self.next_round, phase, now, expected, allowed_s=allowed_s)
@@ -243,6 +247,15 @@ class Root:
                 return self._finish()
         served = [order for agent, recovery in self.left_behind.items() for order in self._serve(self.work, recovery, agent)]
         return [Announce(phase, self.next_round, chosen=chosen), *served, *self._judge(now)]
+
+    def _chosen(self) -> tuple[NodeId, ...]:
+        """Rule 8."""
+        sources, terms = select(self.liveness.of_role("source"), self.plan.terms.mode), self.plan.terms
+        if terms.mode == "substitute":
+            left = {agent: recovery.record for agent, recovery in self.left_behind.items()}
+            useless = {i for i, r in left.items() if r is None or why_unfit(r, self.next_round, "train", terms) is not None}
+            sources = tuple(source for source in sources if source not in useless)
+        return choose(sources, self.plan.selection, self.next_round, self.seen)
 
     def _finish(self) -> list[Order]:
         self.stage, self.reason, self.work, self._deadline = "done", "all rounds are done", None, None
@@ -268,9 +281,7 @@ class Root:
     def uploaded(self, record: RecordSummary, phase: Phase, metrics: Mapping[str, float], now: float) -> tuple[str | None, list[Order]]:
         """An agent has brought a record: why it is refused, or None; and what follows. metrics: the figures that it carries."""
         if phase == "init":
-            if self.stage != "init":
-                return "theta_0 is there already", []
-            return None, self._commit(now)
+            return (None, self._commit(now)) if self.stage == "init" else ("theta_0 is there already", [])
         if self.work is None or not self._is_open(phase, record.round):
             return f"{phase} of round {record.round} is not open", []
         if not record.complete:
@@ -303,9 +314,10 @@ class Root:
         if verdict == "recover":
             orders: list[Order] = []
             for agent in whom:
-                member = self.liveness.members[agent]
-                orders += self._recover(Loss(agent, member.info.peer.incarnation, "deadline", self.reason, 0.0, member.iteration), now)
+                orders += self._recover(replace(self.liveness.members[agent].loss("deadline"), reason=self.reason), now)
             return orders
+        if verdict == "halt" and self._others_may(work):
+            return self._open("train", "source", now)
         if verdict == "halt":
             self.stage = "halted"
             return [Say("halted", {"round": work.number, "reason": self.reason})]
@@ -315,6 +327,13 @@ class Root:
             return self._finish()
         self.stage = "aggregating"
         return [Aggregate(work.number, dict(sorted(work.slots.items())))]
+
+    def _others_may(self, work: Round) -> bool:
+        """All is in or given up, which is not enough: would others be chosen by now?"""
+        if work.phase != "train" or self.plan.selection.policy == "all":
+            return False
+        awaited = any(self.liveness.members[agent].state != "left" for agent in work.open_slots())
+        return not awaited and len(chosen := self._chosen()) >= self.plan.terms.contributions_min and chosen != work.expected
 
     def aggregated(self, loss: float, now: float, seen: Mapping[NodeId, Seen] = MappingProxyType({})) -> list[Order]:
         """The new theta is there, not yet committed. seen: what the contributions said that are in it."""
@@ -434,30 +453,30 @@ class Root:
     # --- recoveries ---------------------------------------------------------------------------------------------------
 
     def _lost(self, loss: Loss, now: float) -> list[Order]:
-        """A life is over."""
+        """A life is over. Where an earlier look for its agent still runs, that one asks for what an earlier life has left."""
         orders: list[Order] = [Say("agent_lost", {"agent": loss.agent, "cause": loss.cause, "reason": loss.reason})]
         if self.work is not None:
             self.work.tried.discard(loss.agent)
         if self.plan.terms.mode == "drop" or self.stage in ("locating", "waiting", "init", "done", "superseded"):
             return orders
-        return orders + self._recover(loss, now)
+        return [*orders, *self._recover(loss, now, anew=True)]
 
-    def _recover(self, loss: Loss, now: float) -> list[Order]:
+    def _recover(self, loss: Loss, now: float, *, anew: bool = False) -> list[Order]:
         if self.work is not None:
             self.work.recovering.add(loss.agent)
-        if any(r.agent == loss.agent and r.outcome == "running" for r in self.recoveries):
+        if not anew and self.recoveries.running(loss.agent):
             return []
-        number = self.recoveries[-1].number + 1 if self.recoveries else 1
-        self.recoveries = [*self.recoveries[-RECOVERIES_KEPT:], Recovery(number, loss, now)]
-        return [Recover(number, loss.agent)]
+        return [Recover(self.recoveries.begin(loss, now).number, loss.agent)]
 
     def retrieved(self, result: RetrievalEnded, metrics: Mapping[str, float], now: float) -> list[Order]:
         """A look for a lost record has ended. metrics: the figures that the record carries, where there is one."""
-        recovery = next((r for r in self.recoveries if r.number == result.request and r.outcome == "running"), None)
+        recovery = self.recoveries.of_number(result.request)
         if recovery is None or recovery.ended(result, now) == "running":
             return []
         orders: list[Order] = [Say("recovered" if recovery.record else "record_lost", {"agent": recovery.agent, "reason": recovery.reason})]
         recovery.metrics = metrics
+        if self.recoveries.running(recovery.agent):
+            return orders  # it has died again, and what its later life has left is being looked for
         if self.liveness.members[recovery.agent].state == "dead":
             self.left_behind[recovery.agent] = recovery
         work = self.work
@@ -476,6 +495,6 @@ class Root:
             self._filled(work, agent, recovery.metrics)
             slot = work.slots[agent]
             return [Say("stood_in", {"agent": agent, "round": work.number, "version": slot.record.version, "factor": slot.factor})]
-        elif self.plan.terms.mode == "substitute" and work.phase == "train":
+        if self.plan.terms.mode == "substitute" and work.phase == "train" and self.liveness.members[agent].state == "dead":
             work.missing[agent] = unfit
         return []

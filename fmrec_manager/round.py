@@ -22,7 +22,7 @@ from math import inf
 from typing import Literal
 
 from protocol.identifiers import NodeId
-from protocol.wire.messages import RecoveryMode
+from protocol.wire.messages import Phase, RecoveryMode
 from protocol.wire.values import RecordSummary
 
 Standing = Literal["alive", "suspect", "dead", "left"]
@@ -91,21 +91,30 @@ class Round:
         return None
 
     def substitute(self, record: RecordSummary, terms: Terms) -> str | None:
-        """A retrieved record stands in where it may: for this round itself in any mode but drop, older only in mode substitute."""
-        if not record.complete:
-            return f"its newest record (version {record.version}) holds no finished contribution"
+        """A retrieved record stands in where it may. Why not, where it may not."""
+        if (unfit := why_unfit(record, self.number, self.phase, terms)) is not None:
+            return unfit
         behind = self.number - record.round
-        if behind == 0:
-            return self.offer(record.owner, Slot(record, 1.0, "replica"))
-        if terms.mode != "substitute" or self.phase != "train":
-            return f"its newest contribution is {behind} rounds behind"
-        if not 0 < behind <= terms.staleness_max:
-            return f"its newest contribution is {behind} rounds behind, more than staleness_max ({terms.staleness_max})"
-        return self.offer(record.owner, Slot(record, terms.staleness_discount**behind, "substitute"))
+        return self.offer(record.owner, Slot(record, terms.staleness_discount**behind, "substitute" if behind else "replica"))
 
     def open_slots(self) -> list[NodeId]:
         """Expected, not contributed, not given up."""
         return [agent for agent in self.expected if agent not in self.slots and agent not in self.missing]
+
+
+def why_unfit(record: RecordSummary, number: int, phase: Phase, terms: Terms) -> str | None:
+    """Why a retrieved record may not stand in for a contribution to this round; None where it may: one of the round itself in any mode
+    but drop, an older one only in mode substitute."""
+    if not record.complete:
+        return f"its newest record (version {record.version}) holds no finished contribution"
+    behind = number - record.round
+    if behind == 0:
+        return None
+    if terms.mode != "substitute" or phase != "train":
+        return f"its newest contribution is {behind} rounds behind"
+    if not 0 < behind <= terms.staleness_max:
+        return f"its newest contribution is {behind} rounds behind, more than staleness_max ({terms.staleness_max})"
+    return None
 
 
 def judge(now: float, work: Round, standing: Mapping[NodeId, Standing], terms: Terms) -> tuple[Verdict, str, tuple[NodeId, ...]]:

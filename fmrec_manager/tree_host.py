@@ -255,12 +255,14 @@ class TreeHost:
         return knowledge
 
     def _foreign(self, record: RecordSummary, knowledge: Knowledge) -> str | None:
-        """Why this is no contribution to the round that is open, though it has its number: it was trained from another theta, before
-        the tree began anew. None where it may be one."""
-        work = self.root.work
-        if work is None or record.round != work.number or knowledge.phase != work.phase or knowledge.theta in (b"", self.theta_digest):
+        """Why this was made before the tree began anew, by its number or by the theta that it was trained from; None where it need not
+        be. The round is the one that is open, or else the next one."""
+        number, theta = self.root.next_round, self.theta_digest
+        if record.round > number:
+            return f"it is of round {record.round}, and this run is in round {number}"
+        if record.round < number or knowledge.theta in (b"", theta) or not theta:
             return None
-        return f"it was trained from another theta than that of {work.phase} round {work.number}"
+        return f"it was trained from another theta than that of {knowledge.phase} round {number}"
 
     def _resume(self, effect: RetrievalEnded) -> Resumed | None:
         """What the tree's own newest record says; None where there is none."""

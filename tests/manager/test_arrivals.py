@@ -49,7 +49,7 @@ def test_a_round_is_given_what_earlier_ones_took_and_the_fixed_deadline_at_most(
     assert play.recovers() == []
     play.after(0.2)
     assert play.recovers() == [named("c")]
-    assert play.root.recoveries[0].loss.cause == "deadline"
+    assert next(iter(play.root.recoveries)).loss.cause == "deadline"
     assert play.root.liveness.members[named("c")].state == "alive"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fmrec_manager.liveness import Loss
-from fmrec_manager.retrieval import AGAIN_S, LOOK_MAX, Recovery
+from fmrec_manager.retrieval import AGAIN_S, ENDED_KEPT, LOOK_MAX, Recoveries, Recovery
 from protocol.identifiers import Peer, agent_id, tree_id
 from protocol.overlay.effects import RetrievalEnded
 from protocol.wire.values import Holding, RecordSummary
@@ -26,8 +26,9 @@ def nothing(reason: str = "no live node holds a record of it") -> RetrievalEnded
     return RetrievalEnded(1, None, (), 0.01, 0.0, 0, reason)
 
 
-def found() -> RetrievalEnded:
-    holdings = (Holding(HOLDERS[0], record(5)), Holding(HOLDERS[1], record()))
+def found(named: int = 3) -> RetrievalEnded:
+    """Version 4 has come; another holder has named this version, the one before it."""
+    holdings = (Holding(HOLDERS[0], record(named)), Holding(HOLDERS[1], record()))
     return RetrievalEnded(1, record(), holdings, 0.01, 0.02, 1)
 
 
@@ -37,7 +38,26 @@ def test_found_at_once() -> None:
     assert (it.located_s, it.transferred_s) == (0.01, 0.02)
     assert it.total_s == pytest.approx(0.05)
     assert it.again_at is None
-    assert it.holder == HOLDERS[1].id, "the holder of the version that was brought, not of one that could not be"
+    assert it.holder == HOLDERS[1].id, "the holder of the version that was brought"
+    assert it.has_the_newest
+
+
+def test_an_older_one_than_was_named_is_taken_when_the_newest_has_not_come_in_all_looks() -> None:
+    it, now = recovery(), 10.0
+    for _ in range(LOOK_MAX - 1):
+        assert it.ended(found(named=5), now) == "running"
+        assert it.again_at is not None
+        now = it.again_at
+    assert it.ended(found(named=5), now) == "verified"
+    assert (it.record, it.holder) == (record(), HOLDERS[1].id)
+    assert not it.has_the_newest
+
+
+def test_the_newest_comes_at_the_second_look() -> None:
+    it = recovery()
+    assert it.ended(found(named=5), 10.1) == "running"
+    assert it.ended(RetrievalEnded(1, record(5), found(named=5).holdings, 0.01, 0.02, 1), 10.5) == "verified"
+    assert (it.record, it.has_the_newest) == (record(5), True)
 
 
 def test_it_looks_again_with_growing_waits_and_then_says_that_it_is_lost() -> None:
@@ -69,3 +89,32 @@ def test_iterations_behind(heard: int, behind: int | None) -> None:
     assert it.iterations_behind is None
     it.ended(found(), 10.05)
     assert it.iterations_behind == behind
+
+
+def test_all_that_run_are_kept_and_of_those_that_ended_the_last() -> None:
+    every = Recoveries()
+    for number in range(ENDED_KEPT + 50):
+        every.begin(Loss(agent_id("c", str(number)), 1, "death", "refused", 0.0, 0), 10.0)
+    assert [each.number for each in every] == [*range(1, ENDED_KEPT + 51)], "none has ended"
+    for each in every:
+        if each.number > 1:
+            each.ended(RetrievalEnded(each.number, record(), (), 0.01, 0.02, 1), 11.0)
+    every.begin(Loss(OWNER, 1, "death", "refused", 0.0, 0), 12.0)
+    numbers = [each.number for each in every]
+    assert (numbers[0], numbers[-1], len(numbers)) == (1, ENDED_KEPT + 51, ENDED_KEPT + 2)
+    assert every.running(agent_id("c", "0"))
+    assert not every.running(agent_id("c", "1"))
+    assert every.of_number(1) is not None
+    assert every.of_number(numbers[1]) is None, "it has ended"
+
+
+def test_each_is_due_once_for_each_look() -> None:
+    every = Recoveries()
+    one = every.begin(Loss(OWNER, 1, "death", "refused", 0.0, 0), 10.0)
+    assert every.next_deadline() is None
+    one.ended(nothing(), 10.5)
+    assert every.next_deadline() == pytest.approx(10.5 + AGAIN_S)
+    assert every.due(10.5) == []
+    assert every.due(10.5 + AGAIN_S) == [one]
+    assert every.due(10.5 + AGAIN_S) == []
+    assert every.next_deadline() is None

@@ -30,7 +30,7 @@ def test_exact_waits_for_the_restart_where_the_replica_is_a_checkpoint() -> None
     play.uploads("b", 0)
     play.goes("c")
     play.retrieved(1, record("c", 0, complete=False))
-    assert (play.root.stage, play.root.recoveries[0].outcome) == ("train", "verified")
+    assert (play.root.stage, next(iter(play.root.recoveries)).outcome) == ("train", "verified")
     play.after(TERMS.deadline_s + 1)
     assert play.recovers() == [named("c")], "what it holds is known: it is not asked for again"
     play.joins("c", incarnation=2)
@@ -117,7 +117,7 @@ def test_a_straggler_is_looked_for_at_the_deadline() -> None:
     play.uploads("b", 0)
     play.after(TERMS.deadline_s)
     assert play.recovers() == [named("c")]
-    assert play.root.recoveries[0].loss.cause == "deadline"
+    assert next(iter(play.root.recoveries)).loss.cause == "deadline"
 
 
 def test_an_agent_that_dies_twice_in_a_round_is_recovered_twice() -> None:
@@ -140,7 +140,7 @@ def test_a_restart_that_is_noticed_before_the_death_is_recovered_all_the_same() 
     play.begins(*SOURCES)
     play.joins("c", incarnation=2)
     assert play.recovers() == [named("c")]
-    assert play.root.recoveries[0].loss.cause == "restart"
+    assert next(iter(play.root.recoveries)).loss.cause == "restart"
 
 
 def test_a_recovery_that_began_before_the_round_serves_it() -> None:
@@ -400,7 +400,7 @@ def test_a_manager_that_died_in_the_middle_of_a_retrieval_begins_it_anew() -> No
     before = stage("exact")
     before.begins(*SOURCES)
     before.goes("c")
-    assert before.root.recoveries[0].outcome == "running"
+    assert next(iter(before.root.recoveries)).outcome == "running"
     play = stage("exact")
     play.took(play.root.start(0.0))
     play.located(resumed(0, *SOURCES, version=1))

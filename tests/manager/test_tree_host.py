@@ -202,6 +202,24 @@ async def test_what_was_trained_from_another_theta_is_no_contribution_to_the_rou
     await committed(host, 2)
 
 
+@pytest.mark.parametrize(
+    ("number", "said"), [(5, "it is of round 5, and this run is in round 1"), (1, "another theta than that of train round 1")]
+)
+async def test_what_is_found_between_two_rounds_may_be_of_before_the_tree_began_anew(hosted: Hosted, number: int, said: str) -> None:
+    """It would stand in when the run comes to the round of its number."""
+    host = await in_round_0(await hosted())
+    for name in AGENTS:
+        assert await bring(host, name, 0) is None
+    await until(host, lambda: host.root.stage == "committing" and host.theta_record is not None and host.theta_record.version == 2)
+    host(MembersChanged(host.tree, (), (Departed(AGENTS["b"].id, 1, "died", "refused"),)))
+    (recovery,) = host.root.recoveries
+    record, data = made(host, "b", number, theta=b"another's")
+    host.store.put(record, data)
+    host(RetrievalEnded(recovery.number, record, (), 0.0, 0.0, 1))
+    await until(host, lambda: said in recovery.reason)
+    assert recovery.record is None
+
+
 async def test_a_replica_that_cannot_be_used_is_no_contribution_and_no_harm(hosted: Hosted) -> None:
     """P7: it has its digest, but inside is not what it is said to be, or no record at all."""
     host = await in_round_0(await hosted())
