@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 SYNTHETIC = "synthetic"
-HARMONICS = 8
+HARMONICS = 12
 """Of the day, that parking's linear model knows by default (docs/tasks.md)."""
 
 
@@ -42,6 +42,7 @@ class ParkingOptions(_Frozen):
     hidden: PositiveInt = Field(default=4, le=1024, description="size of the LSTM's hidden state")
     decoder: Literal["last", "all"] = Field(default="last", description="the LSTM's hidden states that it reads: all in the published one")
     harmonics: int = Field(default=HARMONICS, ge=0, le=48, description="of the day, that the linear model knows")
+    products: bool = Field(default=True, description="whether the linear model knows products of what it knows")
     days: Literal[1, 3, 6, 24] = Field(default=3, description="how many days of data a target adapts on")
     loss: Literal["mse", "bce"] = Field(default="mse", description="squared error, or binary cross-entropy on the occupancy rate")
     data_seed: int = Field(default=0, ge=0, description="names the synthetic city pair")
@@ -56,6 +57,8 @@ class ParkingOptions(_Frozen):
             raise ValueError('the linear model has no decoder: leave learning.task.decoder out, or set learning.task.model to "lstm"')
         if self.model == "lstm" and self.harmonics != HARMONICS:
             raise ValueError('the LSTM has no harmonics: leave learning.task.harmonics out, or set learning.task.model to "linear"')
+        if self.model == "lstm" and not self.products:
+            raise ValueError('the LSTM has no products: leave learning.task.products out, or set learning.task.model to "linear"')
         return self
 
 

@@ -66,8 +66,8 @@ the rounds in which agents were killed, beside the median of the others of that 
 PARKING_TEXT = """
 By the Learner contract and the manager's Aggregator, without a network: a run of real processes ends with the same theta. Mean over
 the targets of RMSE x 100. *ridge* is the linear model with a learnt prior, trained for each number of days; *maml* and *fedavg* are
-LSTMs, trained once, *fedavg* the published one and from one seed; all on the sources alone (docs/learning.md). The published rows are
-of Qu et al. (2022), on the real data.
+LSTMs, trained once, *fedavg* the published one; all on the sources alone (docs/learning.md), from each seed. Nothing in *ridge* is left
+to chance. The published rows are of Qu et al. (2022), on the real data.
 """
 
 

@@ -50,6 +50,7 @@ def test_what_is_compared_on_left_out_lots() -> None:
     done = run("parking-choice", "--quick", "--seeds", "3", "--json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
-    assert [row["case"] for row in rows] == [f"{days} days, {harmonics} harmonics" for days in (1, 3, 6, 24) for harmonics in HARMONICS]
+    kinds = [f"{harmonics} harmonics, {kind}" for harmonics in HARMONICS for kind in ("products", "plain")]
+    assert [row["case"] for row in rows] == [f"{days} days, {kind}" for days in (1, 3, 6, 24) for kind in kinds]
     assert all(0 < row["rmse_pp"] < 100 for row in rows)
     assert len({row["rmse_pp"] for row in rows}) == len(rows), "each is another model or another target's data"

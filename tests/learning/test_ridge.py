@@ -23,30 +23,40 @@ def options(**task: object) -> LearningOptions:
     return LearningOptions.model_validate({"learner": "ridge", "task": {"model": "linear", "days": 6, **task}})
 
 
-FEATURES = number_of_features(HARMONICS)
+FEATURES = number_of_features(HARMONICS, products=True)
 
 
 def design(inputs: torch.Tensor) -> np.ndarray:
     """F, column by column, from what the forecast does with each unit weight."""
     units = torch.eye(FEATURES, dtype=inputs.dtype)
-    return np.stack([(linear_forecast(unit, inputs, HARMONICS) - inputs[:, 5]).numpy() for unit in units], 1)
+    return np.stack([(linear_forecast(unit, inputs, HARMONICS, products=True) - inputs[:, 5]).numpy() for unit in units], 1)
 
 
-@pytest.mark.parametrize(("harmonics", "number"), [(0, 10), (1, 16), (2, 22), (8, 46), (48, 206)])
-def test_as_many_features_as_harmonics_ask_for(harmonics: int, number: int) -> None:
-    """The last ones are d_0 times the cosines: at midnight, d_0 itself."""
-    task = load_task(options(harmonics=harmonics), role="target", index=0)
+@pytest.mark.parametrize(
+    ("harmonics", "products", "number", "last"),
+    [
+        (0, True, 13, 0.7 * 0.1), (1, True, 19, 0.5), (2, True, 25, 0.5), (12, True, 65, 0.5), (48, True, 209, 0.5),
+        (0, False, 7, 0.1), (12, False, 31, 1.0),
+    ],
+)  # fmt: skip
+def test_as_many_features_as_are_asked_for(harmonics: int, products: bool, number: int, last: float) -> None:
+    """The last one, at midnight: d_0 times a cosine, or x d_4; a cosine, or d_4."""
+    task = load_task(options(harmonics=harmonics, products=products), role="target", index=0)
     weight = task.initial_parameters(0)["weight"]
     assert len(weight) == number
     weight[-1] = 1.0
     inputs = torch.tensor([[0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.0]], dtype=weight.dtype)
-    change = 0.7 - 0.2 if harmonics else 0.7 * (0.7 - 0.5)
-    torch.testing.assert_close(linear_forecast(weight, inputs, harmonics), inputs[:, 5] + change)
+    torch.testing.assert_close(linear_forecast(weight, inputs, harmonics, products=products), inputs[:, 5] + last)
 
 
 def test_the_lstm_has_no_harmonics() -> None:
     with pytest.raises(ValueError, match=r"leave learning.task.harmonics out, or set learning.task.model to \"linear\""):
         options(model="lstm", harmonics=4)
+
+
+def test_the_lstm_has_no_products() -> None:
+    with pytest.raises(ValueError, match=r"leave learning.task.products out, or set learning.task.model to \"linear\""):
+        options(model="lstm", products=False)
 
 
 def trained(chosen: LearningOptions, sources: int) -> Trained:

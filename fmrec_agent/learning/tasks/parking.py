@@ -83,7 +83,8 @@ class Parking(Task):
     def initial_parameters(self, seed: int) -> dict[str, Tensor]:
         """Uniform in +-1 / sqrt(hidden), like torch.nn.LSTM and a Linear after its last state; zero for the linear model."""
         if self._options.model == "linear":
-            return {"weight": torch.zeros(number_of_features(self._options.harmonics), dtype=self._dtype)}
+            features = number_of_features(self._options.harmonics, products=self._options.products)
+            return {"weight": torch.zeros(features, dtype=self._dtype)}
         hidden = self._options.hidden
         read = hidden * (STEPS_IN if self._options.decoder == "all" else 1)
         shapes = {
@@ -112,7 +113,7 @@ class Parking(Task):
 
     def _output(self, parameters: Parameters, inputs: Tensor) -> Tensor:
         if self._options.model == "linear":
-            return linear_forecast(parameters["weight"], inputs, self._options.harmonics)
+            return linear_forecast(parameters["weight"], inputs, self._options.harmonics, products=self._options.products)
         return lstm_forecast(parameters, inputs)
 
     def _part(self, lot: Lot, start: int, end: int) -> Batch:
