@@ -168,7 +168,7 @@ class Fetching:
         if not isinstance(answer, BulkAccept):
             raise BulkError(f"{type(answer).__name__} is no answer to a fetch")
         record = self._fitting(answer.record)
-        front = await receive_front(link, answer.front_bytes, self._parameters.stall_max_s)
+        front = await receive_front(link, answer.front_bytes, self._parameters)
         async with self._offers:
             if self.assembly is None:
                 await self._begin(record, front)
@@ -217,9 +217,10 @@ class Fetching:
 
         inflow = Inflow(link, assembly, arrived, wrong, came)
         while not assembly.complete:
-            more()
-            await inflow.flow(self._parameters.stall_max_s)
-            if not assembly.complete:
+            more()  # also what another holder has left since: whoever leaves wakes those who are idle, and none who is about to be
+            if inflow.awaits:
+                await inflow.flow(self._parameters.stall_max_s)
+            else:
                 await self._something_to_do(link)
 
     async def _something_to_do(self, link: Link) -> None:
@@ -241,10 +242,15 @@ class Fetching:
                 waiter.set_result(None)
 
 
-async def receive_front(link: Link, size: int, stall_max_s: float) -> bytearray:
-    """The front that a message has announced. RecordInvalid for a length that none has; LinkClosed where it does not come."""
+async def receive_front(link: Link, size: int, parameters: OverlayParameters) -> bytearray:
+    """The front that a message has announced. RecordInvalid for a length that none has, or where it does not come in time; LinkClosed where
+    the other side is gone."""
     if not HEAD_BYTES <= size <= FRONT_BYTES_MAX:
         raise RecordInvalid(f"a record's front has {HEAD_BYTES} to {FRONT_BYTES_MAX} bytes, not {size}")
-    front = bytearray(size)
-    await link.receive_into(deque([memoryview(front)]), lambda count: None, stall_max_s)
+    front, within_s = bytearray(size), parameters.transfer_timeout_s(size)
+    try:
+        async with asyncio.timeout(within_s):
+            await link.receive_into(deque([memoryview(front)]), lambda count: None, parameters.stall_max_s)
+    except TimeoutError as error:
+        raise RecordInvalid(f"a record's front of {size} bytes did not come within {within_s:.3g} s") from error
     return front

@@ -44,6 +44,11 @@ class Inflow:
             self._chunks.extend(range(first, first + count))
         self._link.send(BulkWant(runs))
 
+    @property
+    def awaits(self) -> bool:
+        """Are there bytes that were asked for and have not come?"""
+        return bool(self._targets)
+
     async def flow(self, stall_max_s: float) -> None:
         """Until all that was asked for is here. LinkClosed where it does not come."""
         await self._link.receive_into(self._targets, self._came, stall_max_s)
