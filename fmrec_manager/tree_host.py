@@ -205,12 +205,12 @@ class TreeHost:
 
     async def on_upload(self, summary: RecordSummary, data: Data, sender: Peer) -> str | None:
         """A contribution, or theta_0: None when it is taken, else why not."""
+        if summary.tree != self.tree:
+            return f"tree {summary.tree.short} is not rooted here"
         try:
             knowledge = await opened(summary, data, USED)
         except RecordInvalid as error:
             return str(error)
-        if summary.tree != self.tree:
-            return f"tree {summary.tree.short} is not rooted here"
         now = self._loop.time()
         unfit = _unfit(knowledge)
         if unfit is not None:

@@ -142,6 +142,8 @@ def read_front(summary: RecordSummary, front: Data) -> Front:
         raise RecordInvalid(f"{named(summary)} has {bounds[-1]} bytes, not the {summary.record_bytes} that were announced")
     if any(start == end for start, end in pairwise(bounds)):
         raise RecordInvalid(f"{named(summary)} has an empty chunk")
+    if encoding == _PLAIN and content_bytes != bounds[-1] - length:
+        raise RecordInvalid(f"{named(summary)} has {bounds[-1] - length} bytes of content where {content_bytes} were announced")
     return Front(bounds, tuple(digest for _, digest in entries), encoding == _ZSTD, content_bytes)
 
 

@@ -18,6 +18,8 @@ BITS = 128
 BYTES = BITS // 8
 DIGIT_BITS = 4
 DIGITS = BITS // DIGIT_BITS
+HOST_MAX = 255
+"""No name of a host is longer."""
 RING = 1 << BITS
 ZONE_BITS = 16
 """The leading bits of an id that its zone fills, where it has one: of a few hundred zones hardly two share a stretch of the ring."""
@@ -137,12 +139,17 @@ class Address(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One life of one node: its id, where it listens, and its incarnation, which grows at each start of the same id."""
+    """One life of one node: its id, where it listens, and its incarnation, which grows at each start of the same id. ValueError for a host
+    that is none: others' messages name it, and must fit."""
 
     id: NodeId
     host: str
     port: int
     incarnation: int
+
+    def __post_init__(self) -> None:
+        if len(self.host) > HOST_MAX:
+            raise ValueError(f"a host has at most {HOST_MAX} characters, not {len(self.host)}")
 
     @property
     def address(self) -> Address:

@@ -28,6 +28,8 @@ _DTYPES = {name: np.dtype(numpy) for name, numpy in zip(_NAMES, _NUMPY, strict=T
 _RANKS = {dtype: (-rank, name) for rank, (name, dtype) in enumerate(_DTYPES.items())}
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
+HEADER_BYTES_MAX = 4 << 20
+"""Names and shapes of some forty thousand tensors. Whoever reads a header keeps the interpreter until it is read: a sixth of a second."""
 
 
 def laid_out(tensors: Mapping[str, Array]) -> list[Array]:
@@ -51,6 +53,8 @@ def laid_out(tensors: Mapping[str, Array]) -> list[Array]:
         }
     header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)
+    if len(header) > HEADER_BYTES_MAX:
+        raise ValueError(f"the names and shapes of {len(whole)} tensors have {len(header)} bytes where at most {HEADER_BYTES_MAX} may be")
     first = np.frombuffer(len(header).to_bytes(_LENGTH_BYTES, "little") + header, np.uint8)
     return [first, *(whole[name].reshape(-1).view(np.uint8) for name in order)]
 
@@ -67,6 +71,8 @@ def fill(buffer: memoryview, parts: Iterable[Part]) -> None:
 def read(section: memoryview) -> dict[str, Array]:
     """The tensors of a section, copies, by name. ValueError, in one sentence, where it is none."""
     length = int.from_bytes(section[:_LENGTH_BYTES], "little")
+    if length > HEADER_BYTES_MAX:
+        raise ValueError(f"the header of a section of tensors has at most {HEADER_BYTES_MAX} bytes, not {length}")
     start = _LENGTH_BYTES + length
     if start > len(section):
         raise ValueError("a section of tensors ends before its header does")

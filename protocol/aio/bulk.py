@@ -208,6 +208,12 @@ class Bulk:
         if reason is not None:
             link.send(BulkRefuse(reason))
             return
+        try:
+            front = await receive_front(link, offer.front_bytes, self._parameters)
+        except RecordInvalid as error:
+            link.send(BulkRefuse(str(error)))
+            return
+        # Room is made for who has begun to send, not for who has announced it.
         if not self._room_for(record):
             link.refuse(Refusal("busy", f"{self._receiving_bytes} bytes of other records are being received here"))
             return
@@ -215,7 +221,6 @@ class Bulk:
         assembly: Assembly | None = None
         try:
             async with asyncio.timeout(self._parameters.transfer_timeout_s(record.record_bytes)):
-                front = await receive_front(link, offer.front_bytes, self._parameters.stall_max_s)
                 assembly = await self._assembly(link.local.id, record, front)
                 await self._receive(link, assembly)
                 reason = await handler.accept(record, assembly.data, purpose, link.peer)

@@ -273,9 +273,8 @@ class Driver:
     # --- what effects start -------------------------------------------------------------------------------------------
 
     async def _keep(self, effect: KeepPromises) -> None:
-        if self._promises is not None:
-            await self._promises.keep(effect.promises)
-        self._send(effect.answer.peer, effect.answer.message)
+        if self._promises is None or await self._promises.keep(effect.promises):
+            self._send(effect.answer.peer, effect.answer.message)
 
     async def _dial(self, peer: Peer, patience: int) -> None:
         ended = await self._connections.dial_fresh(self.node.self_peer, peer, patience)

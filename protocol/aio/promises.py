@@ -3,7 +3,7 @@
     8 bytes magic   32 bytes digest of the rest   msgpack: the promises
 
 The file is replaced as a whole, and synced, before the promise is told. A disk that fails is said once, and done without: it must not end
-the run.
+the run. Where it can't even be rid of what it holds (read-only since), nothing more is promised.
 """
 
 from __future__ import annotations
@@ -61,19 +61,27 @@ class PromiseFile:
             self._said(f"{self._path} is passed over: {error}")
         return self._kept
 
-    async def keep(self, promises: tuple[TreePromise, ...]) -> None:
-        """Until the disk holds these, or has failed to. In the order of the calls."""
+    async def keep(self, promises: tuple[TreePromise, ...]) -> bool:
+        """Until the disk holds these, or has failed to. In the order of the calls. False where it holds older ones, which it won't lose:
+        the next life would take these for all that was promised, so they must not be told."""
         async with self._turn:
             if promises == self._kept:
-                return
+                return True
             try:
                 await asyncio.to_thread(self._write, promises)
             except OSError as error:
                 if not self._failed:
                     self._said(f"promises are kept in memory only: {self._path} cannot be written ({error.strerror or error})")
                 self._failed = True
-            else:
-                self._kept, self._failed = promises, False
+                return not await asyncio.to_thread(self._is_there)
+            self._kept, self._failed = promises, False
+            return True
+
+    def _is_there(self) -> bool:
+        try:
+            return self._path.exists()
+        except OSError:
+            return True  # for all that is known
 
     def _write(self, promises: tuple[TreePromise, ...]) -> None:
         content = pack(Promises(promises))

@@ -36,8 +36,6 @@ MAP_MAX = 64
 """Fields of one message. A record's header has metrics by name, which are also bound by this."""
 PEERS_KEPT = 4096
 """A ring neighbour, a relative or a table entry comes back with every message: far fewer than these are in use at a time."""
-HOST_MAX = 255
-"""A peer with a longer host is not kept: no name is as long, and what others send must not fill this process."""
 
 _LIMITS = {"max_array_len": ARRAY_MAX, "max_map_len": MAP_MAX, "max_ext_len": 0}
 _T = TypeVar("_T")
@@ -72,8 +70,8 @@ def _plain(value: Any) -> object:
     if kind is NodeId:
         return value.to_bytes(BYTES, "big")
     if kind is tuple:
-        return [_peer_map(item) if type(item) is Peer and len(item.host) <= HOST_MAX else item for item in value]
-    if kind is Peer and len(value.host) <= HOST_MAX:
+        return [_peer_map(item) if type(item) is Peer else item for item in value]
+    if kind is Peer:
         return _peer_map(value)
     if is_dataclass(value):
         return _as_map(value)
@@ -137,8 +135,6 @@ def _known_peer(mapped: dict[str, Any]) -> object:
     if len(mapped) != 4 or "incarnation" not in mapped:
         return mapped
     try:
-        if len(mapped["host"]) > HOST_MAX:
-            return mapped
         return _peer(mapped["id"], mapped["host"], mapped["port"], mapped["incarnation"])
     except (KeyError, TypeError, ValidationError):  # TypeError: no text, or a field that cannot be hashed
         return mapped

@@ -42,6 +42,7 @@ class Session:
         self._reader = FrameReader(HELLO_BYTES_MAX)
         self._out = bytearray()
         self._asked: NodeId | None = None  # dialler only: who must answer
+        self._channel: Channel | None = None  # dialler only: on which the answer must be
         self._said_hello = False
         self.hello: Hello | None = None  # the other side's, once checked
         self.refusal: Refusal | None = None  # the other side's, where that is what ended the session
@@ -51,7 +52,7 @@ class Session:
     def dialling(cls, cluster: str, local: Peer, receiver: NodeId | None, channel: Channel, frame_bytes_max: int) -> Session:
         """The dialler's side; its Hello is ready to be sent."""
         session = cls(cluster, lambda identifier: local if identifier in (None, local.id) else None, frame_bytes_max)
-        session.local, session._asked = local, receiver
+        session.local, session._asked, session._channel = local, receiver, channel
         session._say_hello(local, channel, receiver)
         return session
 
@@ -127,6 +128,8 @@ class Session:
             self._refuse("receiver", f"{wanted} at this address")
         if self._asked is not None and message.sender.id != self._asked:
             self._refuse("receiver", f"asked for {self._asked.short}, was answered by {message.sender.id.short}")
+        if self._channel is not None and message.channel != self._channel:
+            raise MalformedMessage(f"asked for the channel {self._channel!r}, was answered on {message.channel!r}")
         self.hello, self.local = message, local
         self._reader.frame_bytes_max = self._frame_bytes_max
         if not self._said_hello and local is not None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from protocol.identifiers import NodeId, Peer, TreeId
 
+DIGEST_BYTES = 32
 _NOBODY = NodeId(0)  # the XOR over no members
 
 
@@ -17,6 +18,7 @@ class RecordSummary:
 
     round, iteration: the job that the record was taken in and how many of its iterations were done.
     complete: the record holds the finished contribution of that round.
+    ValueError for a digest that is none: summaries of many records travel in one message.
     """
 
     owner: NodeId
@@ -28,6 +30,10 @@ class RecordSummary:
     complete: bool
     record_bytes: int
     digest: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.digest) != DIGEST_BYTES:
+            raise ValueError(f"a record's digest has {DIGEST_BYTES} bytes, not {len(self.digest)}")
 
     @property
     def key(self) -> tuple[NodeId, TreeId]:

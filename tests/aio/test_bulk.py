@@ -11,11 +11,11 @@ import pytest
 
 from protocol.aio.bulk import BEGUN_MAX, WAITING_MAX, BulkError, PushOutcome
 from protocol.aio.link import TURN_BYTES_MAX, Link, LinkClosed
-from protocol.chunks import front_bytes
+from protocol.chunks import FRONT_BYTES_MAX, front_bytes
 from protocol.identifiers import Peer, agent_id
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Ping
-from protocol.wire.moving import BulkFetch, BulkPush, BulkRefuse, BulkWant
+from protocol.wire.moving import BulkAccept, BulkFetch, BulkPush, BulkRefuse, BulkWant
 from tests.aio.shelf import OWNER, TREE, Shelf, Start, fetch, offer, push, record
 
 HASTY = OverlayParameters(delay_max_s=0.1)
@@ -167,6 +167,44 @@ async def test_a_sender_that_stalls_is_given_up(start: Start) -> None:
     with pytest.raises(LinkClosed):
         await link.receive()
     assert b.connections.bulk._receiving_bytes == 0
+
+
+async def dribble(link: Link, data: bytes) -> None:
+    """A byte now and then: never a stall."""
+    while not link.closing:
+        link.send_frame(data[:1])
+        data = data[1:]
+        await asyncio.sleep(0.02)
+
+
+async def test_who_announces_much_and_dribbles_its_front_keeps_nobody_out(start: Start) -> None:
+    """P8: room is for records that come."""
+    a, b, shelf = await start("a"), await start("b", parameters=HASTY), Shelf()
+    b.connections.bulk.serve(b.peer.id, shelf)
+    summary, data = record()
+    link = await a.connections._dial_bulk(a.peer, b.peer)
+    link.send(BulkPush(replace(summary, record_bytes=HASTY.record_bytes_max), "upload", FRONT_BYTES_MAX))
+    dribbling = asyncio.create_task(dribble(link, bytes(FRONT_BYTES_MAX)))
+    assert await push(a, b, summary, data) == PushOutcome("stored")
+    answer = await asyncio.wait_for(link.receive(), 5)
+    assert isinstance(answer, BulkRefuse)
+    assert "did not come within" in answer.reason
+    link.abort("seen")
+    await dribbling
+
+
+async def test_a_holder_that_dribbles_its_front_is_given_up(start: Start) -> None:
+    a, b = await start("a", parameters=HASTY), await start("b")
+    summary, _ = record()
+
+    async def serve(link: Link) -> None:
+        await link.receive()
+        link.send(BulkAccept(summary, FRONT_BYTES_MAX))
+        await dribble(link, bytes(FRONT_BYTES_MAX))
+
+    b.connections.bulk.serve_link = serve
+    with pytest.raises(BulkError, match=r"a record's front of \d+ bytes did not come within"):
+        await asyncio.wait_for(fetch(a, b), 5)
 
 
 async def test_sizes_are_bounded(start: Start) -> None:

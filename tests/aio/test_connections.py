@@ -7,6 +7,7 @@ import errno
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from protocol import WIRE_VERSION
 from protocol.aio import dialling
 from protocol.aio.connections import DIALS_AT_ONCE
+from protocol.aio.link import TURN_MESSAGES_MAX
 from protocol.errors import LocalProtocolError
 from protocol.identifiers import Address, Peer, agent_id
 from protocol.parameters import OverlayParameters
@@ -52,6 +54,27 @@ async def test_small_messages_are_not_held_back_on_either_side(start: Start) -> 
     for process in (a, b):
         (link,) = process.connections._links
         assert link.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+async def test_a_burst_of_messages_gives_way_to_others(start: Start) -> None:
+    """P7: whoever writes frames without pause has no loop for himself; what waits there has its turn in between."""
+    a, b = await start("a"), await start("b")
+    a.connections.send(a.peer, b.peer, Ping())
+    await b.node.until(lambda: len(b.node.messages) == 1)
+    (link,) = a.connections._links
+    between = [0]
+
+    def next_turn() -> None:
+        between.append(len(b.node.messages))
+        turn[0] = asyncio.get_running_loop().call_soon(next_turn)
+
+    turn = [asyncio.get_running_loop().call_soon(next_turn)]
+    try:
+        link.send_frame(frame(encode(Pong())) * 20_000)
+        await b.node.until(lambda: len(b.node.messages) == 20_001, 30)
+    finally:
+        turn[0].cancel()
+    assert max(late - early for early, late in pairwise(between)) <= 2 * TURN_MESSAGES_MAX
 
 
 async def test_messages_sent_while_dialling_arrive_in_order(start: Start) -> None:
@@ -133,7 +156,7 @@ async def test_hung_dials_do_not_hold_up_a_healthy_one(start: Start, hung_listen
     assert {(await task).found for task in hung} == {None}
 
 
-@pytest.mark.parametrize("host", ["", "no\0where", "x" * 300, "256.1.1.1.invalid"])
+@pytest.mark.parametrize("host", ["", "no\0where", "x" * 255, "256.1.1.1.invalid"])
 async def test_an_address_from_a_peer_can_be_nonsense(start: Start, host: str) -> None:
     a = await start("a", parameters=HASTY)
     ended = await a.connections.dial_fresh(a.peer, Peer(agent_id("c", "x"), host, 99999, 1))

@@ -90,10 +90,28 @@ async def test_what_a_disk_that_fails_still_has_is_not_taken_for_all_that_was_pr
     assert file(tmp_path / "promises")[0].read() == (FIRST, SECOND), "there is room again"
 
 
+async def test_where_the_disk_keeps_an_older_promise_no_later_one_may_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that became read-only: the next life would remember the older one as all that was promised."""
+    kept, said = file(tmp_path / "promises")
+    assert await kept.keep((FIRST,))
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("protocol.aio.promises.replace_file", read_only)
+        disk.setattr(Path, "unlink", read_only)
+        assert not await kept.keep((FIRST, SECOND))
+        assert "Read-only file system" in said[0]
+        assert file(tmp_path / "promises")[0].read() == (FIRST,)
+        assert await kept.keep((FIRST,)), "what is on the disk may be told"
+    assert await kept.keep((FIRST, SECOND))
+
+
 async def test_a_disk_that_fails_is_said_once_and_ends_nothing(tmp_path: Path) -> None:
     (tmp_path / "a file").write_text("where a directory should be")
     kept, said = file(tmp_path / "a file" / "promises")
     for promises in ((FIRST,), (FIRST, SECOND)):
-        await kept.keep(promises)
+        assert await kept.keep(promises), "no older one is there, so the next life says that it remembers none"
     assert len(said) == 1
     assert "promises are kept in memory only" in said[0]

@@ -116,6 +116,8 @@ def test_who_makes_a_front_of_his_own_is_bounded() -> None:
     assert f"at most {CHUNKS_MAX} may be" in told(head(2**32 - 1), 20)
     assert "has a front of 56 bytes that says 92" in told(head(2) + entry, 66)
     assert "has 66 bytes, not the 67 that were announced" in told(head(1) + entry, 67)
+    assert "has 0 bytes of content where 10 were announced" in told(head(0), 20), "complete before a byte has come"
+    assert "has 4 bytes of content where 10 were announced" in told(head(1) + struct.pack(">I32s", 4, bytes(32)), 60)
     assert "has an empty chunk" in told(head(1) + struct.pack(">I32s", 0, bytes(32)), 56)
     with pytest.raises(RecordInvalid, match="too short"):
         front_bytes(b"FMRK")

@@ -11,16 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.errors import LocalProtocolError, MalformedMessage, UnknownMessage
-from protocol.identifiers import NodeId, Peer
+from protocol.identifiers import HOST_MAX, NodeId, Peer
 from protocol.wire import messages
-from protocol.wire.codec import ARRAY_MAX, HOST_MAX, decode, encode, pack, unpack
+from protocol.wire.codec import ARRAY_MAX, decode, encode, pack, unpack
 from protocol.wire.messages import TABLE, Message, NotUnderstood, Ping, StatusReply
-from protocol.wire.values import Progress, SubtreeDigest
+from protocol.wire.values import DIGEST_BYTES, Progress, RecordSummary, SubtreeDigest
 
 INTS = st.integers(min_value=-(2**63), max_value=2**63 - 1)
 st.register_type_strategy(NodeId, st.integers(min_value=0, max_value=2**128 - 1).map(NodeId))
 st.register_type_strategy(int, INTS)
 st.register_type_strategy(float, st.floats(allow_nan=False))
+st.register_type_strategy(Peer, st.builds(Peer, host=st.text(max_size=HOST_MAX)))
+DIGESTS = st.binary(min_size=DIGEST_BYTES, max_size=DIGEST_BYTES)
+st.register_type_strategy(RecordSummary, st.builds(RecordSummary, digest=DIGESTS))
+RECORD = RecordSummary(NodeId(1), NodeId(2), 3, 1, 2, 30, True, 100, bytes(range(DIGEST_BYTES)))
 TAGS = {row.message: row.tag for row in TABLE}
 
 
@@ -169,13 +173,20 @@ def test_a_peer_that_only_equals_a_known_one_is_refused(fields: dict[str, object
         superseded(**fields)
 
 
-def test_peers_with_long_hosts_are_read_and_not_kept() -> None:
-    """Else what others send could fill this process (P7)."""
-    host = "h" * (HOST_MAX + 1)
-    assert superseded(host=host).by == superseded(host=host).by
-    assert superseded(host=host).by is not superseded(host=host).by
-    message = superseded(host=host)
-    assert decode(encode(message)) == message
+def test_peers_with_long_hosts_are_refused() -> None:
+    """Else what others send could fill this process, and messages of ours that name many (P7)."""
+    assert superseded(host="h" * HOST_MAX).by is not None
+    with pytest.raises(MalformedMessage, match=r"Superseded\.by.*a host has at most 255 characters, not 256"):
+        superseded(host="h" * (HOST_MAX + 1))
+
+
+@pytest.mark.parametrize("size", [0, 31, 33, 1_000_000])
+def test_a_record_whose_digest_is_none_is_refused(size: int) -> None:
+    encoded = bytearray(encode(messages.HoldingsReply(1, RECORD)))
+    at = encoded.index(b"\xc4\x20" + RECORD.digest)
+    encoded[at : at + 34] = b"\xc6" + size.to_bytes(4, "big") + bytes(size)
+    with pytest.raises(MalformedMessage, match=f"a record's digest has 32 bytes, not {size}"):
+        decode(bytes(encoded))
 
 
 def test_a_full_list_of_members_fits() -> None:

@@ -146,6 +146,14 @@ def test_raw_bytes_follow_a_message() -> None:
     assert b.take_raw(10) == b"raw"
 
 
+def test_who_answers_on_another_channel_is_refused() -> None:
+    """Nobody would own that connection, nor close it."""
+    a = dialler()
+    a.receive(frame(encode(replace(HELLO, channel="status", sender=B, receiver=A.id))))
+    with pytest.raises(MalformedMessage, match="asked for the channel 'control', was answered on 'status'"):
+        a.next_message()
+
+
 def test_data_to_send_is_given_once() -> None:
     a = dialler()
     assert a.data_to_send()

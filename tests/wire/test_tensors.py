@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from protocol.tensors import Array, fill, laid_out, read
+from protocol.tensors import HEADER_BYTES_MAX, Array, fill, laid_out, read
 
 KINDS = ("?", "u1", "i1", "i2", "u2", "f2", "i4", "u4", "f4", "c8", "f8", "i8", "u8")
 
@@ -58,6 +58,17 @@ def test_what_has_no_form_is_refused(tensor: Array) -> None:
 def test_the_name_that_the_format_keeps_for_itself_is_refused() -> None:
     with pytest.raises(ValueError, match="__metadata__"):
         laid_out({"__metadata__": np.ones(2)})
+
+
+def test_a_header_that_would_keep_the_interpreter_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P7: fifty megabytes of zeros are twenty kilobytes when they are compressed, and two seconds in which nothing else runs."""
+    many = b'{"a":[' + b"0," * (HEADER_BYTES_MAX // 2) + b"0]}"
+    with pytest.raises(ValueError, match=f"at most {HEADER_BYTES_MAX} bytes, not {len(many)}"):
+        read(lie(many))
+    monkeypatch.setattr("protocol.tensors.HEADER_BYTES_MAX", 1000)
+    read(memoryview(b"".join(map(bytes, laid_out({f"t{number}": np.ones(2) for number in range(10)})))))
+    with pytest.raises(ValueError, match=r"the names and shapes of 30 tensors have \d+ bytes where at most 1000 may be"):
+        laid_out({f"t{number}": np.ones(2) for number in range(30)})
 
 
 def lie(entries: Any, content: bytes = bytes(8)) -> memoryview:
