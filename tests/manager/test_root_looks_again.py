@@ -7,17 +7,24 @@ from fmrec_manager.retrieval import ENDED_KEPT
 from fmrec_manager.selection import Selection
 from protocol.identifiers import Peer
 from protocol.overlay.effects import RetrievalEnded
+from protocol.wire.messages import RecoveryMode
 from protocol.wire.values import Holding
 from tests.manager.stage import SOURCES, TERMS, Stage, named, record, stage
 
 
-def waits_in_vain_for_c() -> Stage:
-    """Halted: c has died, and no look has found what it left."""
-    play = stage("exact")
+def c_dies(mode: RecoveryMode) -> Stage:
+    """In a round that the two others have contributed to."""
+    play = stage(mode)
     play.begins(*SOURCES)
     play.uploads("a", 0)
     play.uploads("b", 0)
     play.goes("c")
+    return play
+
+
+def waits_in_vain_for_c() -> Stage:
+    """Halted: c has died, and no look has found what it left."""
+    play = c_dies("exact")
     play.never_found(1)
     play.after(TERMS.exact_wait_s)
     assert play.root.stage == "halted"
@@ -39,11 +46,7 @@ def test_a_halted_tree_looks_again_when_one_comes_who_may_hold_the_record() -> N
 
 
 def test_a_round_that_waits_looks_again_when_one_comes_who_may_hold_the_record() -> None:
-    play = stage("exact")
-    play.begins(*SOURCES)
-    play.uploads("a", 0)
-    play.uploads("b", 0)
-    play.goes("c")
+    play = c_dies("exact")
     play.never_found(1)
     looked = len(play.recovers())
     play.joins("b", incarnation=2)
@@ -68,11 +71,7 @@ def test_a_halted_tree_that_another_leaves_waits_on() -> None:
 
 def test_who_dies_again_while_it_is_looked_for_is_looked_for_again() -> None:
     """The look that runs may have asked before its later life had a record: what it brings is not what was left."""
-    play = stage("substitute")
-    play.begins(*SOURCES)
-    play.uploads("a", 0)
-    play.uploads("b", 0)
-    play.goes("c")
+    play = c_dies("substitute")
     play.joins("c", incarnation=2)
     play.goes("c", incarnation=2)
     assert play.recovers() == [named("c"), named("c")]
@@ -83,11 +82,7 @@ def test_who_dies_again_while_it_is_looked_for_is_looked_for_again() -> None:
 
 
 def test_what_a_holder_has_named_is_asked_for_again_before_an_older_one_is_final() -> None:
-    play = stage("exact")
-    play.begins(*SOURCES)
-    play.uploads("a", 0)
-    play.uploads("b", 0)
-    play.goes("c")
+    play = c_dies("exact")
     older, newest = record("c", 0, complete=False), record("c", 0, version=2)
     named_both = Holding(Peer(named("a"), "h", 1, 1), newest), Holding(Peer(named("b"), "h", 1, 1), older)
     play.took(play.root.retrieved(RetrievalEnded(1, older, named_both, 0.01, 0.5, 2, ""), {}, play.now))
