@@ -8,8 +8,8 @@
     omniglot     5-way 1-shot on characters that no source has, one source and twelve; the floor is chance
 
 Each is trained from every seed given. No target's test data enters training, nor what training chooses for itself (ridge's prior and its
-strength). Rates, numbers of rounds and the linear model's features were chosen by hand, with test errors in view; how the LSTM adapts, by a
-comparison on source lots. CPU seconds are beside wall time, since these alone can be compared on a machine that is not idle. Each row is
+strength). The linear model's features, and how the LSTM adapts, were chosen on source lots, by the two commands above; rates and numbers
+of rounds by hand. CPU seconds are beside wall time, since these alone can be compared on a machine that is not idle. Each row is
 told on standard error when it is done. --json: one object on standard output, with null where a figure is not finite.
 """
 
