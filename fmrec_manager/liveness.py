@@ -37,10 +37,10 @@ class Member:
     since: float
     iteration: int = -1
 
-    def loss(self, cause: Cause, silent_s: float = 0.0) -> Loss:
-        """Of its present or, when dead, its last life, for the reason that its state has."""
+    def loss(self, cause: Cause | None = None, silent_s: float = 0.0) -> Loss:
+        """Of its present or, when dead, its last life, for the reason that its state has. That tells the cause where none is given."""
         peer = self.info.peer
-        return Loss(peer.id, peer.incarnation, cause, self.reason, silent_s, self.iteration)
+        return Loss(peer.id, peer.incarnation, cause or cause_of(self.reason), self.reason, silent_s, self.iteration)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Liveness:
         if member.state == "dead":
             return []
         member.state, member.reason, member.since = "dead", reason, now
-        return [member.loss(cause or cause_of(reason), silent_s)]
+        return [member.loss(cause, silent_s)]
 
     def late(self, now: float) -> list[Loss]:
         """Suspects whose time is up."""

@@ -140,7 +140,7 @@ class Root:
         standing = {agent: self.liveness.members[agent] for agent in waiting}
         if any(member.state not in gone for member in standing.values()):
             dead = [member for agent, member in standing.items() if member.state == "dead" and agent not in work.tried | work.recovering]
-            return [order for member in dead for order in self._recover(member.loss("death"), now)]
+            return [order for member in dead for order in self._recover(member.loss(), now)]
         return self._open(work.phase, role, now) if joined & self.liveness.of_role(role).keys() else []
 
     def tick(self, now: float) -> list[Order]:
