@@ -27,6 +27,7 @@ from protocol.wire.values import RecordSummary
 
 Standing = Literal["alive", "suspect", "dead", "left"]
 Verdict = Literal["wait", "recover", "close", "halt"]
+Way = Literal["upload", "replica", "substitute"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Slot:
 
     record: RecordSummary
     factor: float
-    way: Literal["upload", "replica", "substitute"]
+    way: Way
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@
 
 Nodes join, faults strike while messages are routed, then everything is healed and must come right. FAULTS is a list of presets and
 fields: none, calm, messages, crashes, churn-60, burst-50, partition, wild, ..., drawn (from the seed), or silent_share=0.5.
-With --rounds, agents keep records and the root runs rounds (P1, P2, P5, P6), without routed messages.
+With --rounds, agents keep records and the root runs rounds (P1, P2, P5, P6) in the --mode given, without routed messages.
 Exit code 1 where something is wrong: the seed, the story of the nodes that were part of it, and the command that replays it are printed.
 """
 
@@ -33,6 +33,7 @@ from scripts.simulation.run import Options, simulate  # noqa: E402
 
 HOPS_NODES = (100, 250, 450, 1000, 2500, 5000, 10000)
 CHURN_MINUTES = (5, 15, 60, 138)
+MODES = ("exact", "substitute", "drop")
 
 
 def hops_curve(base: Options) -> list[Options]:
@@ -84,6 +85,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=quiet.seconds, help="virtual, of the phase with faults (%(default)s)")
     parser.add_argument("--routed", type=int, help="messages routed in that phase, over all seeds (10 for each node)")
     parser.add_argument("--rounds", type=int, default=0, help="records and so many rounds, instead of routed messages")
+    parser.add_argument("--mode", default="exact", choices=MODES, help="with --rounds: the tree's recovery (%(default)s)")
+    parser.add_argument("--selected", type=float, default=1.0, help="with --rounds: share of the agents that train in one (%(default)g)")
     parser.add_argument("--no-tree", action="store_true", help="no tree: the ring alone")
     parser.add_argument("--jobs", type=int, default=1, help="processes, where there are several runs (%(default)s)")
     parser.add_argument("--curve", choices=tuple(CURVES), help="one run for each point of a curve, written to --output")
@@ -102,13 +105,18 @@ def chosen_runs(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> 
         parser.error("--nodes and --jobs are at least 1, --seconds is above 0, --routed is not negative")
     if chosen.rounds < 0 or (chosen.rounds and (chosen.curve or chosen.no_tree or chosen.routed is not None or chosen.nodes < 2)):
         parser.error("--rounds is not negative, needs an agent beside the manager, and goes without --curve, --no-tree and --routed")
+    if not 0 < chosen.selected <= 1 or (not chosen.rounds and (chosen.mode, chosen.selected) != ("exact", 1.0)):
+        parser.error("--selected is above 0 and at most 1; it and --mode go with --rounds")
     routed = None if chosen.routed is None else -(-chosen.routed // len(seeds))
     base = Options(seeds[0], chosen.nodes, chosen.faults, chosen.preset, chosen.seconds, routed, not chosen.no_tree)
     runs: list[Options | RoundOptions] = [replace(base, seed=seed) for seed in seeds]
     if chosen.curve:
         runs = [point for seed in seeds for point in CURVES[chosen.curve](replace(base, seed=seed))]
     elif chosen.rounds:
-        runs = [RoundOptions(seed, chosen.nodes, chosen.faults, chosen.preset, chosen.seconds, chosen.rounds) for seed in seeds]
+        first = RoundOptions(
+            seeds[0], chosen.nodes, chosen.faults, chosen.preset, chosen.seconds, chosen.rounds, chosen.mode, chosen.selected
+        )
+        runs = [replace(first, seed=seed) for seed in seeds]
     try:
         for run in runs:
             run.drawn_faults()

@@ -14,7 +14,7 @@ workload.py   routed messages, and the look-ups that measure recovery
 transfers.py  records on the move, and the stores that they move between
 agents.py     what agents do with records and orders; learning.py: what they learn, as hashes
 manager.py    the root's decisions, carried out
-durability.py P1, P2, P5 and P6, judged as things happen
+durability.py P2 and P6, contributions.py P1, P2 and P5: judged as things happen
 rounds.py     one run with records and rounds; round_report.py: what it found
 run.py        one run: build, faults, heal, convergence
 report.py     what a run found, for people and for programs

@@ -93,7 +93,7 @@ class Agent:
             return
         if body.phase == "init" and body.asked == self.process.peer.id:
             self._bring(self._agents.contents.seal(self.process.peer, self._agents.tree, 0, self._agents.theta, 1000), body)
-        if body.phase != "train" or body.theta is None:
+        if body.phase != "train" or body.theta is None or (body.chosen and self.process.peer.id not in body.chosen):
             return
         job = self._job
         if job is None or job.round != body.round:
@@ -124,7 +124,8 @@ class Agent:
         agents = self._agents
         record = agents.contents.seal(self.process.peer, agents.tree, self.version, content, agents.work.record_bytes)
         agents.cluster.transfers.put(self.process, record)
-        self._tell(ev.Replicate(record))
+        if self.order is None or self.order.mode != "drop":
+            self._tell(ev.Replicate(record))
         return record
 
     # --- bringing -----------------------------------------------------------------------------------------------------
@@ -136,7 +137,7 @@ class Agent:
 
     def _bring_when_durable(self) -> None:
         body, record = self.order, self._sealed
-        if record is None or body is None or record.version > self._durable:
+        if record is None or body is None or (record.version > self._durable and body.mode != "drop"):
             return
         if (body.phase, body.round) == ("train", record.round):
             self._bring(record, body)

@@ -1,20 +1,14 @@
-"""Judges of records and rounds, with the global view.
+"""Judges of records, an agent's and the tree's own, with the global view.
 
-P1  A contribution enters the chain of thetas once: what is folded into a theta are finished contributions to the very round that this theta
-    is for, one for each agent.
 P2  A restored record is no older than what its owner was told is durable; else no copy as new is left on any living node (lost), or nobody
     who has one could be reached (said: the answer was not complete). So with a record that the root has retrieved, where a quorum of those
     who hold what was durable could be reached: a look-up of another's record need not hear all. And the last copy does not die, one that
     has lived on alone, awake and reachable, for longer than a repair takes.
-P5  Each contribution is what an undisturbed agent would have made, and so is theta at the end.
-P6  Nothing is announced that is not committed, and no life of the manager resumes before what another has committed.
+P6  Nothing is announced that is not committed, which is that the electors agreed; and nothing is committed for a round before one that was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from fmrec_manager.orders import Aggregate
 from protocol.identifiers import NodeId, TreeId
 from protocol.overlay import effects as fx
 from protocol.parameters import OverlayParameters
@@ -22,10 +16,10 @@ from protocol.wire.messages import RoundOpen
 from protocol.wire.values import RecordSummary
 from scripts.simulation.checkers import Mistakes, reached_since, window_s
 from scripts.simulation.cluster import Cluster, Process
-from scripts.simulation.learning import Content, aggregate, contribution, first_theta, undisturbed
 
 RecordKey = tuple[NodeId, TreeId]
 Order = tuple[int, int]
+"""Of a record: incarnation, version."""
 
 
 def repair_s(parameters: OverlayParameters, record_bytes: int) -> float:
@@ -35,18 +29,23 @@ def repair_s(parameters: OverlayParameters, record_bytes: int) -> float:
     return 2 * parameters.verdict_max_s + parameters.upkeep_interval_s + 2 * (transfer_s + parameters.mend_after_s)
 
 
-class Durability:
-    """Watches one run. seed, iterations: of the work; record_bytes: of an agent's record."""
+def _words(order: Order) -> str:
+    """(incarnation, version), for people."""
+    return f"version {order[1]} of life {order[0]}" if order != (0, 0) else "nothing"
 
-    def __init__(self, cluster: Cluster, tree: TreeId, seed: int, iterations: int, record_bytes: int) -> None:
-        self.mistakes = {promise: Mistakes() for promise in ("P1", "P2", "P5", "P6")}
-        self.durables = self.restores = self.found = self.lost = self.behind_said = self.resumes = 0
+
+class Durability:
+    """Watches one run. record_bytes: of an agent's record."""
+
+    def __init__(self, cluster: Cluster, tree: TreeId, record_bytes: int) -> None:
+        self.mistakes = {promise: Mistakes() for promise in ("P2", "P6")}
+        self.durables = self.restores = self.found = self.lost = self.behind_said = 0
         self.retrieved = self.retrieved_behind = 0
         self.committed_round = -1
+        self._committed: Order | None = None
+        """The version that was committed last."""
         self._cluster = cluster
         self._tree = tree
-        self._seed = seed
-        self._iterations = iterations
         self._window_s = window_s(cluster.parameters)
         self._repair_s = repair_s(cluster.parameters, record_bytes)
         self._durable: dict[RecordKey, Order] = {}
@@ -59,8 +58,6 @@ class Durability:
         """Since when one copy only is left that is as new as the durable version."""
         self._lost: set[RecordKey] = set()
         self._closed = False
-        self._rounds = {first_theta(seed): 0}
-        """Which round each theta is for."""
         cluster.transfers.on_held = self._held
         cluster.transfers.on_discarded = lambda process, record: self._gone(process, record.key, died=False)
         cluster.on_end = self._ended
@@ -87,7 +84,7 @@ class Durability:
             return
         self._lost.add(key)
         now = self._cluster.clock.now
-        words = f"{now:.4f}: the last copy of {key[0]}, version {durable[0]}, went with {process}, alone since {since:.4f}"
+        words = f"{now:.4f}: the last copy of {key[0]}, {_words(durable)}, went with {process}, alone since {since:.4f}"
         if not died:
             self.mistakes["P2"].add(f"{words}: it was discarded", process)
         elif since < now - self._repair_s and process.awake_since < now - self._repair_s and not self._was_cut(since):
@@ -141,11 +138,11 @@ class Durability:
         if not ended.complete or not reached:
             self.behind_said += 1
             return
-        words = f"{self._cluster.clock.now:.4f}: {process} restored version {found[0]} and was told that {durable[0]} is durable"
+        words = f"{self._cluster.clock.now:.4f}: {process} restored {_words(found)} and was told that {_words(durable)} is durable"
         self.mistakes["P2"].add(f"{words}, which {reached[0]} holds", process, reached[0])
 
     def retrieved_for_another(self, process: Process, owner: NodeId, ended: fx.RetrievalEnded) -> None:
-        """The root has looked for an agent's record, and goes on with what it got, or without."""
+        """The root has looked for an agent's record, this time the last, and goes on with what it got, or without."""
         key, found = (owner, self._tree), ended.record.order if ended.record is not None else (0, 0)
         self.retrieved += ended.record is not None
         now = self._cluster.clock.now
@@ -156,47 +153,33 @@ class Durability:
         holders = self._holders(key, durable)
         reached = [holder for holder in holders if reached_since(self._cluster, process, holder, began - self._window_s)]
         if key not in self._lost and len(reached) >= self._cluster.parameters.write_quorum:
-            words = f"{now:.4f}: {process} retrieved version {found[0]} of {owner}, and {durable[0]} is durable, which {reached[0]} holds"
+            words = f"{now:.4f}: {process} retrieved {_words(found)} of {owner}, and {_words(durable)} is durable, which {reached[0]} holds"
             self.mistakes["P2"].add(words, process, reached[0])
 
-    # --- rounds -------------------------------------------------------------------------------------------------------
+    def within_reach(self, process: Process, owner: NodeId, since: float) -> list[RecordSummary]:
+        """What the holders of this agent's durable record have, where it was durable by then, and a quorum of them has been in reach of
+        this process since; else nothing."""
+        key = owner, self._tree
+        durable = self._durable.get(key)
+        if durable is None or key in self._lost or self._durable_at[key] > since:
+            return []
+        holders = self._holders(key, durable)
+        reached = [holder for holder in holders if reached_since(self._cluster, process, holder, since - self._window_s)]
+        return [holder.store[key] for holder in holders] if len(reached) >= self._cluster.parameters.write_quorum else []
 
-    def aggregated(self, process: Process, order: Aggregate, contents: Mapping[NodeId, Content], theta: bytes) -> None:
-        """The root folds these into theta."""
-        now, number = self._cluster.clock.now, order.round
-        if self._rounds.get(theta) != number:
-            self.mistakes["P1"].add(f"{now:.4f}: round {number} is folded into the theta of round {self._rounds.get(theta)}", process)
-        owners = {slot.record.owner for slot in order.slots.values()}
-        if owners != order.slots.keys():
-            self.mistakes["P1"].add(f"{now:.4f}: round {number} has a slot with another agent's contribution", process)
-        for agent, content in contents.items():
-            if not content.complete or content.round != number:
-                self.mistakes["P1"].add(f"{now:.4f}: round {number} has a contribution of {agent} to round {content.round}", process)
-            elif content.value != contribution(self._seed, agent, number, theta, self._iterations):
-                self.mistakes["P5"].add(f"{now:.4f}: what {agent} adds to round {number} is not what it would have undisturbed", process)
-        self._rounds[aggregate(theta, {agent: content.value for agent, content in contents.items()})] = number + 1
+    # --- P6 -----------------------------------------------------------------------------------------------------------
 
-    def committed(self, process: Process, record: RecordSummary) -> None:
-        """The tree's own record is durable."""
-        self.durable(process, record)
-        self.committed_round = max(self.committed_round, record.round)
+    def committed(self, process: Process, version: int, number: int) -> None:
+        """The electors have agreed to this version of the tree's own record, which is for this round."""
+        now = self._cluster.clock.now
+        if number < self.committed_round and (self._tree, self._tree) not in self._lost:
+            words = f"{now:.4f}: {process} goes on at round {number}, and {self.committed_round} was committed"
+            self.mistakes["P6"].add(words, process)
+        self._committed = process.peer.incarnation, version
+        self.committed_round = max(self.committed_round, number)
 
     def announced(self, process: Process, body: RoundOpen) -> None:
         """An order goes down the tree."""
         self._closed = self._closed or body.phase == "done"
-        if body.theta is not None and body.theta.order > self._durable.get(body.theta.key, (0, 0)):
+        if body.theta is not None and body.theta.order != self._committed:
             self.mistakes["P6"].add(f"{self._cluster.clock.now:.4f}: round {body.round} was announced before it was committed", process)
-
-    def resumed(self, process: Process, ended: fx.RetrievalEnded) -> None:
-        """A life of the manager has looked for its record: it goes on from it, begins anew, or looks again."""
-        self.resumes += 1
-        begins = ended.record is None and ended.complete and not ended.holdings
-        found = ended.record.round if ended.record is not None else -1
-        if found < self.committed_round and (ended.record is not None or begins) and (self._tree, self._tree) not in self._lost:
-            words = f"{self._cluster.clock.now:.4f}: {process} goes on at round {found}, and {self.committed_round} was committed"
-            self.mistakes["P6"].add(words, process)
-
-    def finished(self, theta: bytes, agents: list[NodeId], rounds: int) -> None:
-        """All rounds are done: P5."""
-        if theta != undisturbed(self._seed, agents, rounds, self._iterations):
-            self.mistakes["P5"].add(f"theta after {rounds} rounds is not that of the undisturbed run")

@@ -10,12 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from fmrec_manager.selection import Selection, choose
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.wire.messages import Phase
 from protocol.wire.values import RecordSummary
 
 DIGEST_BYTES = 32
 HASH_BYTES = 16
+EVERYONE = Selection()
 
 
 def hashed(*parts: object) -> bytes:
@@ -49,11 +51,17 @@ def aggregate(theta: bytes, parts: Mapping[NodeId, bytes]) -> bytes:
     return hashed("aggregate", theta, [(int(agent), parts[agent]) for agent in sorted(parts)])
 
 
-def undisturbed(seed: int, agents: Iterable[NodeId], rounds: int, iterations: int) -> bytes:
+def weighed(value: bytes, factor: float) -> bytes:
+    """What a contribution is at a discount; at none, itself."""
+    return value if factor == 1.0 else hashed("weighed", value, factor)
+
+
+def undisturbed(seed: int, agents: Iterable[NodeId], rounds: int, iterations: int, selection: Selection = EVERYONE) -> bytes:
     """theta after so many rounds in which nothing happens."""
-    theta, members = first_theta(seed), sorted(agents)
+    theta, members = first_theta(seed), tuple(sorted(agents))
     for number in range(rounds):
-        theta = aggregate(theta, {agent: contribution(seed, agent, number, theta, iterations) for agent in members})
+        chosen = choose(members, selection, number, {})
+        theta = aggregate(theta, {agent: contribution(seed, agent, number, theta, iterations) for agent in chosen})
     return theta
 
 

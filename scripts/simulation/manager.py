@@ -9,50 +9,59 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, LocateOwn, Order, Recover, StepDown
+from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, LocateOwn, Order, Recover, Say, StepDown
 from fmrec_manager.plan import Plan, Resumed
 from fmrec_manager.root import Root
 from fmrec_manager.round import Terms
+from fmrec_manager.selection import Selection
+from fmrec_manager.settings import noticed_s
 from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
 from protocol.parameters import OverlayParameters
-from protocol.wire.messages import RoundOpen
+from protocol.wire.messages import RecoveryMode, RoundOpen
 from protocol.wire.values import RecordSummary
 from scripts.simulation.agents import Agents
 from scripts.simulation.cluster import Process
-from scripts.simulation.learning import Content, aggregate, first_theta
+from scripts.simulation.contributions import Contributions
+from scripts.simulation.learning import EVERYONE, Content, first_theta
 
 OWN_RECORD = 0
 AGGREGATION_S = 0.01
-DEADLINE_S = 30.0
 EXACT_WAIT_S = 600.0
+QUORUM = 0.5
+STALENESS_MAX = 5
+DISCOUNT = 0.5
 
 
-def plan_for(rounds: int, sources: int, parameters: OverlayParameters) -> Plan:
-    """Rounds in mode exact, for so many agents."""
+def plan_for(
+    rounds: int, sources: int, parameters: OverlayParameters, work_s: float, mode: RecoveryMode = "exact", selection: Selection = EVERYONE
+) -> Plan:
+    """So many rounds of so many agents. work_s: what an agent needs for one; the deadline leaves as much again for noticing who is dead."""
     return Plan(
         rounds=rounds,
         sources_min=sources,
         targets_min=0,
         adapt=False,
-        terms=Terms("exact", DEADLINE_S, EXACT_WAIT_S, 1.0, 5, 0.5),
+        terms=Terms(mode, 2 * (work_s + noticed_s(parameters)), EXACT_WAIT_S, QUORUM, STALENESS_MAX, DISCOUNT),
         orphan_max_s=parameters.orphan_max_s,
         ask_timeout_s=parameters.silence_max_s + parameters.look_up_timeout_s + parameters.join_timeout_s,
         silence_max_s=parameters.silence_max_s,
         electors_max=parameters.leaf_set_size,
         answer_max_s=parameters.probe_timeout_s,
+        selection=selection,
     )
 
 
 class Manager:
     """One life of the manager."""
 
-    def __init__(self, agents: Agents, process: Process, plan: Plan) -> None:
+    def __init__(self, agents: Agents, contributions: Contributions, process: Process, plan: Plan) -> None:
         self.index, self.name = process.index, process.name
         self.process = process
         self.theta = first_theta(agents.work.seed)
         self.root = Root(agents.tree, plan)
         self._agents = agents
+        self._contributions = contributions
         self._plan = plan
         self._theta_record: RecordSummary | None = None
         self._armed: float | None = None
@@ -69,19 +78,19 @@ class Manager:
             case fx.MembersChanged():
                 self._obey(root.members_changed(effect.joined, effect.departed, now))
             case fx.Durable():
-                durability.committed(self.process, effect.record)
+                durability.durable(self.process, effect.record)
                 self._obey(root.durable(effect.record.version, now))
             case fx.RetrievalEnded() if effect.request == OWN_RECORD:
                 if root.stage != "locating":
                     return
                 found = self._resume(effect.record)
-                durability.resumed(self.process, effect)
                 self._obey(root.located(found, effect.complete and not effect.holdings, now))
             case fx.RetrievalEnded():
-                recovery = next((each for each in root.recoveries if each.number == effect.request), None)
-                if recovery is not None:
+                recovery = root.recoveries.of_number(effect.request)
+                orders = root.retrieved(effect, {"loss": 0.0}, now)
+                if recovery is not None and recovery.outcome != "running":
                     durability.retrieved_for_another(self.process, recovery.agent, effect)
-                self._obey(root.retrieved(effect, {"loss": 0.0}, now))
+                self._obey(orders)
             case fx.ElectorAnswered():
                 self._obey(root.elector_answered(effect, effect.request, now))
 
@@ -106,10 +115,13 @@ class Manager:
     def _obey(self, orders: Iterable[Order]) -> None:
         for order in orders:
             match order:
-                case Announce(phase, number, asked):
-                    body = RoundOpen(phase, number, self._agents.work.seed, "exact", self.process.peer, self._theta_record, asked)
+                case Announce(phase, number, asked, chosen):
+                    seed, mode = self._agents.work.seed, self._plan.terms.mode
+                    body = RoundOpen(phase, number, seed, mode, self.process.peer, self._theta_record, asked, chosen=chosen)
                     self._agents.durability.announced(self.process, body)
                     self._tell(ev.SendMulticast(self._agents.tree, body))
+                case Say("committed" | "goes_on", {"version": int(version), "round": int(number)}):
+                    self._agents.durability.committed(self.process, version, number)
                 case LocateOwn():
                     self._tell(ev.Retrieve(OWN_RECORD, self._agents.tree, self._agents.tree))
                 case Ask(version, electors):
@@ -119,15 +131,16 @@ class Manager:
                 case Recover(number, agent):
                     self._tell(ev.Retrieve(number, agent, self._agents.tree))
                 case Aggregate():
+                    dead = {agent: member.since for agent, member in self.root.liveness.members.items() if member.state == "dead"}
+                    assert self.root.work is not None, "a round is folded in that is not open"
+                    self._contributions.closed(self.process, self.root.work, dead)
                     self._later(AGGREGATION_S, self._aggregate, order)
                 case Commit():
                     self._later(AGGREGATION_S, self._commit, order)
         self._arm()
 
     def _aggregate(self, _: Any, order: Aggregate) -> None:
-        contents = {agent: self._agents.contents.open(slot.record) for agent, slot in order.slots.items()}
-        self._agents.durability.aggregated(self.process, order, contents, self.theta)
-        self.theta = aggregate(self.theta, {agent: content.value for agent, content in contents.items()})
+        self.theta = self._contributions.aggregated(self.process, order, self.theta)
         self._obey(self.root.aggregated(0.0, self._now))
 
     def _commit(self, _: Any, order: Commit) -> None:

@@ -76,6 +76,10 @@ class Population:
         """Keep what its disk has; to be called before it is killed."""
         self._hints[process.name] = tuple(peer.address for peer in process.node.pastry.leaf_set)
 
+    def may_come_back(self, name: str) -> bool:
+        """Has it died? Who has left in order stays away."""
+        return name in self._hints
+
     def come_back(self, name: str, faults: Faults) -> None:
         """The next life of a node that died, perhaps elsewhere, perhaps without its disk; of the root: where it was, with its disk."""
         self.came_back += 1

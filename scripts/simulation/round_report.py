@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from scripts.simulation.report import Figures, added, ending
 
 SUMS = (
-    "rounds", "double_contributions", "durable_lost", "committed_lost", "durables", "restores", "restored", "restored_behind", "lost",
-    "retrieved", "retrieved_behind", "manager_lives", "moved_mb", "events",
+    "rounds", "double_contributions", "durable_lost", "committed_lost", "given_up", "durables", "restores", "restored", "restored_behind",
+    "lost", "retrieved", "retrieved_behind", "manager_lives", "moved_mb", "events",
 )  # fmt: skip
 
 
@@ -19,10 +19,11 @@ def text(result: Figures) -> str:
         return ", ".join(f"{kind} {count}" for kind, count in result[name].items()) or "none"
 
     done = "never" if result["done_after_s"] is None else f"{result['done_after_s']:g} s after the last fault"
+    equal = "" if result["theta_equal"] is None else f"; theta equals that of the undisturbed run: {result['theta_equal']}"
     lines = [
-        f"{result['rounds']} rounds committed, all done {done}; theta equals that of the undisturbed run: {result['theta_equal']}",
+        f"{result['rounds']} rounds committed, all done {done}{equal}; slots filled by {counts('ways')}",
         f"P1 double contributions {result['double_contributions']}, P2 durable versions lost {result['durable_lost']}, "
-        f"P6 committed rounds lost {result['committed_lost']}",
+        f"P6 committed rounds lost {result['committed_lost']}; left out without need {result['given_up']}",
         f"{result['durables']} versions durable, {result['moved_mb']:g} MB moved; {result['restores']} looked for their own record, "
         f"{result['restored']} found one, {result['restored_behind']} were told that a newer one may be out of reach, "
         f"of {result['lost']} all copies had died at once; {result['manager_lives']} lives of the manager",
@@ -36,4 +37,5 @@ def text(result: Figures) -> str:
 
 def summed(results: Sequence[Figures], seeds: str) -> Figures:
     """Several runs as one."""
-    return added(results, seeds, SUMS) | {"theta_equal": all(result["theta_equal"] for result in results)}
+    equal = [result["theta_equal"] for result in results]
+    return added(results, seeds, SUMS) | {"theta_equal": None if None in equal else all(equal)}

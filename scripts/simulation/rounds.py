@@ -1,7 +1,7 @@
-"""One run with records and rounds: every agent checkpoints, the root runs rounds in mode exact, faults strike agents, network and
-manager; then everything is healed, the dead come back, and all rounds must be done, with theta that of the undisturbed run.
+"""One run with records and rounds: every agent checkpoints, the root runs rounds, faults strike agents, network and manager; then
+everything is healed, the dead come back, and all rounds must be done, in mode exact with theta that of the undisturbed run.
 
-The members are fixed: whoever dies comes back, and nobody new comes, or theta would be another one by right.
+In mode exact the members are fixed: whoever dies comes back, and nobody new comes, or theta would be another one by right.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from dataclasses import asdict, dataclass, field, replace
 from random import Random
 from typing import Any
 
+from fmrec_manager.selection import Selection
 from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
+from protocol.wire.messages import RecoveryMode
 from protocol.wire.values import RecordSummary
 from scripts.simulation import collector
 from scripts.simulation.agents import Agents, Work
 from scripts.simulation.checkers import Mistakes
 from scripts.simulation.cluster import Process
+from scripts.simulation.contributions import Contributions
 from scripts.simulation.durability import Durability
 from scripts.simulation.faults import Faults, parse
 from scripts.simulation.injection import Injector
@@ -28,6 +31,8 @@ from scripts.simulation.run import SLICE_S, STORY_NODES, cluster_of, convergence
 
 MANAGER_LIFE_S = 15.0
 """The manager is killed so often, on average, while faults strike that kill at all."""
+SLOWEST = 1.2
+"""What the slowest agent needs for a round, over the mean one."""
 ROUND_MAX_S = 30.0
 """A round takes no longer than this when nothing strikes."""
 
@@ -42,16 +47,25 @@ class RoundOptions:
     preset: str = "lan"
     seconds: float = 60.0
     rounds: int = 12
+    mode: RecoveryMode = "exact"
+    selected: float = 1.0
+    """How many of the agents, drawn anew for each round, train in it."""
 
     def drawn_faults(self) -> Faults:
-        """Those of the specification, but for what changes the members. ValueError where it is wrong."""
-        return replace(parse(self.faults, Random(self.seed)), restart_share=1.0, session_mean_s=0.0, leave_share=0.0)
+        """Those of the specification; in mode exact, but for what changes the members. ValueError where it is wrong."""
+        faults = parse(self.faults, Random(self.seed))
+        return replace(faults, restart_share=1.0, session_mean_s=0.0, leave_share=0.0) if self.mode == "exact" else faults
+
+    @property
+    def selection(self) -> Selection:
+        """Who trains in a round."""
+        return Selection("all" if self.selected == 1.0 else "fraction", self.selected, self.seed)
 
     def command(self) -> str:
         """What replays this run."""
         return (
             f"python scripts/simulate.py --rounds {self.rounds} --seed {self.seed} --nodes {self.nodes} --faults {self.faults} "
-            f"--preset {self.preset} --seconds {self.seconds:g}"
+            f"--preset {self.preset} --seconds {self.seconds:g} --mode {self.mode} --selected {self.selected:g}"
         )
 
 
@@ -63,10 +77,14 @@ class RoundResult:
     nodes: int
     faults: str
     rounds: int = 0
-    theta_equal: bool = False
+    mode: RecoveryMode = "exact"
+    theta_equal: bool | None = False
+    """To that of the undisturbed run; None in modes that do not promise it."""
     double_contributions: int = 0
     durable_lost: int = 0
     committed_lost: int = 0
+    given_up: int = 0
+    """Contributions that were left out, though a record in reach holds them or what may stand in for them."""
     durables: int = 0
     restores: int = 0
     restored: int = 0
@@ -85,6 +103,8 @@ class RoundResult:
     wall_s: float = 0.0
     trace_digest: str = ""
     struck: dict[str, int] = field(default_factory=dict)
+    ways: dict[str, int] = field(default_factory=dict)
+    """How the slots of all rounds were filled: upload, replica, substitute, none."""
     facts: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     story: str = ""
@@ -100,14 +120,18 @@ class RoundRun:
         self.cluster = cluster = cluster_of(options.seed, options.nodes, options.preset)
         self.parameters = cluster.parameters
         self.work = work or Work(options.seed)
-        self.durability = Durability(cluster, TREE, self.work.seed, self.work.iterations, self.work.record_bytes)
+        self.durability = Durability(cluster, TREE, self.work.record_bytes)
+        work_s = SLOWEST * self.work.iterations * self.work.step_s
+        self.plan = plan_for(options.rounds, options.nodes - 1, self.parameters, work_s, options.mode, options.selection)
+        contents = Contents()
+        self.contributions = Contributions(cluster, self.durability, contents, self.plan, self.work.seed, self.work.iterations)
         rng = cluster.rng
         self.population = Population(cluster, Random(rng.getrandbits(64)), members=False)
         self.injector = Injector(cluster, self.population, self.faults, Random(rng.getrandbits(64)))
         self.agents = Agents(
-            cluster, TREE, self.work, Contents(), self.durability, Random(rng.getrandbits(64)), self.faults.disk_kept_share
+            cluster, TREE, self.work, contents, self.durability, Random(rng.getrandbits(64)), self.faults.disk_kept_share
         )
-        self.result = RoundResult(options.seed, options.nodes, str(self.faults), command=options.command())
+        self.result = RoundResult(options.seed, options.nodes, str(self.faults), mode=options.mode, command=options.command())
         self._rng = Random(rng.getrandbits(64))
         self._manager: Manager | None = None
         self._before: dict[str, Process] = {}
@@ -128,8 +152,7 @@ class RoundRun:
 
     def _started(self, process: Process) -> None:
         if process.name == ROOT:
-            plan = plan_for(self.options.rounds, self.options.nodes - 1, self.parameters)
-            self._manager = Manager(self.agents, process, plan)
+            self._manager = Manager(self.agents, self.contributions, process, self.plan)
             self.result.manager_lives += 1
             self.cluster.clock.after(0.0, self.cluster.tell, process, ev.CreateTree(TREE))
         else:
@@ -204,14 +227,14 @@ class RoundRun:
         self.injector.burst()
         clock.run(self.faults.down_mean_s)
         for name, process in list(self.cluster.processes.items()):
-            if not process.alive:
+            if not process.alive and self.population.may_come_back(name):
                 self.population.come_back(name, self.faults)
         limit_s = 2 * convergence_max_s(self.parameters) + ROUND_MAX_S * self.options.rounds
         if clock.run_until(lambda: self.manager.root.stage == "done", limit_s, 0.25):
             self.result.done_after_s = round(clock.now - began, 3)
             members = [process.peer.id for name, process in self.cluster.processes.items() if name != ROOT]
-            self.durability.finished(self.manager.theta, members, self.options.rounds)
-            self.result.theta_equal = not self.durability.mistakes["P5"].count
+            self.contributions.finished(self.manager.theta, members)
+            self.result.theta_equal = not self.contributions.mistakes["P5"].count if self.options.mode == "exact" else None
         else:
             self._not_done(f"not all rounds are done {limit_s:g} s after the last fault")
 
@@ -229,17 +252,18 @@ class RoundRun:
     # --- the result ---------------------------------------------------------------------------------------------------
 
     def _sum_up(self, wall_s: float) -> None:
-        result, judge = self.result, self.durability
+        result, judge, folded = self.result, self.durability, self.contributions
         result.rounds = judge.committed_round
         result.durables, result.restores, result.restored = judge.durables, judge.restores, judge.found
         result.restored_behind, result.lost = judge.behind_said, judge.lost
         result.retrieved, result.retrieved_behind = judge.retrieved, judge.retrieved_behind
-        result.double_contributions = judge.mistakes["P1"].count
+        result.double_contributions, result.ways = folded.mistakes["P1"].count, dict(sorted(folded.ways.items()))
         result.durable_lost, result.committed_lost = judge.mistakes["P2"].count, judge.mistakes["P6"].count
+        result.given_up = folded.mistakes["P2"].count
         result.moved_mb = round(self.cluster.transfers.moved_bytes / 1e6, 1)
         result.events, result.trace_digest = self.cluster.handled, self.cluster.clock.trace.digest()
         result.struck, result.facts = dict(sorted(self.injector.struck.items())), dict(sorted(self._facts.items()))
-        for promise, mistakes in judge.mistakes.items():
+        for promise, mistakes in (*folded.mistakes.items(), *judge.mistakes.items()):
             self._blame(promise, mistakes)
         if result.failures:
             result.story = story(self.cluster, self._names)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fmrec_manager.orders import Aggregate
-from fmrec_manager.round import Slot
-from protocol.identifiers import NodeId
+from fmrec_manager.round import Slot, Way
+from protocol.identifiers import NodeId, Peer
 from protocol.overlay import effects as fx
-from protocol.wire.messages import RoundOpen
+from protocol.wire.messages import RecoveryMode, RoundOpen
 from protocol.wire.values import RecordSummary
 from scripts.simulation.agents import Agent
 from scripts.simulation.learning import Content, aggregate, contribution, first_theta, undisturbed
@@ -42,6 +41,17 @@ def test_half_of_them_dead_in_one_instant_without_disks_and_theta_is_the_same() 
     result = RoundRun(RoundOptions(5, 16, faults, "loopback", 4.0, 4)).go()
     assert not result.failures, "\n".join([*result.failures, result.story, result.command])
     assert result.theta_equal
+
+
+@pytest.mark.parametrize(("mode", "selected"), [("substitute", 1.0), ("substitute", 0.4), ("drop", 1.0), ("exact", 0.5)])
+def test_in_every_mode_and_selection_rounds_go_on_and_nothing_counts_twice(mode: RecoveryMode, selected: float) -> None:
+    """Some never come back, new ones come; who is late or dead is stood in for, or given up, as the mode says."""
+    result = RoundRun(RoundOptions(2, 16, WILD, "loopback", 25.0, 8, mode, selected)).go()
+    assert not result.failures, "\n".join([*result.failures, result.story, result.command])
+    assert result.rounds == 8
+    assert result.theta_equal is (True if mode == "exact" else None)
+    assert (result.ways.get("substitute", 0) > 0) == (mode == "substitute")
+    assert result.ways["none"] == 0 or mode != "exact"
 
 
 def test_a_run_is_its_seed() -> None:
@@ -123,7 +133,7 @@ def test_p2_a_last_copy_that_is_discarded_is_found() -> None:
     assert run.durability.mistakes["P2"].count == 1
 
 
-def test_p6_an_order_before_its_commit_and_a_life_that_goes_back_are_found() -> None:
+def test_p6_an_order_before_its_commit_and_a_commit_of_an_earlier_round_are_found() -> None:
     run = small()
     assert run._build()
     run.cluster.clock.run(1.0)
@@ -132,40 +142,83 @@ def test_p6_an_order_before_its_commit_and_a_life_that_goes_back_are_found() -> 
     later = RecordSummary(TREE, TREE, theta.version + 1, 1, theta.round + 1, 0, False, 1000, bytes(32))
     run.durability.announced(root, RoundOpen("train", theta.round + 1, 1, "exact", root.peer, later))
     assert run.durability.mistakes["P6"].count == 1
-    run.durability.resumed(root, fx.RetrievalEnded(0, None, (), 0.0, 0.0, 0))
+    run.durability.committed(root, theta.version + 1, theta.round - 1)
     assert run.durability.mistakes["P6"].count == 2
 
 
-def folded(run: RoundRun, change: Callable[[dict[Any, Slot], dict[Any, Content]], None], number: int = 0) -> dict[str, int]:
-    """What the judges say of a round that was folded so."""
-    agents, theta = [process.peer for name, process in run.cluster.processes.items() if name != ROOT], first_theta(run.work.seed)
-    contents = {
-        peer.id: Content("train", 0, 4, True, contribution(run.work.seed, peer.id, 0, theta, run.work.iterations)) for peer in agents
-    }
-    slots = {
-        peer.id: Slot(run.agents.contents.seal(peer, TREE, 1, contents[peer.id], 1000), 1.0, "upload") for peer in agents
-    }  # fmt: skip
-    change(slots, contents)
-    run.durability.aggregated(run.population.root, Aggregate(number, slots), contents, theta)
-    return {promise: mistakes.count for promise, mistakes in run.durability.mistakes.items() if mistakes.count}
+class Folding:
+    """Rounds of three agents that are folded by hand; and what the judges have found by then."""
+
+    def __init__(self, mode: RecoveryMode) -> None:
+        self.run = small(mode=mode)
+        self.run.population.build(4)
+        self.theta = first_theta(self.run.work.seed)
+        self.agents = [process.peer for name, process in self.run.cluster.processes.items() if name != ROOT]
+
+    def slot(self, peer: Peer, number: int, way: Way = "upload", factor: float = 1.0, value: bytes | None = None) -> Slot:
+        """What this agent adds to a round, from the present theta."""
+        work = self.run.work
+        right = contribution(work.seed, peer.id, number, self.theta, work.iterations)
+        content = Content("train", number, work.iterations, True, value or right)
+        return Slot(self.run.agents.contents.seal(peer, TREE, number + 1, content, 1000), factor, way)
+
+    def fold(self, number: int, *others: Slot) -> dict[str, int]:
+        """Mistakes by promise, with these slots in the place of their owners' right ones."""
+        slots = {peer.id: self.slot(peer, number) for peer in self.agents} | {slot.record.owner: slot for slot in others}
+        return self.put(number, slots)
+
+    def put(self, number: int, slots: dict[NodeId, Slot]) -> dict[str, int]:
+        judge = self.run.contributions
+        self.theta = judge.aggregated(self.run.population.root, Aggregate(number, slots), self.theta)
+        found = {promise: mistakes.count for promise, mistakes in judge.mistakes.items() if mistakes.count}
+        for mistakes in judge.mistakes.values():
+            mistakes.count = 0
+        return found
 
 
-def test_p1_what_does_not_belong_into_a_round_is_found() -> None:
-    run = small()
-    run.population.build(4)
+@pytest.mark.parametrize("mode", ["exact", "substitute"])
+def test_p1_and_p5_what_does_not_belong_into_a_round_is_found(mode: RecoveryMode) -> None:
+    made = Folding(mode)
+    first, second, third = made.agents
+    early = made.slot(first, 0)
+    assert made.fold(0) == {}
+    assert made.fold(1, made.slot(second, 1, value=bytes(16))) == {"P5": 1}
+    assert made.fold(2, early) == {"P1": 1}, "an old one, as if it were this round's own"
+    assert made.fold(3, made.slot(third, 7)) == {"P1": 1}
+    slots = {peer.id: made.slot(peer, 4) for peer in made.agents}
+    slots[first.id] = slots[second.id]
+    assert made.put(4, slots) == {"P1": 1, "P5": 1}, "another agent's"
+    assert made.fold(6) == {"P1": 1}, "folded into a theta that is for another round"
 
-    def stale(slots: dict[Any, Slot], contents: dict[Any, Content]) -> None:
-        first = min(contents)
-        contents[first] = Content("train", 7, 4, True, contents[first].value)
 
-    def twice(slots: dict[Any, Slot], contents: dict[Any, Content]) -> None:
-        first, second, *_ = sorted(slots)
-        slots[first] = slots[second]
+def test_p1_a_substitute_is_of_its_agent_no_staler_than_allowed_and_at_its_discount() -> None:
+    made = Folding("substitute")
+    first = made.agents[0]
+    early, wrong = made.slot(first, 0), made.slot(first, 0, value=bytes(16))
+    assert made.fold(0) == {}
+    assert made.fold(1, Slot(early.record, 0.5, "substitute")) == {}
+    assert made.fold(2, Slot(early.record, 0.5, "substitute")) == {"P1": 1}, "it is two rounds behind"
+    assert made.fold(3, Slot(wrong.record, 0.125, "substitute")) == {"P5": 1}
+    assert [made.fold(number) for number in (4, 5)] == [{}, {}]
+    assert made.fold(6, Slot(early.record, 0.5**6, "substitute")) == {"P1": 1}, "it is too old"
 
-    assert folded(run, lambda slots, contents: None) == {}
-    assert folded(run, stale) == {"P1": 1}
-    assert folded(run, twice) == {"P1": 2}
-    assert folded(run, lambda slots, contents: None, number=1)["P1"] > 2, "folded into a theta that is for another round"
+
+@pytest.mark.parametrize("mode", ["exact", "substitute", "drop"])
+def test_p2_whose_contribution_is_left_out_though_it_is_at_hand_is_found(mode: RecoveryMode) -> None:
+    run = small(mode=mode, rounds=4)
+    assert run._build()
+    root = run.manager.root
+    assert run.cluster.clock.run_until(lambda: root.next_round == 2 and root.stage == "train", 20.0, 0.01)
+    first, *others = (life.process for life in run.agents.lives.values())
+    assert root.work is not None
+    root.work.slots = {each.peer.id: Slot(each.store[each.peer.id, TREE], 1.0, "upload") for each in others}
+    run.contributions.closed(run.manager.process, root.work, {first.peer.id: run.cluster.clock.now})
+    assert run.contributions.mistakes["P2"].count == (mode != "drop")
+    for holder in run.cluster.view.living:
+        holder.store.pop((first.peer.id, TREE), None)
+    run.durability._copies.clear()
+    run.contributions.closed(run.manager.process, root.work, {first.peer.id: run.cluster.clock.now})
+    assert run.contributions.mistakes["P2"].count == {"exact": 2, "substitute": 1, "drop": 0}[mode], "nobody had it"
 
 
 def test_theta_depends_on_each_contribution_and_not_on_the_order_in_which_they_come() -> None:
