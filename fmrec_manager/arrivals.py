@@ -1,8 +1,9 @@
 """How long a round is given, learnt from when contributions came in the rounds before.
 
 The deadline is a quantile of the last KEPT arrivals times a factor: a round waits for what is usual, and some more, not for the slowest
-agent that there ever was. Only uploads count, those that came too late included (else the deadline would only ever shrink). Before
-ENOUGH of them are known there is no deadline but the fixed one, which is also the longest.
+agent that there ever was. Only uploads into a round that is open count. Where all have become slow, too few are in at the deadline for a
+quorum: the tree halts, takes what comes, and has learnt from that by the next round. Before ENOUGH of them are known there is no deadline
+but the fixed one, which is also the longest.
 """
 
 from __future__ import annotations

@@ -7,8 +7,7 @@
     adapt --every target--> done          any --judged so--> halted --the missed one is heard, or its record found--> where it was
 
 1. Nothing is announced that is not committed: theta and the round state are on the leaf set first, and then more than half of the
-   electors have agreed (promise P6; ballot.py). Before a root writes anything they have promised its term, and told of the newest version
-   that they agreed to: a record that was found and is older is not the one to go on from. The one that is, is written anew in
+   electors have agreed (promise P6; candidacy.py), to its term before anything else. The version that it goes on from is written anew in
    this term: it may be on one disk alone, and never have been agreed to.
 2. A round's order goes out once; who joins later is given it by its parent in the tree.
 3. A life that ends is recovered, whatever the round still needs of it, except in mode drop.
@@ -32,9 +31,10 @@ from types import MappingProxyType
 from typing import Literal
 
 from fmrec_manager.arrivals import Arrivals
-from fmrec_manager.ballot import Ballot, Groups, electors_of, groups_of
+from fmrec_manager.ballot import Groups
+from fmrec_manager.candidacy import AGAIN_S, Candidacy
 from fmrec_manager.liveness import Liveness, Loss
-from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, LocateOwn, Order, Recover, Say, StepDown
+from fmrec_manager.orders import Aggregate, Announce, Commit, LocateOwn, Order, Recover, Say, StepDown
 from fmrec_manager.plan import Plan, Resumed
 from fmrec_manager.retrieval import Recoveries, Recovery
 from fmrec_manager.round import Round, Slot, judge, next_deadline, why_unfit
@@ -47,8 +47,6 @@ from protocol.wire.values import Departed, MemberInfo, RecordSummary
 Stage = Literal["locating", "waiting", "init", "train", "aggregating", "committing", "electing", "adapt", "done", "halted", "superseded"]
 Role = Literal["source", "target"]
 LOOK_AGAIN_S = 0.25
-AGAIN_S = 5.0
-"""Between two complaints that a version is not durable, or not agreed on."""
 
 
 class Root:
@@ -75,18 +73,9 @@ class Root:
         """The one that this manager opened first: where it resumed, a later one than 0."""
         self.on_record: tuple[MemberInfo, ...] = ()
         """The members as the newest version, committed or about to be, names them."""
-        self.ballot: Ballot | None = None
+        self.candidacy = Candidacy(tree, plan.electors_max)
         self.left_behind: dict[NodeId, Recovery] = {}
         """How the look for a dead member's record has ended (rule 6)."""
-        self.put_to: Groups = ()
-        """Whom the next version is put to (ballot.py, rule 1)."""
-        self._promised = False
-        """Have the electors promised our term?"""
-        self._base = (0, 0)
-        """The (term, version) that was found, and that this life goes on from."""
-        self._floor = (0, 0)
-        """The latest (term, version) that electors know of: nothing older is gone on from."""
-        self._complain_at = 0.0
         self._arrivals = {"train": Arrivals(), "adapt": Arrivals()}
         self._asked: NodeId | None = None
         self._deadline: float | None = None
@@ -104,22 +93,10 @@ class Root:
         self._forget(back)
         for loss in self.liveness.changed(joined, departed, now):
             orders += self._lost(loss, now)
-        if self.ballot is not None:
-            orders += self._ask_the_doubted(self.ballot, joined, departed)
+        orders += self.candidacy.members_changed(joined, departed)
         if self.stage == "halted" and self.work is not None:
             orders += self._go_on(self.work, back, {gone.id for gone in departed if gone.cause == "left"}, now)
         return orders + self._step(now)
-
-    def _ask_the_doubted(self, ballot: Ballot, joined: Iterable[MemberInfo], departed: Iterable[Departed]) -> list[Order]:
-        """Who has agreed and may not have: all that are silent with them, for a question replaces the one before."""
-        silent = set(ballot.silent())
-        for gone in departed:
-            if gone.cause in ("died", "left"):
-                ballot.departed(gone.id)
-        for info in joined:
-            ballot.lives(info.peer)
-        asked = ballot.silent()
-        return [Ask(ballot.version, asked)] if not silent.issuperset(asked) else []
 
     def _forget(self, back: set[NodeId]) -> None:
         """Rule 6: who is back makes new records, and may hold those of others."""
@@ -188,10 +165,11 @@ class Root:
             self.reason = "looking for an earlier run: a neighbour has not answered, or could not deliver it"
             self._deadline = now + LOOK_AGAIN_S
             return []
-        self._base = (found.term, found.version) if found is not None else (0, 0)
-        if self._base < self._floor:
+        self.candidacy.base = (found.term, found.version) if found is not None else (0, 0)
+        if self.candidacy.behind:
             what = f"only version {found.version} is found" if found is not None else "none is found"
-            self.reason = f"version {self._floor[1]} was committed, and {what}: start the agents that hold it, or name another tree"
+            wanted = self.candidacy.floor[1]
+            self.reason = f"version {wanted} was committed, and {what}: start the agents that hold it, or name another tree"
             self._deadline = now + LOOK_AGAIN_S
             return []
         if found is not None:
@@ -199,7 +177,7 @@ class Root:
             self.losses, self.results = list(found.losses), {name: dict(result) for name, result in found.results.items()}
             self.seen = dict(found.seen)
             self.liveness.expect(found.members, now)
-            self.put_to = groups_of(*found.put_to, self._electors_of(found.members))
+            self.candidacy.resumes(found.put_to, found.members)
             return [Say("resumed", {"round": found.round, "version": found.version}), *self._commit(now)]
         self.stage, self.reason, self._deadline = "waiting", "no earlier run was found", None
         here = self.liveness.of_role("source")
@@ -267,8 +245,9 @@ class Root:
             return self._ask(now)
         if self.stage == "locating":
             return [LocateOwn()]
-        if self.stage == "electing" and self.ballot is not None:
-            return [*self._ask_again(self.ballot, now), *self._count(self.ballot, now)]
+        if self.stage == "electing":
+            self._deadline = now + self.plan.answer_max_s
+            return [*self.candidacy.ask_again(self.reason, now), *self._count(now)]
         if self.stage == "committing":
             # The overlay goes on trying. Nothing is announced before it is durable, however long that takes.
             self.reason = f"version {self.version} is not durable: too few neighbours hold it"
@@ -337,6 +316,8 @@ class Root:
 
     def aggregated(self, loss: float, now: float, seen: Mapping[NodeId, Seen] = MappingProxyType({})) -> list[Order]:
         """The new theta is there, not yet committed. seen: what the contributions said that are in it."""
+        if self.stage != "aggregating":
+            return []
         self.losses.append(loss)
         self.seen.update(seen)
         self.next_round += 1
@@ -364,7 +345,7 @@ class Root:
         return [Say("contribution_refused", {"agent": agent, "reason": reason}), *self._judge(now)]
 
     def _commit(self, now: float) -> list[Order]:
-        if not self._promised:
+        if not self.candidacy.promised:
             return self._put(0, f"going on from version {self.version}: asking the electors", now)
         self.version += 1
         self.on_record = self.liveness.staying()
@@ -389,66 +370,43 @@ class Root:
     # --- the electors -------------------------------------------------------------------------------------------------
 
     def _put(self, version: int, reason: str, now: float) -> list[Order]:
-        """This version to those electors who have not left, where each was last heard; version 0: our term alone."""
-        staying = self.liveness.staying()
-        self.put_to = self.put_to or groups_of(self._electors_of(staying))
-        where = {info.peer.id: info.peer for info in staying}
-        self.ballot = Ballot(version, {i: where[i] for group in self.put_to for i in group if i in where}, self.put_to)
-        self.stage, self.reason = "electing", reason
-        self._complain_at = now + AGAIN_S
-        return [*self._ask_again(self.ballot, now), *self._count(self.ballot, now)]
-
-    def _electors_of(self, members: Iterable[MemberInfo]) -> tuple[NodeId, ...]:
-        return tuple(peer.id for peer in electors_of(members, self.tree, self.plan.electors_max))
-
-    def _ask_again(self, ballot: Ballot, now: float) -> list[Order]:
-        """All who have not agreed; and now and then it is said how it stands."""
-        self._deadline = now + self.plan.answer_max_s
-        ballot.asks += 1
-        asked = ballot.silent()
-        orders: list[Order] = [Ask(ballot.version, asked)] if asked else []
-        if now >= self._complain_at:
-            self._complain_at = now + AGAIN_S
-            orders.append(Say("not_agreed", {"version": ballot.version, "reason": self.reason}))
-        return orders
+        """This version to the electors; version 0: our term alone."""
+        self.stage, self.reason, self._deadline = "electing", reason, now + self.plan.answer_max_s
+        return [*self.candidacy.put(version, self.liveness.staying(), now), *self._count(now)]
 
     def elector_answered(self, answer: ElectorAnswered, version: int, now: float) -> list[Order]:
         """One elector's word on our term and this version."""
-        if self.stage != "electing" or self.ballot is None or version != self.ballot.version:
-            return []
-        self.ballot.heard(answer)
-        return self._count(self.ballot, now)
+        return self._count(now) if self.stage == "electing" and self.candidacy.heard(answer, version) else []
 
-    def _count(self, ballot: Ballot, now: float) -> list[Order]:
-        verdict, self.reason = ballot.judge()
+    def _count(self, now: float) -> list[Order]:
+        candidacy = self.candidacy
+        verdict, self.reason = candidacy.judge()
         if verdict == "wait":
             return []
         if verdict == "lost":
             # A start that was refused need not have a rival: the promise may be to one that is gone, and whose clock was ahead.
-            remedy = "" if self._promised else "; if none runs, start this one with --standby, for a term later than any it hears of"
+            remedy = "" if candidacy.promised else "; if none runs, start this one with --standby, for a term later than any it hears of"
             return self.superseded(f"has another root by now: {self.reason}{remedy}")
-        self.ballot, self._deadline = None, None
-        if ballot.version == 0:
-            return self._term_promised(ballot.newest, now)
-        fact = "goes_on" if 0 < self._base[1] == self.version - 1 else "committed"
-        self.put_to = groups_of(self._electors_of(self.on_record))
-        return [Say(fact, {"round": self.next_round, "version": self.version, "by": self.reason}), *self._open_next(now)]
-
-    def _term_promised(self, newest: tuple[int, int], now: float) -> list[Order]:
-        """No earlier root can commit any more. Go on from what was found, unless one had gone further before that."""
-        self._floor = max(self._floor, newest)
-        if self._base < self._floor:
+        was_promised, self._deadline = candidacy.promised, None
+        if not candidacy.carried(self.on_record):
             self.stage, self._deadline = "locating", now
-            return [Say("not_the_newest", {"version": self.version, "committed": self._floor[1]})]
-        self._promised = True
-        return self._commit(now)
+            return [Say("not_the_newest", {"version": self.version, "committed": candidacy.floor[1]})]
+        if not was_promised:
+            return self._commit(now)
+        fact = "goes_on" if 0 < candidacy.base[1] == self.version - 1 else "committed"
+        return [Say(fact, {"round": self.next_round, "version": self.version, "by": self.reason}), *self._open_next(now)]
 
     def superseded(self, reason: str) -> list[Order]:
         """Another manager roots this tree now: nothing more is decided here."""
         if self.stage == "superseded":
             return []
-        self.stage, self.reason, self.work, self.ballot, self._deadline = "superseded", reason, None, None, None
+        self.stage, self.reason, self.work, self.candidacy.ballot, self._deadline = "superseded", reason, None, None, None
         return [StepDown(reason)]
+
+    @property
+    def put_to(self) -> Groups:
+        """Whose agreement the next version needs; kept in the record."""
+        return self.candidacy.put_to
 
     # --- recoveries ---------------------------------------------------------------------------------------------------
 

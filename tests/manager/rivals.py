@@ -157,7 +157,7 @@ class World:
                     ids = [peer.id for peer in electors]
                     manager.to_do.append(lambda version=version, ids=ids: self.ask(manager, version, ids))  # type: ignore[misc]
                 case Aggregate():
-                    manager.to_do.append(lambda: manager.root.aggregated(0.5, self.now) if manager.root.stage == "aggregating" else [])
+                    manager.to_do.append(lambda: manager.root.aggregated(0.5, self.now))
                 case Announce("init"):
                     manager.to_do.append(lambda: manager.root.uploaded(record("a", 0), "init", FIGURES, self.now)[1])
                 case Announce("train", number):

@@ -30,7 +30,7 @@ def root() -> Root:
     root.results = {"b": {"rmse_pp": 7.25}}
     root.seen = {agent_id("c", "a"): Seen(120, 0.1 + 0.2), agent_id("c", "b"): Seen(7), agent_id("c", "gone"): Seen(1, 1.0)}
     root.on_record = root.liveness.staying()
-    root.put_to = ((agent_id("c", "a"), agent_id("c", "gone")), (agent_id("c", "b"),))
+    root.candidacy.put_to = ((agent_id("c", "a"), agent_id("c", "gone")), (agent_id("c", "b"),))
     return root
 
 

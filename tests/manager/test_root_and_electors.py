@@ -161,6 +161,17 @@ def test_superseded_by_the_word_of_the_ring_in_the_middle_of_a_round() -> None:
     assert play.recovers() == []
 
 
+def test_superseded_while_it_folds_in_it_commits_nothing_of_that() -> None:
+    play = stage("exact")
+    play.begins(*SOURCES)
+    for name in SOURCES:
+        play.uploads(name, 0)
+    assert play.root.stage == "aggregating"
+    play.took(play.root.superseded("is rooted elsewhere"))
+    assert play.root.aggregated(0.5, play.now) == []
+    assert (play.root.stage, play.root.next_round) == ("superseded", 0)
+
+
 def test_an_older_record_than_was_agreed_to_is_not_gone_on_from() -> None:
     """Version 4 was found; root 1 had version 6 agreed to, whose holders do not answer yet."""
     play = disloyal()
