@@ -1,7 +1,8 @@
 """One agent: its overlay node, dispatcher, retriever and worker, composed, from the first bind to the last goodbye.
 
-Order of a start: load what the disk holds, build the learner (which takes longest), bind, enter the ring, restore the own newest
-record from disk or neighbours, and only then join the tree: the first order finds an agent that knows what it knew.
+Order of a start: build the learner (which takes longest), lock and load what the disk holds, bind, enter the ring, restore the own
+newest record from disk or neighbours, and only then join the tree: the first order finds an agent that knows what it knew. The lock comes
+after the training thread has its own descriptors (descriptors.py): a copy there would hold it when the process is killed, for longer.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from fmrec_agent.turns import Turns
 from fmrec_agent.worker import Worker
 from protocol.aio.connections import Connections
 from protocol.aio.driver import Driver
+from protocol.aio.folder_lock import FolderLock
 from protocol.aio.peer_book import PeerBook
 from protocol.aio.process import UserError, check_identity, listen_port, try_port
 from protocol.aio.promises import PromiseFile
@@ -47,8 +49,8 @@ SWITCH_INTERVAL_S = 0.001
 """How long the training thread may keep the interpreter to itself: heartbeats wait no longer than this."""
 PEERS_TRIED = 8
 """Of those that the last life knew, neighbours first, when no seed answers; then the seeds' turn comes again."""
-PORT_LEFT_WITHIN_S = 0.5
-"""A killed process leaves its port within milliseconds of what tells its launcher of its death, in either order."""
+LEFT_WITHIN_S = 0.5
+"""A killed process leaves its port and its folder within milliseconds of what tells its launcher of its death, in either order."""
 LOUD_FACTS = {"ring_lost", "slept"}
 """What the overlay notices and a user of one agent wants to know; the rest is for log_level debug, and the manager's log."""
 
@@ -80,6 +82,7 @@ class AgentDaemon:
         self._reason = ""
         self._resumed: dict[str, int] | None = None
         self._told: Progress | None = None
+        self._lock: FolderLock | None = None
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -89,11 +92,14 @@ class AgentDaemon:
         check_identity()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.parameters = self.settings.overlay.parameters()
+        self.trainer = trainer = Trainer(self.settings.checkpoint_every, self._in_training_thread, self._turns)
+        await trainer.load(self._learner)
+        if (folder := self._directory("")) is not None:
+            self._lock = FolderLock(folder)
+            await self._lock.take(LEFT_WITHIN_S)
         self.book = PeerBook(self._directory("peers.json"))
         self.store = RecordStore(self._directory("records"), self.settings.record_store_bytes_max, log.warning)
         await self.store.load()
-        self.trainer = trainer = Trainer(self.settings.checkpoint_every, self._in_training_thread, self._turns)
-        await trainer.load(self._learner)
         self.connections = Connections(self.settings.cluster, self.parameters)
         address = await self._listen()
         identifier = agent_id(self.settings.cluster, self.name, self.settings.zone)
@@ -197,6 +203,8 @@ class AgentDaemon:
         await (self.driver.leave() if in_order else self.driver.close())
         await self.connections.close()
         await self.store.close()
+        if self._lock is not None:
+            self._lock.release()
 
     # --- from the overlay ---------------------------------------------------------------------------------------------
 
@@ -261,7 +269,7 @@ class AgentDaemon:
         """The first port of ours that is free. Where there is one only, a life that was just killed may be about to leave it."""
         ports = self.settings.ports_of(self.index)
         if len(ports) == 1:
-            await try_port(self.settings.host, ports[0], PORT_LEFT_WITHIN_S)
+            await try_port(self.settings.host, ports[0], LEFT_WITHIN_S)
         for port in ports[:-1]:
             try:
                 return await self.connections.listen(self.settings.host, port)

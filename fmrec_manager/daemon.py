@@ -22,6 +22,7 @@ from fmrec_manager.settings import ManagerSettings
 from fmrec_manager.standby_host import Found, StandbyHost
 from fmrec_manager.tree_host import TreeHost
 from protocol.aio.connections import Connections
+from protocol.aio.folder_lock import FolderLock
 from protocol.aio.peer_book import PeerBook
 from protocol.aio.process import check_identity, listen_port, run, set_up_logging, try_port
 from protocol.parameters import OverlayParameters
@@ -29,7 +30,7 @@ from protocol.parameters import OverlayParameters
 log = logging.getLogger("fmrec.manager")
 
 DISPLAY_PERIOD_S = 0.25
-PORT_LEFT_WITHIN_S = 1.0
+LEFT_WITHIN_S = 1.0
 PEERS_TRIED = 4
 """After a restart, before the manager begins a ring of its own: then the agents, who dial their dead again, find it."""
 
@@ -53,6 +54,7 @@ class ManagerDaemon:
         """Those of them that root their tree here: all, or where this is a standby the ones that it has taken over."""
         self._standby: StandbyHost | None = None
         self._address = settings.address
+        self._lock: FolderLock | None = None
 
     async def run(self, stop: asyncio.Event) -> int:
         """Serve until `stop` is set, a stop request comes, or another manager has taken over a tree."""
@@ -61,7 +63,10 @@ class ManagerDaemon:
         self._connections = connections = Connections(self._settings.cluster, parameters)
         connections.status_document = lambda: json.dumps(self.document())
         connections.stop = stop.set
-        await try_port(*self._settings.address, PORT_LEFT_WITHIN_S)
+        await try_port(*self._settings.address, LEFT_WITHIN_S)
+        if self._settings.state_dir is not None:
+            self._lock = FolderLock(self._settings.state_dir)
+            await self._lock.take(LEFT_WITHIN_S)
         for name, tree in self._settings.tree.items():
             self._hosts[name] = TreeHost(name, tree, self._settings, parameters, connections, self._address)
             await self._hosts[name].load()
@@ -82,6 +87,8 @@ class ManagerDaemon:
             if self._standby is not None:
                 await self._standby.close()
             await connections.close()
+            if self._lock is not None:
+                self._lock.release()
         return 0
 
     async def _root(self, parameters: OverlayParameters) -> None:

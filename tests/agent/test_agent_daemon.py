@@ -131,6 +131,21 @@ async def test_a_later_life_resumes_from_its_disk_and_has_a_higher_incarnation(r
     await later.ended()
 
 
+async def test_a_second_life_on_the_state_of_one_that_runs_is_refused(ring: Ring, tmp_path: Path) -> None:
+    """It would write over what the first has made durable, or sweep away what that is writing."""
+    manager = await ring.manager()
+    life = Life(manager, state_dir=tmp_path)
+    await until(lambda: manager.joined() == {"a"})
+    kept = (tmp_path / "a" / "incarnation").read_text()
+    second = Life(manager, state_dir=tmp_path)
+    with pytest.raises(UserError, match=r"the state in .*/a is in use by another process"):
+        await second.ended()
+    assert second.peers == [], "and it never listened"
+    assert (tmp_path / "a" / "incarnation").read_text() == kept
+    life.stop.set()
+    assert await life.ended() == 0
+
+
 async def test_with_its_seed_gone_a_later_life_joins_through_a_remembered_peer(ring: Ring, tmp_path: Path) -> None:
     manager = await ring.manager()
     seed = await ring.agent("seed")

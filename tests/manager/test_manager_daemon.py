@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fmrec_manager.daemon import ManagerDaemon
 from fmrec_manager.settings import ManagerSettings, TreeSettings
+from protocol.aio.process import UserError
 from protocol.identifiers import agent_id
 from scripts.local_cluster import free_ports
 from tests.agent.ring import Host
@@ -106,3 +108,15 @@ async def test_a_manager_that_finds_a_later_one_in_its_place_leaves(
     assert await asyncio.wait_for(asyncio.shield(first.task), WITHIN_S) == 0
     assert f"is rooted at {other} now, with term" in caplog.text
     await second.until(lambda: all(second.tree(name)["stage"] == "waiting" for name in TREES))
+
+
+async def test_a_second_manager_on_the_state_of_one_that_runs_is_refused(started: Started, tmp_path: Path) -> None:
+    first = await started(listen=port(), state_dir=tmp_path)
+    await first.until(lambda: all(first.tree(name).get("stage") == "waiting" for name in TREES))
+    second = ManagerDaemon(ManagerSettings(cluster="c", device="cpu", tree=TREES, listen=port(), state_dir=tmp_path))
+    with pytest.raises(UserError, match=r"the state in .* is in use by another process"):
+        await second.run(asyncio.Event())
+    first.stop.set()
+    assert await first.task == 0
+    third = await started(listen=port(), state_dir=tmp_path)
+    await third.until(lambda: third.tree("one"))
