@@ -49,6 +49,8 @@ OWN_RECORD = 0
 """The request number of the look-up for the tree's own record; recoveries count from 1."""
 RECORD_STORE_BYTES_MAX = 8 << 30
 USED = {"theta", "contribution"}
+DIFFERENCE = "difference"
+"""The metric by which an agent says that it sends a difference of parameters, to be averaged, and no gradient."""
 """The groups of tensors that a manager reads in the records of agents; their state is none of its business."""
 QUIET_FACTS = {"peer_cleared", "peer_suspected", "tree_attached", "tree_refused", "seed_failed"}
 
@@ -127,6 +129,7 @@ class TreeHost:
         self.unix_offset = time.time() - self._loop.time()
         """What makes a Unix time of the loop's, once and for all."""
         self.ended: float | None = None
+        self._step_checked = False
 
     @property
     def aggregator(self) -> Aggregator:
@@ -354,7 +357,20 @@ class TreeHost:
         kept = {found.record.digest for found in self.root.left_behind.values() if found.record is not None}
         self._knowledge = {digest: known for digest, known in self._knowledge.items() if digest in kept}
         loss = sum(weights[agent] * (k.loss or 0.0) for agent, k in sorted(knowledge.items()))
+        self._check_step(knowledge.values())
         self._obey(self.root.aggregated(loss, self._loop.time(), {agent: _seen(k) for agent, k in knowledge.items()}))
+
+    def _check_step(self, contributions: Iterable[Knowledge]) -> None:
+        """Said once: the server's optimizer takes for gradients what is none."""
+        optimizer = self.settings.server_optimizer
+        if optimizer == "sgd" or self._step_checked or not any(DIFFERENCE in knowledge.metrics for knowledge in contributions):
+            return
+        self._step_checked = True
+        self._log.warning(
+            "the agents send differences of parameters, and server_optimizer %s takes them for gradients: that learns otherwise than their "
+            "method's source says; for the mean of the parameters set tree.%s.server_optimizer=sgd and tree.%s.server_rate=1.0",
+            optimizer, self.name, self.name,
+        )  # fmt: skip
 
     async def _commit(self, version: int, number: int) -> None:
         """Seal theta and the round state, hold them here and on disk, and bring them to the leaf set."""

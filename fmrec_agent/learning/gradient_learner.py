@@ -57,6 +57,9 @@ class GradientLearner(Learner):
     train_groups: ClassVar[tuple[str, ...]]
     """The groups of tensors, laid out like theta, that a train job keeps beside theta."""
     adapt_optimizers: ClassVar[tuple[str, ...]] = ("adam", "sgd")
+    sends_difference: ClassVar[bool] = False
+    """Is what it sends the way from where it would have theta to where theta is, and not a gradient? The server's step is then to be sgd's:
+    contributions say so by the metric `difference`, and a manager that takes other steps warns."""
 
     def __init__(self, options: LearningOptions, task: Task, *, name: str) -> None:
         self.role: Role = "source" if isinstance(task, SourceTask) else "target"
@@ -151,7 +154,7 @@ class GradientLearner(Learner):
         if isinstance(self._task, TargetTask):
             loss, metrics = self._evaluate(self._task)
             return Contribution(as_numpy(self._groups["theta"]), loss, self._task.samples, {**metrics, **progress.milestones})
-        metrics = {"nufm_gradient_norm": norm(self._meta_gradient(total))}
+        metrics = {"nufm_gradient_norm": norm(self._meta_gradient(total)), **({"difference": 1.0} if self.sends_difference else {})}
         return Contribution(as_numpy(self._sent(total)), progress.loss_sum / total, self._task.samples, metrics)
 
     def state(self) -> tuple[Tensors, bytes]:
@@ -292,6 +295,7 @@ class LocalLearner(GradientLearner):
     """The second kind: `local` steps at the rate beta (option local_rate), and theta - local is sent."""
 
     train_groups = ("local",)
+    sends_difference = True
 
     def _begun(self, job: Job, theta: Parameters) -> dict[str, dict[str, Tensor]]:
         return {"local": {key: value.clone() for key, value in theta.items()}}

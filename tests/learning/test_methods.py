@@ -152,6 +152,14 @@ def test_the_logarithms_of_rates_are_learnt_and_adapted_by() -> None:
     assert target.finish().tensors["theta"] == pytest.approx([1.7])
 
 
+@pytest.mark.parametrize("learner", [name for name in LEARNERS if name != "ridge"])
+def test_who_sends_the_way_of_its_parameters_says_so(learner: str) -> None:
+    """By any other server than sgd it is no step towards their mean; a gradient may be used by all."""
+    (method,) = on_parabolas(learner, iterations_per_round=2)
+    said = done(method, method.initial_parameters(0)).metrics.get("difference")
+    assert said == {"maml": None, "fomaml": None, "meta-sgd": None}.get(learner, 1.0)
+
+
 @pytest.mark.parametrize(("learner", "sent"), [("maml", 0.5), ("fedavg", 2 * 0.1 * 0.5)])
 def test_a_long_vector_is_shortened_and_a_short_one_left(learner: str, sent: float) -> None:
     """maml's vector is 9.45 long, of either of two draws; fedavg takes two steps of the rate 0.1."""

@@ -115,6 +115,21 @@ async def test_contributions_become_theta_and_theta_a_record(hosted: Hosted) -> 
     assert (host.root.stage, host.root.next_round, host.root.losses) == ("train", 1, [0.5])
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "metrics", "said"), [("adam", {"difference": 1.0}, 1), ("adam", {}, 0), ("sgd", {"difference": 1.0}, 0)]
+)
+async def test_differences_of_parameters_that_are_taken_for_gradients_are_said_once(
+    optimizer: str, metrics: dict[str, float], said: int, hosted: Hosted, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = await in_round_0(await hosted(server_optimizer=optimizer, rounds=3))
+    for number in range(2):
+        for name in AGENTS:
+            assert await bring(host, name, number, metrics=metrics) is None
+        await committed(host, number + 2)
+    warned = [message for message in caplog.messages if "server_optimizer=sgd" in message]
+    assert len(warned) == said
+
+
 async def test_whose_contributions_make_an_aggregate_is_told(hosted: Hosted, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "fmrec")
     host = await in_round_0(await hosted())

@@ -36,6 +36,7 @@ from fmrec_agent.learning.task import Batch, Parameters, SourceTask
 
 class ADMM(MeanLearner):
     method = "admm"
+    sends_difference = True
     train_groups = ("sum", "dual")
 
     def gradient(self, task: SourceTask, parameters: Parameters, support: Batch, query: Batch) -> MetaGradient:

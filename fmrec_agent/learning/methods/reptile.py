@@ -21,6 +21,7 @@ from fmrec_agent.learning.task import Batch, Parameters, SourceTask
 
 class Reptile(MeanLearner):
     method = "reptile"
+    sends_difference = True
 
     def gradient(self, task: SourceTask, parameters: Parameters, support: Batch, query: Batch) -> MetaGradient:
         start = spread(task, parameters, support)

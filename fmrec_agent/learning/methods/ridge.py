@@ -48,6 +48,7 @@ class Expansion(NamedTuple):
 
 class Ridge(MeanLearner):
     method = "ridge"
+    sends_difference = True
 
     def __init__(self, options: LearningOptions, task: Task, *, name: str) -> None:
         for key, able in UNABLE_BUT.items():
