@@ -14,8 +14,8 @@
 4. theta_0 comes from one agent, asked by name; where it does not answer, the next one is asked: all would give the same.
 5. A round that nobody can contribute to any more (all have left, or have contributed and are fewer than the aggregation needs) is opened
    anew for whoever comes: who has contributed brings it once more.
-6. What a dead member has left is looked for once, not once a round: it makes nothing new. Where nothing was found, it is looked for
-   again when anybody comes back, who may hold it.
+6. What a dead member has left is looked for once, not once a round: it makes nothing new. Where nothing was found that may stand in, it is
+   looked for again when anybody comes back, who may hold it: the dead may have lived on, and worked, on the other side of a cut.
 7. A straggler is not dead: at the deadline its replica is looked for, and may serve; its own late contribution is dropped.
 8. Which sources train is a function of the run's seed, the round, the members and what their contributions said so far, all of which
    the record keeps: so a later life of the root chooses the same (selection.py). In mode substitute the dead of whom nothing was found
@@ -100,10 +100,19 @@ class Root:
 
     def _forget(self, back: set[NodeId]) -> None:
         """Rule 6: who is back makes new records, and may hold those of others."""
-        if back and self.work is not None:
-            self.work.tried -= {agent for agent, recovery in self.left_behind.items() if not recovery.has_the_newest}
-        if back:
-            self.left_behind = {agent: r for agent, r in self.left_behind.items() if r.has_the_newest and agent not in back}
+        if not back:
+            return
+        known = {agent: r for agent, r in self.left_behind.items() if r.has_the_newest and self._fits(r.record) and agent not in back}
+        if self.work is not None:
+            for agent in self.left_behind.keys() - known.keys():
+                self.work.tried.discard(agent)
+                self.work.missing.pop(agent, None)
+        self.left_behind = known
+
+    def _fits(self, record: RecordSummary | None) -> bool:
+        """May it stand in, in the round that is open or comes next?"""
+        number, phase = (self.work.number, self.work.phase) if self.work is not None else (self.next_round, "train")
+        return record is not None and why_unfit(record, number, phase, self.plan.terms) is None
 
     def _go_on(self, work: Round, joined: set[NodeId], left: set[NodeId], now: float) -> list[Order]:
         """The tree is halted, and somebody who is waited for was heard or has left; or one who may hold the record of one who is waited

@@ -9,6 +9,8 @@ P6  Nothing is announced that is not committed, which is that the electors agree
 
 from __future__ import annotations
 
+from math import inf
+
 from protocol.identifiers import NodeId, TreeId
 from protocol.overlay import effects as fx
 from protocol.parameters import OverlayParameters
@@ -52,8 +54,8 @@ class Durability:
         """The newest version of each record that its owner was told is durable."""
         self._durable_at: dict[RecordKey, float] = {}
         """Since when it is."""
-        self._copies: dict[RecordKey, dict[int, tuple[Process, Order]]] = {}
-        """On living nodes, by life."""
+        self._copies: dict[RecordKey, dict[int, tuple[Process, Order, float]]] = {}
+        """On living nodes, by life: what each holds, and since when."""
         self._alone: dict[RecordKey, float] = {}
         """Since when one copy only is left that is as new as the durable version."""
         self._lost: set[RecordKey] = set()
@@ -65,7 +67,7 @@ class Durability:
     # --- copies -------------------------------------------------------------------------------------------------------
 
     def _held(self, process: Process, record: RecordSummary) -> None:
-        self._copies.setdefault(record.key, {})[process.index] = process, record.order
+        self._copies.setdefault(record.key, {})[process.index] = process, record.order, self._cluster.clock.now
         self._count(record.key)
 
     def _ended(self, process: Process) -> None:
@@ -99,15 +101,16 @@ class Durability:
         durable = self._durable.get(key)
         if durable is None:
             return 0
-        count = sum(order >= durable for _, order in self._copies.get(key, {}).values())
+        count = sum(order >= durable for _, order, _ in self._copies.get(key, {}).values())
         if count != 1:
             self._alone.pop(key, None)
         else:
             self._alone.setdefault(key, self._cluster.clock.now)
         return count
 
-    def _holders(self, key: RecordKey, order: Order) -> list[Process]:
-        return [process for process, held in self._copies.get(key, {}).values() if held >= order]
+    def _holders(self, key: RecordKey, order: Order, since: float = inf) -> list[Process]:
+        """Of a copy as new as this, since then."""
+        return [process for process, held, at in self._copies.get(key, {}).values() if held >= order and at <= since]
 
     # --- P2 -----------------------------------------------------------------------------------------------------------
 
@@ -163,9 +166,10 @@ class Durability:
         durable = self._durable.get(key)
         if durable is None or key in self._lost or self._durable_at[key] > since:
             return []
-        holders = self._holders(key, durable)
-        reached = [holder for holder in holders if reached_since(self._cluster, process, holder, since - self._window_s)]
-        return [holder.store[key] for holder in holders] if len(reached) >= self._cluster.parameters.write_quorum else []
+        early = self._holders(key, durable, since)
+        reached = [holder for holder in early if reached_since(self._cluster, process, holder, since - self._window_s)]
+        quorum = self._cluster.parameters.write_quorum
+        return [holder.store[key] for holder in self._holders(key, durable)] if len(reached) >= quorum else []
 
     # --- P6 -----------------------------------------------------------------------------------------------------------
 

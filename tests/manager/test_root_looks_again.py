@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fmrec_manager.orders import Aggregate, Announce, Recover
 from fmrec_manager.retrieval import ENDED_KEPT
 from fmrec_manager.selection import Selection
@@ -51,6 +53,29 @@ def test_a_round_that_waits_looks_again_when_one_comes_who_may_hold_the_record()
     looked = len(play.recovers())
     play.joins("b", incarnation=2)
     assert play.recovers()[looked:] == [named("b"), named("c")]
+
+
+@pytest.mark.parametrize("mode", ["exact", "substitute"])
+def test_what_the_dead_did_on_the_other_side_of_a_cut_is_looked_for_when_that_side_is_back(mode: RecoveryMode) -> None:
+    """c was taken for dead and worked on; its finished contribution is on the disk of one who was cut off with it."""
+    play = c_dies(mode)
+    play.goes("b")
+    play.retrieved(1, record("c", 0, version=3, complete=False))
+    play.retrieved(2, record("b", 0))
+    looked = len(play.recovers())
+    play.joins("b", incarnation=1)
+    if mode == "exact":
+        assert play.recovers()[looked:] == [named("c")], "the round still waits for it"
+        play.retrieved(play.last(Recover).number, record("c", 0, version=4))
+        assert play.story()[-1] == "aggregate 0 of 3"
+        return
+    assert play.story()[-1] == "aggregate 0 of 2", "closed before that"
+    play.aggregated()
+    play.is_durable()
+    assert play.recovers()[looked:] == [named("c")]
+    play.retrieved(play.last(Recover).number, record("c", 0, version=4))
+    assert play.root.work is not None
+    assert play.root.work.slots[named("c")].way == "substitute"
 
 
 def test_who_is_waited_for_and_leaves_is_waited_for_no_more() -> None:

@@ -54,6 +54,13 @@ def test_in_every_mode_and_selection_rounds_go_on_and_nothing_counts_twice(mode:
     assert result.ways["none"] == 0 or mode != "exact"
 
 
+@pytest.mark.parametrize("seed", [59, 66])
+def test_what_was_done_on_the_other_side_of_a_cut_is_not_given_up(seed: int) -> None:
+    """Found here: who was taken for dead finished its round over there, and died; those who held that came back, and nobody asked them."""
+    result = RoundRun(RoundOptions(seed, 16, WILD, "loopback", 25.0, 8, "substitute")).go()
+    assert not result.failures, "\n".join([*result.failures, result.story, result.command])
+
+
 def test_a_run_is_its_seed() -> None:
     first, second = (RoundRun(RoundOptions(7, 10, WILD, "loopback", 2.0, 2)).go() for _ in range(2))
     assert first.trace_digest == second.trace_digest
