@@ -95,7 +95,7 @@ class Connections:
         self._lane_of: dict[Link, Lane] = {}
         self._links: set[Link] = set()  # every one that is open, of any channel
         self._fresh_dials, self._lane_dials = asyncio.Semaphore(DIALS_AT_ONCE), asyncio.Semaphore(DIALS_AT_ONCE)
-        self._half_open = 0  # inbound, no hello yet
+        self._half_open: dict[Link, None] = {}  # inbound, no hello yet; the oldest first
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: Listener | None = None
         self._scarce = False  # descriptors are, and it was said
@@ -334,12 +334,16 @@ class Connections:
     def link_made(self, link: Link) -> None:
         """Part of LinkOwner, as the next two: nobody but a Link calls them."""
         self._links.add(link)
-        self._half_open += link.inbound
+        if link.inbound:
+            self._half_open[link] = None
         assert link.transport is not None
         sock = link.transport.get_extra_info("socket")
         find_half_open(sock, self.parameters)
-        if self._closed or self._half_open > HALF_OPEN_MAX:
-            link.abort("closing" if self._closed else "too many connections that have not said hello")
+        if self._closed:
+            link.abort("closing")
+        elif len(self._half_open) > HALF_OPEN_MAX:
+            # Who has something to say says it at once: the one that has been silent for longest makes room.
+            next(iter(self._half_open)).abort("too many connections have not said hello, this one for longest")
         elif descriptors_left(sock) < DESCRIPTORS_KEPT:
             self._say_scarce()
             if not self._evict(1) and link.inbound:
@@ -356,7 +360,7 @@ class Connections:
             logger.warning("file descriptors run out: raise the limit (ulimit -n), lower overlay.connections_max or have fewer agents here")
 
     def link_greeted(self, link: Link) -> None:
-        self._half_open -= link.inbound
+        self._half_open.pop(link, None)
         hello = link.session.hello
         assert hello is not None
         if hello.channel == "control":
@@ -368,7 +372,7 @@ class Connections:
 
     def link_ended(self, link: Link, reason: str) -> None:
         self._links.discard(link)
-        self._half_open -= link.inbound and link.session.hello is None
+        self._half_open.pop(link, None)
         lane = self._lane_of.pop(link, None)
         if lane is None:
             return

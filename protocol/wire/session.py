@@ -9,8 +9,8 @@ The listener, which may serve several nodes, answers with the Hello of the node 
 4. the listener's Hello is of whom we asked for else Refusal "receiver"
 
 Whoever refuses says so in words, then closes; the other side raises the same words. Until the hello is through, frames are
-small. After it, a message of an unknown type is answered with NotUnderstood and the connection stays; anything else that is
-malformed is answered with Refusal "malformed" and ends it.
+small. After it, a message of an unknown type is answered with NotUnderstood and the connection stays, unless there is nothing else for
+UNKNOWN_MAX of them at once; that, and anything else that is malformed, is answered with Refusal "malformed" and ends it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from protocol.wire.codec import decode, encode
 from protocol.wire.framing import FrameReader, frame
 from protocol.wire.messages import Channel, Hello, Message, NotUnderstood, Refusal
 
+UNKNOWN_MAX = 128
+"""Unknown messages one after the other with nothing else between them: a newer version sends none as often."""
 HELLO_BYTES_MAX = 16 * 1024
 """A hello is some 150 bytes; this leaves room for the credentials to come."""
 
@@ -71,6 +73,7 @@ class Session:
         RemoteProtocolError (HelloRefused, MalformedMessage, FrameTooLong): send data_to_send(), which holds our Refusal if
         it was we who refused, then close. An unknown message is answered here and passed over.
         """
+        unknown = 0
         while True:
             try:
                 payload = self._reader.next_frame()
@@ -82,6 +85,11 @@ class Session:
                 if self.hello is None:
                     self.send(Refusal("malformed", "the first message must be a Hello"))
                     raise HelloRefused(f"the first message is no Hello: {error}") from error
+                unknown += 1
+                if unknown > UNKNOWN_MAX:
+                    reason = f"more than {UNKNOWN_MAX} messages in a row are of no known type"
+                    self.send(Refusal("malformed", reason))
+                    raise MalformedMessage(reason) from error
                 self.send(NotUnderstood(error.tag))
             except HelloRefused:
                 raise

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from protocol.aio.connections import HALF_OPEN_MAX
 from protocol.aio.driver import Driver
 from protocol.aio.lane import QUEUE_BYTES_MAX
 from protocol.aio.link import WRITE_BUFFER_BYTES_MAX
@@ -67,6 +68,20 @@ async def test_who_is_heard_at_every_beat_is_never_parted_with(start: Start) -> 
         await hub.node.until(lambda beat=beat: len(hub.node.messages) == beat + 2)  # type: ignore[misc]
     assert kept < set(hub.connections._lane_of)
     assert {peer.id for peer in hub.connections.peers(hub.peer)} == {each.peer.id for each in (neighbour, parent, *strangers[-2:])}
+
+
+async def test_who_says_nothing_for_longest_makes_room_for_who_comes(start: Start) -> None:
+    """Strangers that connect and are silent, as a port scan or a wrong client is, keep nobody out."""
+    hub, x = await start("hub"), await start("x")
+    address = hub.peer.host, hub.peer.port
+    silent = [await asyncio.open_connection(*address) for _ in range(HALF_OPEN_MAX)]
+    await until(lambda: len(hub.connections._half_open) == HALF_OPEN_MAX)
+    assert (await x.connections.dial_fresh(x.peer, hub.peer)).found
+    async with asyncio.timeout(5):
+        assert await silent[0][0].read() == b"", "the first of them was closed"
+    assert len(hub.connections._half_open) == HALF_OPEN_MAX - 1, "the others have their time"
+    for _, writer in silent:
+        writer.close()
 
 
 async def test_all_nodes_of_a_process_share_the_connections(start: Start) -> None:

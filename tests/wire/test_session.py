@@ -12,7 +12,7 @@ from protocol.identifiers import NodeId, Peer
 from protocol.wire.codec import encode
 from protocol.wire.framing import frame
 from protocol.wire.messages import Hello, NotUnderstood, Ping, Pong, Refusal
-from protocol.wire.session import HELLO_BYTES_MAX, Session
+from protocol.wire.session import HELLO_BYTES_MAX, UNKNOWN_MAX, Session
 
 A, B, C = (Peer(NodeId(number), "127.0.0.1", 7000 + number, 1) for number in (1, 2, 3))
 HELLO = Hello(WIRE_VERSION, "c", "control", A, B.id)
@@ -118,6 +118,20 @@ def test_an_unknown_message_is_answered_and_passed_over() -> None:
     assert b.next_message() == Ping()
     carry(b, a)
     assert a.next_message() == NotUnderstood(999)
+
+
+def test_unknown_messages_without_end_end_the_session() -> None:
+    """A quarter of a megabyte of them at once would be answered, forty thousand times, before anyone else is heard."""
+    _, b = greeted()
+    unknown = frame(b"\x92\xcd\x03\xe7\x80")
+    for _ in range(3):
+        b.receive(unknown * UNKNOWN_MAX)
+        assert b.next_message() is None, "so many are answered, as often as they come"
+    b.data_to_send()
+    b.receive(unknown * (UNKNOWN_MAX + 1))
+    with pytest.raises(MalformedMessage, match="more than 128 messages in a row are of no known type"):
+        b.next_message()
+    assert b"malformed" in b.data_to_send()
 
 
 def test_a_malformed_message_ends_the_session_with_its_reason() -> None:
