@@ -4,16 +4,15 @@ record after every step, and brings its contribution to the root when it is dura
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 from protocol.identifiers import TreeId
 from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
 from protocol.wire.messages import RoundOpen
 from protocol.wire.values import MemberInfo, RecordSummary
+from scripts.simulation.application import Application
 from scripts.simulation.cluster import Cluster, Process
 from scripts.simulation.durability import Durability
 from scripts.simulation.learning import Content, Contents, begin, first_theta, step
@@ -33,14 +32,11 @@ class Work:
     record_bytes: int = 1 << 20
 
 
-class Agent:
+class Agent(Application):
     """One life of one agent."""
 
-    index, name = 0, "agent"
-
     def __init__(self, agents: Agents, process: Process, pace_s: float) -> None:
-        self.index, self.name = process.index, process.name
-        self.process = process
+        super().__init__(agents.cluster, process)
         self.version = 0
         self.order: RoundOpen | None = None
         self.restored = False
@@ -56,7 +52,7 @@ class Agent:
 
     # --- restoring ----------------------------------------------------------------------------------------------------
 
-    def ask(self, _: Any = None, __: Any = None) -> None:
+    def ask(self) -> None:
         """For our own record."""
         self._asks += 1
         self._tell(ev.Retrieve(OWN_RECORD, self.process.peer.id, self._agents.tree))
@@ -106,7 +102,7 @@ class Agent:
             self._stepping = True
             self._later(self._pace_s, self._step)
 
-    def _step(self, _: Any, __: Any) -> None:
+    def _step(self) -> None:
         """One iteration, and a checkpoint."""
         self._stepping = False
         job, body = self._job, self.order
@@ -152,7 +148,7 @@ class Agent:
             if self.order is not body:
                 self._go_on()
             elif word == "failed":
-                self._later(self._agents.cluster.parameters.retry_max_s / 4, lambda _, __: self._go_on())
+                self._later(self._agents.cluster.parameters.retry_max_s / 4, self._go_on)
 
         self._agents.cluster.transfers.upload(self.process, body.holder, record, outcome)
 
@@ -164,22 +160,6 @@ class Agent:
             f"{order}; {job}; version {self.version}, durable {self._durable}; restored {self.restored} after {self._asks} asks; "
             f"stepping {self._stepping}, bringing {self._bringing}"
         )
-
-    # --- the seam -----------------------------------------------------------------------------------------------------
-
-    def _tell(self, event: ev.Event) -> None:
-        """After what is being handled."""
-        self._agents.cluster.clock.after(0.0, self._agents.cluster.tell, self.process, event)
-
-    def _later(self, delay_s: float, act: Callable[[Any, Any], None]) -> None:
-        self._agents.cluster.clock.after(delay_s, self._act, self, act)
-
-    def _act(self, _: Any, act: Callable[[Any, Any], None]) -> None:
-        """A stopped process does it when it goes on, a dead one never."""
-        if self.process.blocked:
-            self.process.put_off(self._act, self, act)
-        elif self.process.alive:
-            act(None, None)
 
 
 class Agents:

@@ -7,7 +7,7 @@ A life of the manager starts with nothing but its name and where others lived: w
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from functools import partial
 
 from fmrec_manager.orders import Aggregate, Announce, Ask, Commit, LocateOwn, Order, Recover, Say, StepDown
 from fmrec_manager.plan import Plan, Resumed
@@ -21,6 +21,7 @@ from protocol.parameters import OverlayParameters
 from protocol.wire.messages import RecoveryMode, RoundOpen
 from protocol.wire.values import RecordSummary
 from scripts.simulation.agents import Agents
+from scripts.simulation.application import Application
 from scripts.simulation.cluster import Process
 from scripts.simulation.contributions import Contributions
 from scripts.simulation.learning import EVERYONE, Content, first_theta
@@ -52,23 +53,17 @@ def plan_for(
     )
 
 
-class Manager:
+class Manager(Application):
     """One life of the manager."""
 
     def __init__(self, agents: Agents, contributions: Contributions, process: Process, plan: Plan) -> None:
-        self.index, self.name = process.index, process.name
-        self.process = process
+        super().__init__(agents.cluster, process)
         self.theta = first_theta(agents.work.seed)
         self.root = Root(agents.tree, plan)
         self._agents = agents
         self._contributions = contributions
         self._plan = plan
         self._theta_record: RecordSummary | None = None
-        self._armed: float | None = None
-
-    @property
-    def _now(self) -> float:
-        return self._agents.cluster.clock.now
 
     def told(self, effect: fx.Effect) -> None:
         root, now, durability = self.root, self._now, self._agents.durability
@@ -134,16 +129,19 @@ class Manager:
                     dead = {agent: member.since for agent, member in self.root.liveness.members.items() if member.state == "dead"}
                     assert self.root.work is not None, "a round is folded in that is not open"
                     self._contributions.closed(self.process, self.root.work, dead)
-                    self._later(AGGREGATION_S, self._aggregate, order)
+                    self._later(AGGREGATION_S, partial(self._aggregate, order))
                 case Commit():
-                    self._later(AGGREGATION_S, self._commit, order)
-        self._arm()
+                    self._later(AGGREGATION_S, partial(self._commit, order))
+        self._arm(self.root.next_deadline(self._now), self._tick)
 
-    def _aggregate(self, _: Any, order: Aggregate) -> None:
+    def _tick(self) -> None:
+        self._obey(self.root.tick(self._now))
+
+    def _aggregate(self, order: Aggregate) -> None:
         self.theta = self._contributions.aggregated(self.process, order, self.theta)
         self._obey(self.root.aggregated(0.0, self._now))
 
-    def _commit(self, _: Any, order: Commit) -> None:
+    def _commit(self, order: Commit) -> None:
         agents, root = self._agents, self.root
         content = Content("train", order.round, 0, False, self.theta, (root.on_record, root.put_to))
         record = agents.contents.seal(self.process.peer, agents.tree, order.version, content, agents.work.record_bytes)
@@ -151,29 +149,3 @@ class Manager:
         agents.cluster.transfers.put(self.process, record)
         self._obey(root.sealed(order.version, agents.cluster.parameters.transfer_timeout_s(record.record_bytes), self._now))
         self._tell(ev.Replicate(record))
-
-    # --- the seam -----------------------------------------------------------------------------------------------------
-
-    def _tell(self, event: ev.Event) -> None:
-        self._agents.cluster.clock.after(0.0, self._agents.cluster.tell, self.process, event)
-
-    def _later(self, delay_s: float, act: Any, order: Order) -> None:
-        self._agents.cluster.clock.after(delay_s, self._act, self, (act, order))
-
-    def _act(self, _: Any, what: Any) -> None:
-        if self.process.blocked:
-            self.process.put_off(self._act, self, what)
-        elif self.process.alive:
-            what[0](None, what[1])
-
-    def _arm(self) -> None:
-        when = self.root.next_deadline(self._now)
-        if when is not None and when != self._armed:
-            self._agents.cluster.clock.at(max(when, self._now), self._ring, self, when)
-        self._armed = when
-
-    def _ring(self, _: Any, when: float) -> None:
-        """The root's timer, where it still stands."""
-        if self._armed == when and self.process.alive:
-            self._armed = None
-            self._act(None, (lambda _, __: self._obey(self.root.tick(self._now)), None))
