@@ -87,6 +87,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=0, help="records and so many rounds, instead of routed messages")
     parser.add_argument("--mode", default="exact", choices=MODES, help="with --rounds: the tree's recovery (%(default)s)")
     parser.add_argument("--selected", type=float, default=1.0, help="with --rounds: share of the agents that train in one (%(default)g)")
+    parser.add_argument("--standbys", type=int, default=0, help="with --rounds: of the nodes, how many watch the manager (%(default)s)")
     parser.add_argument("--no-tree", action="store_true", help="no tree: the ring alone")
     parser.add_argument("--jobs", type=int, default=1, help="processes, where there are several runs (%(default)s)")
     parser.add_argument("--curve", choices=tuple(CURVES), help="one run for each point of a curve, written to --output")
@@ -105,8 +106,10 @@ def chosen_runs(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> 
         parser.error("--nodes and --jobs are at least 1, --seconds is above 0, --routed is not negative")
     if chosen.rounds < 0 or (chosen.rounds and (chosen.curve or chosen.no_tree or chosen.routed is not None or chosen.nodes < 2)):
         parser.error("--rounds is not negative, needs an agent beside the manager, and goes without --curve, --no-tree and --routed")
-    if not 0 < chosen.selected <= 1 or (not chosen.rounds and (chosen.mode, chosen.selected) != ("exact", 1.0)):
-        parser.error("--selected is above 0 and at most 1; it and --mode go with --rounds")
+    if not 0 < chosen.selected <= 1 or not 0 <= chosen.standbys <= max(0, chosen.nodes - 2):
+        parser.error("--selected is above 0 and at most 1, --standbys is not negative and leaves a manager and an agent")
+    if not chosen.rounds and (chosen.mode, chosen.selected, chosen.standbys) != ("exact", 1.0, 0):
+        parser.error("--mode, --selected and --standbys go with --rounds")
     routed = None if chosen.routed is None else -(-chosen.routed // len(seeds))
     base = Options(seeds[0], chosen.nodes, chosen.faults, chosen.preset, chosen.seconds, routed, not chosen.no_tree)
     runs: list[Options | RoundOptions] = [replace(base, seed=seed) for seed in seeds]
@@ -114,8 +117,9 @@ def chosen_runs(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> 
         runs = [point for seed in seeds for point in CURVES[chosen.curve](replace(base, seed=seed))]
     elif chosen.rounds:
         first = RoundOptions(
-            seeds[0], chosen.nodes, chosen.faults, chosen.preset, chosen.seconds, chosen.rounds, chosen.mode, chosen.selected
-        )
+            seeds[0], chosen.nodes, chosen.faults, chosen.preset, chosen.seconds, chosen.rounds, chosen.mode, chosen.selected,
+            chosen.standbys,
+        )  # fmt: skip
         runs = [replace(first, seed=seed) for seed in seeds]
     try:
         for run in runs:

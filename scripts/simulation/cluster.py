@@ -17,6 +17,7 @@ from protocol.identifiers import Address, NodeId, Peer, TreeId
 from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
 from protocol.overlay.node import OverlayNode
+from protocol.overlay.promise import TreePromise
 from protocol.parameters import OverlayParameters, loopback
 from protocol.wire.messages import Message, Route
 from protocol.wire.values import RecordSummary
@@ -28,7 +29,8 @@ from scripts.simulation.view import View
 
 FACTS_KEPT = 40
 TIMER = ev.TimerFired()
-Machine = Callable[[Peer, OverlayParameters, Random], OverlayNode]
+Machine = Callable[..., OverlayNode]
+"""Of a peer, parameters, chance and, where there are disks for them, the promises of an earlier life."""
 
 
 class Process:
@@ -93,6 +95,7 @@ class Cluster:
     """Processes on a network under virtual time. A run is a seed: nothing here reads a clock or a global random source.
 
     check_every: a node checks its invariants after so many events of the whole cluster. keep: remember what nodes tell their applications.
+    disks: what a node has promised outlives it (else it is forgotten, as without a disk); records are for whoever starts it to bring back.
     on_delivered, on_fact, on_route: called for every Delivered, every Notify, and every Route that reaches a node; on_told for what is left
     for the application; on_start and on_end with each life, before its node is told anything, and when it has ended.
     """
@@ -106,6 +109,7 @@ class Cluster:
         *,
         check_every: int = 1,
         keep: bool = True,
+        disks: bool = False,
         machine: Machine = OverlayNode,
     ) -> None:
         self.seed = seed
@@ -125,6 +129,8 @@ class Cluster:
         self.on_end: Callable[[Process], None] = lambda process: None
         self.handled = 0
         self._keep = keep
+        self._promises: dict[str, tuple[TreePromise, ...]] | None = {} if disks else None
+        """On the disk of each name."""
         self._machine = machine
         self._check_every = self._check_in = check_every
         self._places = 0
@@ -141,6 +147,7 @@ class Cluster:
             fx.Fetch: self.transfers.fetch,
             fx.CancelTransfer: self.transfers.cancel,
             fx.Discard: self.transfers.discard,
+            fx.KeepPromises: self._keep_promises,
             fx.Notify: self._fact,
             fx.Delivered: self._delivered,
             fx.Quit: self._quit,
@@ -161,7 +168,7 @@ class Cluster:
         """Start a process, or again one under its name: same id, next incarnation, and same address unless it has moved."""
         before = self.processes.get(name)
         if before is not None:
-            identifier, incarnation = before.peer.id, before.peer.incarnation + 1
+            identifier, incarnation = before.peer.id, max(incarnation, before.peer.incarnation + 1)
         if before is None or moved:
             self._places += 1
             host, port = address_of(self._places)
@@ -172,7 +179,8 @@ class Cluster:
             before.links.clear()
         peer = Peer(identifier, host, port, incarnation)
         self._lives += 1
-        node = self._machine(peer, self.parameters, Random(self.rng.getrandbits(64)))
+        promised = () if self._promises is None else (self._promises.get(name, ()),)
+        node = self._machine(peer, self.parameters, Random(self.rng.getrandbits(64)), *promised)
         process = self.processes[name] = self.network.at[peer.address] = Process(self, self._lives, name, peer, node, place)
         self.network.started(process, None if moved else before)
         self.view.add(process)
@@ -329,6 +337,11 @@ class Cluster:
         details = ", ".join(f"{name} {value}" for name, value in effect.details.items())
         self.note(process, f"{effect.fact}: {details}")
         self.on_fact(process, effect)
+
+    def _keep_promises(self, process: Process, effect: fx.KeepPromises) -> None:
+        assert self._promises is not None, "who has no disk keeps none"
+        self._promises[process.name] = effect.promises
+        self.network.send(process, effect.answer)
 
     def _quit(self, process: Process, effect: fx.Quit) -> None:
         self._told(process, effect)

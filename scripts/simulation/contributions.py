@@ -5,6 +5,7 @@ P1  A contribution enters the chain of thetas once: what is folded into a theta 
     its discount.
 P2  What is durable is used: in mode exact nobody's contribution is left out; in mode substitute nobody is given up as dead whose newest
     copies all hold what may stand in, where a quorum of their holders could be reached since the round began, or since it died.
+P6  What is committed is one chain, whichever managers commit.
 P5  Each contribution is what an undisturbed agent would have made from the theta of its round; and in mode exact theta at the end is
     that of the undisturbed run.
 """
@@ -28,7 +29,7 @@ class Contributions:
     """Watches one run. seed, iterations: of the work."""
 
     def __init__(self, cluster: Cluster, durability: Durability, contents: Contents, plan: Plan, seed: int, iterations: int) -> None:
-        self.mistakes = {promise: Mistakes() for promise in ("P1", "P2", "P5")}
+        self.mistakes = {promise: Mistakes() for promise in ("P1", "P2", "P5", "P6")}
         self.ways: Counter[str] = Counter()
         """How the slots of all rounds were filled; `none`: given up."""
         self._cluster = cluster
@@ -39,6 +40,10 @@ class Contributions:
         self._iterations = iterations
         self._rounds = {first_theta(seed): 0}
         """Which round each theta is for."""
+        self._made_from: dict[bytes, bytes] = {}
+        """The theta before each."""
+        self._committed = {0: first_theta(seed)}
+        """The theta of each round that was committed."""
 
     # --- a round ------------------------------------------------------------------------------------------------------
 
@@ -53,7 +58,16 @@ class Contributions:
         parts = {agent: weighed(self._contents.open(slot.record).value, slot.factor) for agent, slot in order.slots.items()}
         found = aggregate(theta, parts)
         self._rounds[found] = number + 1
+        self._made_from[found] = theta
         return found
+
+    def committed(self, process: Process, number: int, theta: bytes) -> None:
+        """The electors have agreed to this theta, for this round: of all managers together, one chain."""
+        before = self._committed.get(number - 1)
+        if self._committed.setdefault(number, theta) != theta:
+            self._wrong("P6", f"round {number} was committed with another theta before", process)
+        elif number and self._made_from.get(theta) != before:
+            self._wrong("P6", f"round {number} is committed with a theta that was not made from the one before it", process)
 
     def _slot(self, process: Process, number: int, agent: NodeId, slot: Slot, theta: bytes) -> None:
         content, terms = self._contents.open(slot.record), self._plan.terms

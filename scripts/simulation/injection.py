@@ -8,7 +8,7 @@ from random import Random
 from scripts.simulation.cluster import Cluster, Process
 from scripts.simulation.faults import Faults
 from scripts.simulation.network import Link
-from scripts.simulation.population import ROOT, Population
+from scripts.simulation.population import ROOT, STANDBY, TREE, Population
 from scripts.simulation.terrain import Cut
 
 
@@ -61,7 +61,7 @@ class Injector:
     def burst(self) -> list[str]:
         """Many die in this instant; their names."""
         faults, view = self._faults, self._cluster.view
-        mortal = [process for process in view.living if process.name != ROOT]
+        mortal = [process for process in view.living if process.peer.id != TREE]
         victims = self._rng.sample(mortal, int(faults.burst_share * len(mortal)))
         if victims and faults.root_too:
             victims.append(self._population.root)
@@ -89,7 +89,7 @@ class Injector:
     def _victim(self) -> Process | None:
         """Anybody but the root."""
         found = self._cluster.view.some(self._rng, 1)[0]
-        return found if found.name != ROOT else None
+        return found if found.peer.id != TREE else None
 
     def _kill(self, process: Process) -> None:
         self._population.died(process)
@@ -102,7 +102,7 @@ class Injector:
             return
         self._kill(process)
         down_s = self._rng.expovariate(1 / self._faults.down_mean_s) if self._faults.down_mean_s else 0.0
-        again = self._rng.random() < self._faults.restart_share
+        again = self._rng.random() < self._faults.restart_share or process.name.startswith(STANDBY)
         self._cluster.clock.after(down_s, self._come_back, self, process.name if again else None)
 
     def _come_back(self, _: object, name: str | None) -> None:

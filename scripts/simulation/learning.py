@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from fmrec_manager.ballot import Groups
 from fmrec_manager.selection import Selection, choose
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.wire.messages import Phase
-from protocol.wire.values import RecordSummary
+from protocol.wire.values import MemberInfo, RecordSummary
 
 DIGEST_BYTES = 32
 HASH_BYTES = 16
@@ -65,6 +66,10 @@ def undisturbed(seed: int, agents: Iterable[NodeId], rounds: int, iterations: in
     return theta
 
 
+RoundState = tuple[tuple[MemberInfo, ...], Groups]
+"""The members, and whose agreement it needs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Content:
     """What is inside a record. value: the state of an agent's job, or theta; round_state: of a tree's own record."""
@@ -74,7 +79,7 @@ class Content:
     done: int
     complete: bool
     value: bytes
-    round_state: object = None
+    round_state: RoundState | None = None
 
 
 class Contents:
@@ -94,3 +99,8 @@ class Contents:
 
     def open(self, record: RecordSummary) -> Content:
         return self._found[record.digest]
+
+    def members_on(self, record: RecordSummary) -> tuple[MemberInfo, ...]:
+        """Whom a tree's own record names."""
+        state = self.open(record).round_state
+        return state[0] if state is not None else ()

@@ -56,13 +56,15 @@ def plan_for(
 class Manager(Application):
     """One life of the manager."""
 
-    def __init__(self, agents: Agents, contributions: Contributions, process: Process, plan: Plan) -> None:
+    def __init__(self, agents: Agents, contributions: Contributions, process: Process, plan: Plan, *, rivals: bool = False) -> None:
+        """rivals: may another root the tree as well?"""
         super().__init__(agents.cluster, process)
         self.theta = first_theta(agents.work.seed)
         self.root = Root(agents.tree, plan)
         self._agents = agents
         self._contributions = contributions
         self._plan = plan
+        self._rivals = rivals
         self._theta_record: RecordSummary | None = None
 
     def told(self, effect: fx.Effect) -> None:
@@ -95,7 +97,7 @@ class Manager(Application):
         content = self._agents.contents.open(record)
         self.theta, self._theta_record = content.value, record
         self._tell(ev.Replicate(record))
-        assert isinstance(content.round_state, tuple), "a tree's own record has a round state"
+        assert content.round_state is not None, "a tree's own record has a round state"
         members, put_to = content.round_state
         return Resumed(record.version, record.incarnation, record.round, (0.0,) * record.round, members, put_to=put_to)
 
@@ -117,12 +119,14 @@ class Manager(Application):
                     self._tell(ev.SendMulticast(self._agents.tree, body))
                 case Say("committed" | "goes_on", {"version": int(version), "round": int(number)}):
                     self._agents.durability.committed(self.process, version, number)
+                    self._contributions.committed(self.process, number, self.theta)
                 case LocateOwn():
                     self._tell(ev.Retrieve(OWN_RECORD, self._agents.tree, self._agents.tree))
                 case Ask(version, electors):
                     self._tell(ev.AskElectors(version, self._agents.tree, self.process.peer.incarnation, version, electors))
                 case StepDown():
-                    raise AssertionError(f"{self.process} steps down, and there is no other manager")
+                    assert self._rivals, f"{self.process} steps down, and there is no other manager"
+                    self._later(0.0, partial(self._cluster.kill, self.process))
                 case Recover(number, agent):
                     self._tell(ev.Retrieve(number, agent, self._agents.tree))
                 case Aggregate():

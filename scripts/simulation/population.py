@@ -16,11 +16,17 @@ from scripts.simulation.faults import Faults
 
 TREE = tree_id("simulation", "parking")
 ROOT = "root"
+STANDBY = "standby-"
 GROWTH = 0.1
 STEP_MIN_S = 0.1
 STEP_DELAYS = 60
 """A step of the build lasts as long as so many messages, one after the other: time for a JOIN and its probes."""
 SEEDS_MAX = 3
+
+
+def term(cluster: Cluster) -> int:
+    """Of a root that starts now: terms come from clocks."""
+    return round(1000 * cluster.clock.now)
 
 
 class Population:
@@ -68,7 +74,7 @@ class Population:
         if ROOT not in self.cluster.processes:
             self.cluster.start(ROOT, TREE)
         else:
-            self.cluster.start(ROOT, TREE, (), self._hints[ROOT])
+            self.cluster.start(ROOT, TREE, (), self._hints[ROOT], term(self.cluster))
         if self._members:
             self.cluster.tell(self.root, ev.CreateTree(TREE))
 
@@ -79,6 +85,14 @@ class Population:
     def may_come_back(self, name: str) -> bool:
         """Has it died? Who has left in order stays away."""
         return name in self._hints
+
+    def start_standby(self, number: int) -> None:
+        """A standby, which comes back under its name like every node."""
+        self.cluster.start(f"{STANDBY}{number}", NodeId(self._rng.getrandbits(128)), self._seeds())
+
+    def take_over(self, standby: Process, later_term: int) -> Process:
+        """The root's node, beside this standby."""
+        return self.cluster.start(f"{ROOT}@{standby.name}", TREE, (standby.peer.address,), (), later_term)
 
     def come_back(self, name: str, faults: Faults) -> None:
         """The next life of a node that died, perhaps elsewhere, perhaps without its disk; of the root: where it was, with its disk."""

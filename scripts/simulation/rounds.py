@@ -13,7 +13,6 @@ from typing import Any
 
 from fmrec_manager.selection import Selection
 from protocol.overlay import effects as fx
-from protocol.overlay import events as ev
 from protocol.wire.messages import RecoveryMode
 from protocol.wire.values import RecordSummary
 from scripts.simulation import collector
@@ -26,11 +25,10 @@ from scripts.simulation.faults import Faults, parse
 from scripts.simulation.injection import Injector
 from scripts.simulation.learning import Contents
 from scripts.simulation.manager import Manager, plan_for
-from scripts.simulation.population import ROOT, TREE, Population
+from scripts.simulation.managers import Managers
+from scripts.simulation.population import TREE, Population
 from scripts.simulation.run import SLICE_S, STORY_NODES, cluster_of, convergence_max_s, story, told
 
-MANAGER_LIFE_S = 15.0
-"""The manager is killed so often, on average, while faults strike that kill at all."""
 SLOWEST = 1.2
 """What the slowest agent needs for a round, over the mean one."""
 ROUND_MAX_S = 30.0
@@ -39,7 +37,7 @@ ROUND_MAX_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class RoundOptions:
-    """What a run is made of, but for the machines. nodes: the manager among them."""
+    """What a run is made of, but for the machines. nodes: the manager among them, and so many standbys."""
 
     seed: int = 1
     nodes: int = 1000
@@ -50,6 +48,7 @@ class RoundOptions:
     mode: RecoveryMode = "exact"
     selected: float = 1.0
     """How many of the agents, drawn anew for each round, train in it."""
+    standbys: int = 0
 
     def drawn_faults(self) -> Faults:
         """Those of the specification; in mode exact, but for what changes the members. ValueError where it is wrong."""
@@ -65,7 +64,8 @@ class RoundOptions:
         """What replays this run."""
         return (
             f"python scripts/simulate.py --rounds {self.rounds} --seed {self.seed} --nodes {self.nodes} --faults {self.faults} "
-            f"--preset {self.preset} --seconds {self.seconds:g} --mode {self.mode} --selected {self.selected:g}"
+            f"--preset {self.preset} --seconds {self.seconds:g} --mode {self.mode} --selected {self.selected:g} "
+            f"--standbys {self.standbys}"
         )
 
 
@@ -96,6 +96,8 @@ class RoundResult:
     retrieved_behind: int = 0
     """Of the agents' records that the root has looked for, found and not: older than what was durable when the look began."""
     manager_lives: int = 0
+    takeovers: int = 0
+    """Of these lives, those that a standby has begun."""
     moved_mb: float = 0.0
     done_after_s: float | None = None
     built_s: float = 0.0
@@ -117,12 +119,12 @@ class RoundRun:
     def __init__(self, options: RoundOptions, work: Work | None = None) -> None:
         self.options = options
         self.faults = options.drawn_faults()
-        self.cluster = cluster = cluster_of(options.seed, options.nodes, options.preset)
+        self.cluster = cluster = cluster_of(options.seed, options.nodes, options.preset, disks=options.standbys > 0)
         self.parameters = cluster.parameters
         self.work = work or Work(options.seed)
         self.durability = Durability(cluster, TREE, self.work.record_bytes)
         work_s = SLOWEST * self.work.iterations * self.work.step_s
-        self.plan = plan_for(options.rounds, options.nodes - 1, self.parameters, work_s, options.mode, options.selection)
+        self.plan = plan_for(options.rounds, options.nodes - 1 - options.standbys, self.parameters, work_s, options.mode, options.selection)
         contents = Contents()
         self.contributions = Contributions(cluster, self.durability, contents, self.plan, self.work.seed, self.work.iterations)
         rng = cluster.rng
@@ -133,9 +135,10 @@ class RoundRun:
         )
         self.result = RoundResult(options.seed, options.nodes, str(self.faults), mode=options.mode, command=options.command())
         self._rng = Random(rng.getrandbits(64))
-        self._manager: Manager | None = None
+        self.managers = Managers(
+            cluster, self.population, self.faults, self.injector.struck, self._make_manager, contents.members_on, self._rng
+        )
         self._before: dict[str, Process] = {}
-        self._striking = False
         self._facts: dict[str, int] = {}
         self._names: list[str] = []
         cluster.on_start, cluster.on_told, cluster.on_fact = self._started, self._told, self._fact
@@ -145,28 +148,25 @@ class RoundRun:
 
     @property
     def manager(self) -> Manager:
-        assert self._manager is not None, "the build starts it"
-        return self._manager
+        """Who roots the tree, or did last."""
+        return self.managers.latest
+
+    def _make_manager(self, process: Process) -> Manager:
+        return Manager(self.agents, self.contributions, process, self.plan, rivals=self.options.standbys > 0)
 
     # --- the seam -----------------------------------------------------------------------------------------------------
 
     def _started(self, process: Process) -> None:
-        if process.name == ROOT:
-            self._manager = Manager(self.agents, self.contributions, process, self.plan)
-            self.result.manager_lives += 1
-            self.cluster.clock.after(0.0, self.cluster.tell, process, ev.CreateTree(TREE))
-        else:
+        if not self.managers.started(process):
             self.agents.started(process, self._before.get(process.name))
         self._before[process.name] = process
 
     def _told(self, process: Process, effect: fx.Effect) -> None:
-        if process.name != ROOT:
+        if not self.managers.told(process, effect):
             self.agents.told(process, effect)
-        elif process is self.manager.process:
-            self.manager.told(effect)
 
     def _uploaded(self, process: Process, record: RecordSummary) -> str | None:
-        return self.manager.uploaded(record) if process is self.manager.process else "the manager does not live here"
+        return self.managers.uploaded(process, record)
 
     def _fact(self, process: Process, effect: fx.Notify) -> None:
         self._facts[effect.fact] = self._facts.get(effect.fact, 0) + 1
@@ -185,7 +185,9 @@ class RoundRun:
     def _build(self) -> bool:
         """Everyone is in the ring and in the tree, and theta_0 is committed."""
         clock = self.cluster.clock
-        self.population.build(self.options.nodes)
+        self.population.build(self.options.nodes - self.options.standbys)
+        for number in range(self.options.standbys):
+            self.population.start_standby(number + 1)
         right = clock.run_until(lambda: self.manager.root.stage == "train", 2 * convergence_max_s(self.parameters), 0.25)
         self.result.built_s = clock.now
         collector.built()
@@ -197,43 +199,27 @@ class RoundRun:
         clock = self.cluster.clock
         end = clock.now + self.options.seconds
         self.injector.begin()
-        self._striking = bool(self.faults.crash_per_node_s)
-        self._next_kill()
+        if self.faults.crash_per_node_s:
+            self.managers.begin()
         while clock.now < end:
             clock.run(min(SLICE_S, end - clock.now))
-        self._striking = False
-
-    def _next_kill(self) -> None:
-        if self._striking:
-            self.cluster.clock.after(self._rng.expovariate(1 / MANAGER_LIFE_S), self._kill_manager, self)
-
-    def _kill_manager(self, _: object, __: object) -> None:
-        process = self.manager.process
-        if self._striking and process.alive:
-            self.injector.struck["manager"] = self.injector.struck.get("manager", 0) + 1
-            self.population.died(process)
-            self.cluster.kill(process, silent=self._rng.random() < self.faults.silent_share)
-            self.cluster.clock.after(self._rng.uniform(0.1, 2 * self.faults.down_mean_s), self._manager_comes_back, self)
-        self._next_kill()
-
-    def _manager_comes_back(self, _: object, __: object) -> None:
-        if not self.manager.process.alive:
-            self.population.come_back(ROOT, self.faults)
 
     def _liveness(self) -> None:
         """Everything is healed, many die in that instant, all the dead come back, and all rounds must be done in time."""
         clock, began = self.cluster.clock, self.cluster.clock.now
         self.injector.heal()
+        self.managers.heal()
         self.injector.burst()
         clock.run(self.faults.down_mean_s)
         for name, process in list(self.cluster.processes.items()):
-            if not process.alive and self.population.may_come_back(name):
+            if not process.alive and process.peer.id != TREE and self.population.may_come_back(name):
                 self.population.come_back(name, self.faults)
         limit_s = 2 * convergence_max_s(self.parameters) + ROUND_MAX_S * self.options.rounds
-        if clock.run_until(lambda: self.manager.root.stage == "done", limit_s, 0.25):
+        if clock.run_until(lambda: self.managers.done() is not None, limit_s, 0.25):
+            done = self.managers.done()
+            assert done is not None
             self.result.done_after_s = round(clock.now - began, 3)
-            members = [process.peer.id for name, process in self.cluster.processes.items() if name != ROOT]
-            self.contributions.finished(self.manager.theta, members)
+            self.contributions.finished(done.theta, [life.process.peer.id for life in self.agents.lives.values()])
             self.result.theta_equal = not self.contributions.mistakes["P5"].count if self.options.mode == "exact" else None
         else:
             self._not_done(f"not all rounds are done {limit_s:g} s after the last fault")
@@ -247,13 +233,14 @@ class RoundRun:
             life = self.agents.lives.get(process.name) if process is not None else None
             self.result.failures.append(f"  {process or identifier}: {life.words() if life is not None else 'does not live'}")
             self._names += [process.name] if process is not None else []
-        self._names.append(ROOT)
+        self._names += [self.manager.process.name, *self.managers.standbys]
 
     # --- the result ---------------------------------------------------------------------------------------------------
 
     def _sum_up(self, wall_s: float) -> None:
         result, judge, folded = self.result, self.durability, self.contributions
         result.rounds = judge.committed_round
+        result.manager_lives, result.takeovers = self.managers.lives, self.managers.takeovers
         result.durables, result.restores, result.restored = judge.durables, judge.restores, judge.found
         result.restored_behind, result.lost = judge.behind_said, judge.lost
         result.retrieved, result.retrieved_behind = judge.retrieved, judge.retrieved_behind

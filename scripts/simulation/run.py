@@ -110,11 +110,11 @@ def convergence_max_s(parameters: OverlayParameters) -> float:
     return 4 * (parameters.retry_max_s + parameters.silence_max_s + parameters.trial_max_s)
 
 
-def cluster_of(seed: int, nodes: int, preset: str) -> Cluster:
+def cluster_of(seed: int, nodes: int, preset: str, *, disks: bool = False) -> Cluster:
     """Empty, for a run with so many nodes: with few, everything is checked at every step."""
     small = nodes <= CODEC_NODES_MAX
     codec = (encode, decode) if small else None
-    return Cluster(seed, PRESETS[preset](), TERRAINS[preset], codec, check_every=1 if small else CHECK_EVERY, keep=False)
+    return Cluster(seed, PRESETS[preset](), TERRAINS[preset], codec, check_every=1 if small else CHECK_EVERY, keep=False, disks=disks)
 
 
 @contextmanager
