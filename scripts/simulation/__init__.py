@@ -13,7 +13,8 @@ checkers.py   P3, losses and false deaths, judged as they happen
 workload.py   routed messages, and the look-ups that measure recovery
 transfers.py  records on the move, and the stores that they move between
 agents.py     what agents do with records and orders; learning.py: what they learn, as hashes
-manager.py    the root's decisions, carried out
+manager.py    the root's decisions, carried out; standby.py: a standby's; application.py: what these and agents share
+managers.py   who roots the tree: lives, standbys, and what strikes them
 durability.py P2 and P6, contributions.py P1, P2 and P5: judged as things happen
 rounds.py     one run with records and rounds; round_report.py: what it found
 run.py        one run: build, faults, heal, convergence

@@ -61,6 +61,17 @@ def test_what_was_done_on_the_other_side_of_a_cut_is_not_given_up(seed: int) -> 
     assert not result.failures, "\n".join([*result.failures, result.story, result.command])
 
 
+@pytest.mark.parametrize("mode", ["exact", "substitute"])
+@pytest.mark.parametrize("seed", [2, 3])
+def test_whoever_roots_the_tree_there_is_one_chain_of_thetas(seed: int, mode: RecoveryMode) -> None:
+    """Managers are killed and hang, standbys take their place, the first comes back or wakes, and cuts go through them."""
+    result = RoundRun(RoundOptions(seed, 16, WILD, "loopback", 40.0, 8, mode, standbys=2)).go()
+    assert not result.failures, "\n".join([*result.failures, result.story, result.command])
+    assert result.rounds == 8
+    assert result.theta_equal is (True if mode == "exact" else None)
+    assert result.takeovers > 0
+
+
 def test_a_run_is_its_seed() -> None:
     first, second = (RoundRun(RoundOptions(7, 10, WILD, "loopback", 2.0, 2)).go() for _ in range(2))
     assert first.trace_digest == second.trace_digest
@@ -208,6 +219,21 @@ def test_p1_a_substitute_is_of_its_agent_no_staler_than_allowed_and_at_its_disco
     assert made.fold(3, Slot(wrong.record, 0.125, "substitute")) == {"P5": 1}
     assert [made.fold(number) for number in (4, 5)] == [{}, {}]
     assert made.fold(6, Slot(early.record, 0.5**6, "substitute")) == {"P1": 1}, "it is too old"
+
+
+def test_p6_two_managers_that_commit_against_each_other_are_found() -> None:
+    run = small(mode="substitute", standbys=1)
+    assert run._build()
+    judge, process, start = run.contributions, run.manager.process, first_theta(run.work.seed)
+    ours, theirs = (judge.aggregated(process, Aggregate(0, slots), start) for slots in ({}, {}))
+    assert ours == theirs, "of equal slots"
+    judge.committed(process, 1, ours)
+    judge.committed(process, 1, ours)
+    assert judge.mistakes["P6"].count == 0
+    judge.committed(process, 1, bytes(16))
+    assert judge.mistakes["P6"].count == 1, "of one round, another theta"
+    judge.committed(process, 2, bytes(16))
+    assert judge.mistakes["P6"].count == 2, "made from a theta that was not committed"
 
 
 @pytest.mark.parametrize("mode", ["exact", "substitute", "drop"])
