@@ -27,7 +27,7 @@ except ImportError:
 TILE = 1 << 13
 """Columns; a multiple of weighted_sum.c's, whose tiles stay in a core's cache."""
 TILES_BY_TORCH = 16
-SHARES_A_THREAD = 4
+SHARES_A_THREAD = 2
 """Parts of the columns for each thread of the CPU, so that none waits long for the slowest."""
 BLOCK = 256
 SOURCE = """
