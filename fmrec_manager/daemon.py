@@ -100,7 +100,8 @@ class ManagerDaemon:
             self._standby = standby = StandbyHost(
                 self._settings.cluster, self._address, trees, parameters, self._connections, partial(self._take_over, taken)
             )
-            standby.start(seeds, hints)
+            held = [found for host in self._hosts.values() if (found := host.store.get(host.tree, host.tree)) is not None]
+            standby.start(seeds, hints, held)
             log.info("a standby of cluster %s listens on %s", self._settings.cluster, self._address)
             ends: set[asyncio.Future[Any]] = {standby.driver.failed}
         else:

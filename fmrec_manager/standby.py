@@ -7,8 +7,9 @@
 4. The ring's word is not enough, for there may be two rings. It fetches the tree's record, which names the electors, and sounds them. One
    that hears the root says no. More than half of those who have a say must agree (ballot.py): so on the smaller side of a cut, where
    the root may live on the other, a standby stays one.
-5. A tree of which it finds no record and has seen no root is none of its business: somebody is about to start it. Where it has seen
-   the root, and everyone who could hold a record says that there is none, nothing was ever committed: it begins in its place.
+5. A tree of which it finds no record and has seen no root is none of its business: somebody is about to start it. Where it has seen the
+   root, which had committed nothing yet, and everyone who could hold a record says that there is none, it begins in its place. Where
+   something was committed, nobody here has it: on the smaller side of a cut, say. To begin anew would be to lose it.
 6. Its term is later than any that it has heard of, whatever its clock says.
 
     stage       what ends it                                                                              next
@@ -82,6 +83,8 @@ class Standby:
         """As last heard."""
         self.term = 0
         """The latest that was heard of."""
+        self.version = 0
+        """The newest version that the ring has told of."""
         self.ballot: Ballot | None = None
         self._patience = patience
         self._word = ""
@@ -116,6 +119,7 @@ class Standby:
     def answered(self, answer: RootAnswered, now: float) -> list[StandbyOrder]:
         """The ring's word."""
         self.term, self._answered_at = max(self.term, answer.term), now
+        self.version = max(self.version, answer.version)
         if self.stage == "taking":
             return []
         if answer.rooted:
@@ -144,6 +148,9 @@ class Standby:
             return []
         if not term and self.root is None:
             self._watch_on("no manager has begun this tree yet")
+            return []
+        if not term and self.version:
+            self._watch_on(f"version {self.version} of the tree's record was committed, and nobody here has any: start who holds it")
             return []
         self.ballot = Ballot(0, {peer.id: peer for peer in electors_of(members, self.tree, self._patience.electors_max)}, binding=False)
         self.term = max(self.term + 1, clock)

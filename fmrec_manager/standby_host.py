@@ -23,7 +23,7 @@ from protocol.errors import RecordInvalid
 from protocol.identifiers import Address, Peer, TreeId, agent_id
 from protocol.knowledge import Data, open_record
 from protocol.overlay.effects import Effect, ElectorAnswered, Notify, Quit, RetrievalEnded, RootAnswered
-from protocol.overlay.events import AskElectors, AskRoot, Retrieve, Started
+from protocol.overlay.events import AskElectors, AskRoot, RecordHeld, Retrieve, Started
 from protocol.overlay.node import OverlayNode
 from protocol.parameters import OverlayParameters
 from protocol.wire.values import MemberInfo, RecordSummary
@@ -62,13 +62,18 @@ class StandbyHost:
         self._take_over = take_over
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._said = dict.fromkeys(self._names, "")
+        """The reason of each that was last told."""
         self.store = RecordStore(None, HELD_BYTES_MAX, log.warning)
         self.node = OverlayNode(self.me, parameters, Random(f"{self.me.id}/{self.me.incarnation}"))
         self.driver = Driver(self.node, connections, self.store, self, parameters)
 
-    def start(self, seeds: Iterable[Address], hints: Iterable[Address]) -> None:
-        """Enter the ring, and watch."""
+    def start(self, seeds: Iterable[Address], hints: Iterable[Address], held: Iterable[Found] = ()) -> None:
+        """Enter the ring, and watch. held: the trees' records that an earlier life has left on disk."""
         self.driver.start()
+        for record, data in held:
+            self.store.put(record, data)
+            self.driver.dispatch(RecordHeld(record))
         self.driver.dispatch(Started(tuple(seeds), tuple(hints)))
         self._tick()
 
@@ -140,7 +145,9 @@ class StandbyHost:
                 case AskForRoot():
                     self.driver.dispatch(AskRoot(number, standby.tree))
                 case LookForRecord():
-                    log.info("%s: %s", name, standby.reason)
+                    if standby.reason != self._said[name]:
+                        self._said[name] = standby.reason
+                        log.info("%s: %s", name, standby.reason)
                     self.driver.dispatch(Retrieve(number, standby.tree, standby.tree))
                 case Sound(term, electors):
                     self.driver.dispatch(AskElectors(number, standby.tree, term, 0, electors, sounding=True))

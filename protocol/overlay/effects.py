@@ -157,12 +157,14 @@ class RetrievalEnded:
 
 @dataclass(frozen=True, slots=True)
 class RootAnswered:
-    """By `peer`: the tree's root, or, where `rooted` is False, the live node closest to the treeId: the ring has no root of it."""
+    """By `peer`: the tree's root, or, where `rooted` is False, the live node closest to the treeId: the ring has no root of it. version:
+    the newest of the tree's record that it knows of, committed or about to be; 0 for none."""
 
     request: int
     peer: Peer
     rooted: bool
     term: int
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)

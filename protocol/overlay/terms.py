@@ -214,20 +214,21 @@ class Terms:
 
     def root_query_delivered(self, query: RootQuery) -> list[Effect]:
         """We are the root, or the live node closest to the treeId (rule 6)."""
-        rooted = self._me.id == query.tree
-        term = self._me.incarnation if rooted else self.promised(query.tree)
-        return [Send(query.asker, RootReply(query.request, rooted, term))]
+        rooted, known = self._me.id == query.tree, self._promises.get(query.tree, NONE)
+        term = self._me.incarnation if rooted else known.term
+        put = [question.message.version for question in self._questions.values() if question.message.tree == query.tree]
+        return [Send(query.asker, RootReply(query.request, rooted, term, max([known.version, *put])))]
 
     def root_replied(self, sender: Peer, reply: RootReply) -> list[Effect]:
         """RemoteProtocolError where another than the root says that it is the root."""
-        _check(reply.term)
+        _check(reply.term, reply.version)
         tree = self._root_asked.get(reply.request)
         if tree is None:
             return []
         if reply.rooted != (sender.id == tree):
             raise RemoteProtocolError(f"{sender.id.short} says that it {'roots' if reply.rooted else 'does not root'} tree {tree.short}")
         del self._root_asked[reply.request]
-        return [RootAnswered(reply.request, sender, reply.rooted, reply.term)]
+        return [RootAnswered(reply.request, sender, reply.rooted, reply.term, reply.version)]
 
     def check_invariants(self) -> None:
         assert max(len(self._questions), len(self._root_asked)) <= QUESTIONS_MAX, "questions without end"

@@ -18,11 +18,13 @@ class RootQuery:
 
 @dataclass(frozen=True, slots=True)
 class RootReply:
-    """rooted: the sender is the root, and `term` its own. Else the ring has no root of this tree; `term` is the latest known here, or 0."""
+    """rooted: the sender is the root, and `term` its own. Else the ring has no root of this tree; `term` is the latest known here, or 0.
+    version: the newest of the tree's record that the sender has put to its electors, or agreed to; 0 where it knows of none."""
 
     request: int
     rooted: bool
     term: int
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fmrec_manager.daemon import ManagerDaemon
+from fmrec_manager.ledger import Ledger, LedgerMember
 from fmrec_manager.settings import ManagerSettings, TreeSettings
 from protocol.aio.process import UserError
-from protocol.identifiers import agent_id
+from protocol.aio.store import RecordStore
+from protocol.identifiers import agent_id, tree_id
+from protocol.knowledge import Knowledge, seal
 from scripts.local_cluster import free_ports
 from tests.agent.ring import Host
 
@@ -95,6 +99,37 @@ async def test_a_standby_roots_what_a_manager_leaves_and_nothing_before(started:
     assert await manager.task == 0
     await standby.until(lambda: all(standby.tree(name)["stage"] == "waiting" for name in TREES))
     assert set(standby.daemon._rooted) == set(TREES)
+
+
+async def left_on_disk(state_dir: Path, name: str, settings: TreeSettings) -> None:
+    """The record of a run that had come to round 3, whose one agent lives no more."""
+    tree, gone = tree_id(name, settings.task), agent_id("c", "gone")
+    member = LedgerMember(id=str(gone), host="127.0.0.1", port=free_ports(1), incarnation=1, name="gone", role="source", pid=1)
+    ledger = Ledger(seed=settings.seed, losses=(0.5, 0.4, 0.3), members=(member,), results={}, put_to=((str(gone),),))
+    tensors = {"theta": {"w": np.ones(3)}, "server": {"steps": np.array([3], dtype=np.int64)}}
+    state = ledger.model_dump_json().encode()
+    found = seal(Knowledge(tree, tree, 7, 1000, "train", 3, 0, False, state=state, tensors=tensors))
+    store = RecordStore(state_dir / "trees" / name, 1 << 30, pytest.fail)
+    await store.load()
+    store.put(*found)
+    await store.flush()
+    await store.close()
+
+
+async def test_a_standby_knows_what_its_own_disk_holds(bystander: Host, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """After a power cut agents without disks are back, and both managers under supervisors, as standbys: nobody else has the record."""
+    caplog.set_level("INFO", "fmrec")
+    settings = TreeSettings(task="t", rounds=9, server_optimizer="sgd")
+    await left_on_disk(tmp_path, "main", settings)
+    ring = str(bystander.me.address)
+    standby = Running(
+        ManagerSettings(cluster="c", device="cpu", listen=port(), standby=True, join=(ring,), state_dir=tmp_path, tree={"main": settings})
+    )
+    await standby.until(lambda: standby.tree("main").get("round") == 3)
+    assert set(standby.daemon._rooted) == {"main"}
+    assert len([message for message in caplog.messages if "looking for its record" in message]) == 1, "a reason is told once"
+    standby.stop.set()
+    assert await standby.task == 0
 
 
 async def test_a_manager_that_finds_a_later_one_in_its_place_leaves(

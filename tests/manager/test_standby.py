@@ -40,11 +40,11 @@ class Watch:
         self.now = end
         return given
 
-    def root_answers(self, root: Peer = ROOT) -> list[StandbyOrder]:
-        return self.took(self.standby.answered(RootAnswered(0, root, True, root.incarnation), self.now))
+    def root_answers(self, root: Peer = ROOT, version: int = 0) -> list[StandbyOrder]:
+        return self.took(self.standby.answered(RootAnswered(0, root, True, root.incarnation, version), self.now))
 
-    def closest_answers(self, term: int = 0) -> list[StandbyOrder]:
-        return self.took(self.standby.answered(RootAnswered(0, CLOSEST, False, term), self.now))
+    def closest_answers(self, term: int = 0, version: int = 0) -> list[StandbyOrder]:
+        return self.took(self.standby.answered(RootAnswered(0, CLOSEST, False, term, version), self.now))
 
     def finds(self, *names: str, term: int = 100, certain: bool = False, clock: int = CLOCK) -> list[StandbyOrder]:
         return self.took(self.standby.found([info(name) for name in names], term, certain, self.now, clock))
@@ -173,6 +173,22 @@ def test_rule_5_a_root_that_died_before_it_committed_anything_is_followed() -> N
     watch.root_is_gone()
     (taken,) = [order for order in watch.finds_nothing(certain=True) if isinstance(order, TakeOver)]
     assert "there are no electors" in taken.reason
+
+
+@pytest.mark.parametrize("told_by", ["the root", "who is closest"])
+def test_rule_5_where_something_was_committed_it_never_begins_anew(told_by: str) -> None:
+    """On the smaller side of a cut, with nobody who has any of it: the run goes on on the other side."""
+    watch = Watch()
+    watch.root_answers(version=6 if told_by == "the root" else 0)
+    watch.closest_answers(version=6 if told_by != "the root" else 0)
+    watch.after(PATIENCE.settle_s)
+    assert watch.closest_answers() == [LookForRecord()]
+    assert watch.finds_nothing(certain=True) == []
+    assert watch.standby.stage == "watching"
+    assert watch.standby.reason == "version 6 of the tree's record was committed, and nobody here has any: start who holds it"
+    watch.after(PATIENCE.interval_s)
+    assert watch.closest_answers() == [LookForRecord()], "and it looks again"
+    assert isinstance(watch.finds("a")[0], Sound)
 
 
 def test_rule_5_that_nothing_was_found_is_no_verdict_while_somebody_is_silent() -> None:

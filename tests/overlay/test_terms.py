@@ -310,9 +310,10 @@ def test_old_questions_are_forgotten() -> None:
 
 
 def test_rule_6_the_root_answers_for_itself() -> None:
-    node, _ = asking()
+    node, asked = asking()
     effects = node.handle(ev.MessageReceived(A, Route(TREE, RootQuery(2, TREE, A))), 1.0)
-    assert sent(effects, RootReply) == [(A, RootReply(2, True, 1))]
+    (version,) = {message.version for _, message in sent(asked, TermRequest)}
+    assert sent(effects, RootReply) == [(A, RootReply(2, True, 1, version))], "with the version that it has put to its electors"
 
 
 def test_rule_6_where_there_is_no_root_the_closest_says_so_with_the_latest_term_that_it_knows() -> None:
@@ -322,7 +323,7 @@ def test_rule_6_where_there_is_no_root_the_closest_says_so_with_the_latest_term_
     node.handle(ev.PeerLost(root(7), "connection reset"), 0.2)
     node.handle(ev.DialEnded(root(7), None, refused=True), 0.2)
     effects = node.handle(ev.AskRoot(4, TREE), 0.3)
-    assert of(fx.RootAnswered, effects) == [fx.RootAnswered(4, ME, False, 7)], "alone in its ring it is the closest itself"
+    assert of(fx.RootAnswered, effects) == [fx.RootAnswered(4, ME, False, 7, 2)], "alone in its ring it is the closest itself"
 
 
 def test_rule_3_orders_of_a_root_whose_successor_is_promised_are_refused() -> None:
