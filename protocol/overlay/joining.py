@@ -1,7 +1,8 @@
 """Joining: whom a node asks for its place in the ring, and when it is to make a ring of its own. A part of the machine Pastry.
 
 1. The seeds that the user named are tried in turn, then the peers remembered from an earlier life or from the ring just lost; after each
-   round a wait that doubles, with jitter. Without seeds, and when nobody remembered answers, a node is a ring of one.
+   round a wait that doubles, with jitter. Without seeds, and when nobody remembered answers, a node is a ring of one. Who is in a ring and
+   probes us can route our JOIN as well: all seeds may be gone for good, and those who lost us in a cut have found us again.
 2. A cluster may start with nobody in a ring: every seed waits for the others. Who has tried all of them FOUNDING_ROUNDS times, has heard
    inactive nodes and no active one, and has the smallest id of all that it has heard, founds the ring. Should two do so (they could not
    hear each other), rule 8 of Pastry makes the two rings one.
@@ -112,6 +113,10 @@ class Joining:
         """This peer shall route our JOIN."""
         self._asked_at = now
         return [Send(peer, Route(self._me.id, JoinRequest(self._me)))]
+
+    def probed(self, peer: Peer, now: float) -> list[Effect]:
+        """By one that is in a ring, while we are in none (rule 1)."""
+        return [] if self.placed or self.asked_within(self._parameters.join_timeout_s, now) else self.ask(peer, now)
 
     def asked_within(self, seconds: float, now: float) -> bool:
         return now <= self._asked_at + seconds

@@ -304,6 +304,8 @@ class Pastry:
                 effects += self._consider_leaf(peer, now)
             if self._candidates.remove(sender.id):
                 self.deadlines.drop(("probe", sender.id))
+        if probe.active and not self.active:
+            effects += self.joining.probed(sender, now)
         return effects + self._settle(now)
 
     def _holds(self, identifier: NodeId) -> bool:
