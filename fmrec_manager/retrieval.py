@@ -1,7 +1,8 @@
 """One recovery: from the news that a life is over to its newest record, verified, at the manager.
 
 The overlay finds and fetches (protocol/overlay/replication.py). This keeps the time of each step for the report, and asks again
-where nothing was found yet, or less than a holder has named: a leaf set may be in repair just when its member died, and a holder busy.
+where nothing was found yet, or less than a holder has named, or a quorum of those who may hold more was not heard: a leaf set may be in
+repair just when its member died, and a holder busy.
 After `LOOK_MAX` looks what came is taken; where nothing did, the record is lost, and said to be; a restart of the agent may still bring it
 back.
 """
@@ -47,7 +48,7 @@ class Recovery:
     reason: str = ""
     again_at: float | None = None
     has_the_newest: bool = False
-    """A record was found, and no holder has named a newer one that did not come."""
+    """A record was found; no holder has named a newer one that did not come, nor was a quorum unheard."""
 
     @property
     def agent(self) -> NodeId:
@@ -65,7 +66,7 @@ class Recovery:
         self.looks += 1
         self.reason = result.reason
         found = result.record
-        self.has_the_newest = found is not None and all(found.order >= holding.record.order for holding in result.holdings)
+        self.has_the_newest = found is not None and result.sure and all(found.order >= holding.record.order for holding in result.holdings)
         if found is not None and (self.has_the_newest or self.looks >= LOOK_MAX):
             self.record, self.outcome, self.again_at = found, "verified", None
             self.located_s, self.transferred_s, self.total_s = result.located_s, result.transferred_s, now - self.noticed

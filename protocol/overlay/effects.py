@@ -141,7 +141,8 @@ class Durable:
 class RetrievalEnded:
     """record: verified and held here, or None where `holdings` is empty or no holder could deliver.
 
-    complete: everyone who might hold one was heard, so that none found means that none is left alive.
+    complete: everyone who might hold one was heard, so that none found means that none is left alive. sure: fewer than a write quorum were
+    not heard, so that a holder of what is durable was.
     located_s, transferred_s: how long the look-up and the transfer took; attempts: holders that were asked.
     """
 
@@ -153,6 +154,7 @@ class RetrievalEnded:
     attempts: int
     reason: str = ""
     complete: bool = True
+    sure: bool = True
 
 
 @dataclass(frozen=True, slots=True)

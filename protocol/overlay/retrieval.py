@@ -42,6 +42,7 @@ class Retrieval:
     attempts: int = 0
     reason: str = ""
     complete: bool = False
+    sure: bool = False
     replies: dict[bool, LookUpReply] = field(default_factory=dict)
     """The last one from near, and from the far places where there may be any."""
 
@@ -105,7 +106,7 @@ class Retrievals:
 
     def _located(self, reply: LookUpReply, now: float) -> list[Effect]:
         wanted = self._retrievals[reply.request]
-        wanted.complete = reply.silent == 0
+        wanted.complete, wanted.sure = reply.silent == 0, reply.silent < self._parameters.write_quorum
         if self._asks_again(wanted, reply, now):
             return self._look_up_again(reply.request, now)
         self._deadlines.drop(("look_up", reply.request))
@@ -178,7 +179,7 @@ class Retrievals:
         self._deadlines.drop(("look_up", request))
         located = wanted.located if wanted.located is not None else now
         times = located - wanted.began, now - located
-        return [RetrievalEnded(request, record, wanted.holdings, *times, wanted.attempts, reason, wanted.complete)]
+        return [RetrievalEnded(request, record, wanted.holdings, *times, wanted.attempts, reason, wanted.complete, wanted.sure)]
 
     # --- time and deaths ----------------------------------------------------------------------------------------------
 

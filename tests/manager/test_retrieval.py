@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fmrec_manager.liveness import Loss
@@ -58,6 +60,19 @@ def test_the_newest_comes_at_the_second_look() -> None:
     assert it.ended(found(named=5), 10.1) == "running"
     assert it.ended(RetrievalEnded(1, record(5), found(named=5).holdings, 0.01, 0.02, 1), 10.5) == "verified"
     assert (it.record, it.has_the_newest) == (record(5), True)
+
+
+def test_where_a_quorum_was_unheard_what_came_may_not_be_the_newest() -> None:
+    """All who hold it were slow to answer; the others had an older one, or the next look is as deaf as the first."""
+    deaf = replace(found(), complete=False, sure=False)
+    it = recovery()
+    assert it.ended(deaf, 10.1) == "running"
+    assert it.ended(RetrievalEnded(1, record(5), (), 0.01, 0.02, 1), 10.5) == "verified"
+    it = recovery()
+    assert [it.ended(deaf, 10.0 + look) for look in range(LOOK_MAX)] == ["running"] * (LOOK_MAX - 1) + ["verified"]
+    assert (it.record, it.has_the_newest) == (record(), False)
+    it = recovery()
+    assert it.ended(replace(found(), complete=False), 10.1) == "verified", "one slow neighbour is not waited for"
 
 
 def test_it_looks_again_with_growing_waits_and_then_says_that_it_is_lost() -> None:
