@@ -78,9 +78,13 @@ class Agent(Application):
 
     def ordered(self, body: RoundOpen) -> None:
         self.order = body
-        if body.theta is not None and self._agents.cluster.transfers.put(self.process, body.theta):
+        if body.theta is not None and self._trains(body) and self._agents.cluster.transfers.put(self.process, body.theta):
             self._tell(ev.RecordHeld(body.theta))
         self._go_on()
+
+    def _trains(self, body: RoundOpen) -> bool:
+        """Who does not has no use for theta, and does not fetch it."""
+        return body.phase == "train" and (not body.chosen or self.process.peer.id in body.chosen)
 
     def _go_on(self) -> None:
         """What the order asks for next, where nothing is under way."""
@@ -89,7 +93,7 @@ class Agent(Application):
             return
         if body.phase == "init" and body.asked == self.process.peer.id:
             self._bring(self._agents.contents.seal(self.process.peer, self._agents.tree, 0, self._agents.theta, 1000), body)
-        if body.phase != "train" or body.theta is None or (body.chosen and self.process.peer.id not in body.chosen):
+        if not self._trains(body) or body.theta is None:
             return
         job = self._job
         if job is None or job.round != body.round:

@@ -37,10 +37,11 @@ DISCOUNT = 0.5
 def plan_for(
     rounds: int, sources: int, parameters: OverlayParameters, work_s: float, mode: RecoveryMode = "exact", selection: Selection = EVERYONE
 ) -> Plan:
-    """So many rounds of so many agents. work_s: what an agent needs for one; the deadline leaves as much again for noticing who is dead."""
+    """So many rounds of so many agents. work_s: what an agent needs for one; the deadline leaves as much again for noticing who is dead.
+    Whoever begins waits for all of them in mode exact, which promises theta of all, and for a few in the others."""
     return Plan(
         rounds=rounds,
-        sources_min=sources,
+        sources_min=sources if mode == "exact" else max(1, sources // 4),
         targets_min=0,
         adapt=False,
         terms=Terms(mode, 2 * (work_s + noticed_s(parameters)), EXACT_WAIT_S, QUORUM, STALENESS_MAX, DISCOUNT),
