@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 from protocol.identifiers import NodeId, Peer, TreeId, rank
 from protocol.overlay.deadlines import Deadlines
@@ -33,6 +34,8 @@ class Retrieval:
     owner: NodeId
     tree: TreeId
     began: float
+    number: int
+    """Of its look-ups, and of no other retrieval's: what is late for one that was begun anew answers nothing."""
     look_ups: int = 1
     located: float | None = None
     holdings: tuple[Holding, ...] = ()
@@ -69,6 +72,7 @@ class Retrievals:
         self._held = held
         self._deadlines = deadlines
         self._number = number
+        self._numbers = count(1)
         self._looks_far = parameters.placement != "local"
         self._retrievals: dict[int, Retrieval] = {}
 
@@ -76,7 +80,7 @@ class Retrievals:
         """Find the newest record of (owner, tree) and bring it here. Asked again under the same number, it begins anew and ends once."""
         before = self._retrievals.get(request)
         self._deadlines.drop(("fetch", request))
-        self._retrievals[request] = Retrieval(owner, tree, began=now)
+        self._retrievals[request] = Retrieval(owner, tree, now, next(self._numbers))
         given_up = [CancelTransfer(before.transfer)] if before is not None and before.transfer is not None else []
         return [*given_up, *self._look_up(request, now)]
 
@@ -89,27 +93,27 @@ class Retrievals:
         wanted = self._retrievals[request]
         self._deadlines.set(("look_up", request), now + self._parameters.look_up_timeout_s)
         wanted.replies.clear()
-        look_up = LookUp(request, wanted.owner, wanted.tree, self._me, all=wanted.look_ups > 1)
+        look_up = LookUp(wanted.number, wanted.owner, wanted.tree, self._me, all=wanted.look_ups > 1)
         near: list[Effect] = [RouteBody(wanted.owner, look_up)]
         return [*near, RouteBody(opposite(wanted.owner), replace(look_up, far=True))] if self._looks_far else near
 
     # --- located ------------------------------------------------------------------------------------------------------
 
     def answered(self, reply: LookUpReply, now: float) -> list[Effect]:
-        wanted = self._retrievals.get(reply.request)
+        request, wanted = next(((r, w) for r, w in self._retrievals.items() if w.number == reply.request), (0, None))
         if wanted is None or wanted.located is not None:
             return []
         wanted.replies[reply.far] = reply
         if len(wanted.replies) < 1 + self._looks_far:
             return []
-        return self._located(merged(wanted.replies.values()), now)
+        return self._located(request, merged(wanted.replies.values()), now)
 
-    def _located(self, reply: LookUpReply, now: float) -> list[Effect]:
-        wanted = self._retrievals[reply.request]
+    def _located(self, request: int, reply: LookUpReply, now: float) -> list[Effect]:
+        wanted = self._retrievals[request]
         wanted.complete, wanted.sure = reply.silent == 0, reply.silent < self._parameters.write_quorum
         if self._asks_again(wanted, reply, now):
-            return self._look_up_again(reply.request, now)
-        self._deadlines.drop(("look_up", reply.request))
+            return self._look_up_again(request, now)
+        self._deadlines.drop(("look_up", request))
         wanted.located = now
         mine = self._held.get((wanted.owner, wanted.tree))
         # Each holder once, and no more of them than an honest answer names; among equals our own copy, which needs no transfer.
@@ -119,7 +123,7 @@ class Retrievals:
         newest = sorted(found, key=lambda holding: holding.record.order, reverse=True)
         wanted.holdings = tuple(newest[: (1 + self._looks_far) * (self._parameters.leaf_set_size + 1)])
         wanted.untried = list(wanted.holdings)
-        return self._fetch_next(reply.request, now)
+        return self._fetch_next(request, now)
 
     def _asks_again(self, wanted: Retrieval, reply: LookUpReply, now: float) -> bool:
         """Somebody has not been heard: is that no answer?"""
@@ -195,7 +199,7 @@ class Retrievals:
         if wanted is None:
             return []
         if wanted.look_ups >= LOOK_UPS_MAX and wanted.replies:
-            return self._located(replace(merged(wanted.replies.values()), silent=1), now)  # near or far: the other gives no answer
+            return self._located(request, replace(merged(wanted.replies.values()), silent=1), now)  # near or far: the other gives no answer
         if wanted.look_ups >= LOOK_UPS_MAX:
             wanted.located = now
             mine = self._held.get((wanted.owner, wanted.tree))

@@ -6,9 +6,9 @@ import itertools
 
 from protocol.identifiers import Address, Peer
 from protocol.overlay import effects as fx
-from protocol.wire.messages import JoinReply, LeafProbe, LeafProbeReply
+from protocol.wire.messages import JoinReply, JoinRequest, LeafProbe, LeafProbeReply, Route
 from tests.overlay.ring import Ring
-from tests.overlay.scene import ME, P, of, peer
+from tests.overlay.scene import ME, P, of, peer, sent
 
 SEED, OTHER = Address("seed", 1), Address("seed", 2)
 SMALLER, LARGER = peer(0x10), peer(0xF0)
@@ -84,3 +84,17 @@ def test_rule_1_seeds_before_remembered_peers() -> None:
     first = ring.pastry.start((SEED,), (hint,), 0.0)
     assert of(fx.DialSeed, first) == [fx.DialSeed(SEED)]
     assert of(fx.DialSeed, ring.pastry.seed_failed(SEED, "refused", 0.1)) == [fx.DialSeed(hint)]
+
+
+def test_rule_1_who_is_in_a_ring_and_probes_us_is_asked_as_a_seed_is() -> None:
+    """Our seeds are gone for good; after a cut those who had lost us have found us again."""
+    ring, other = joining(), peer(0xA0)
+    ring.until(10.0)
+    probed = ring.pastry.probe_received(LARGER, LeafProbe((ME,)), 10.0)
+    assert [(to, route.body) for to, route in sent(probed, Route)] == [(LARGER, JoinRequest(ME))]
+    assert sent(ring.pastry.probe_received(other, LeafProbe((ME,)), 10.1), Route) == [], "one at a time"
+    assert sent(ring.pastry.probe_received(SMALLER, LeafProbe((ME,), active=False), 20.0), Route) == [], "it waits for a place itself"
+    again = ring.pastry.probe_received(other, LeafProbe((ME,)), 10.2 + P.join_timeout_s)
+    assert [to for to, _ in sent(again, Route)] == [other], "the first has not brought us a place"
+    ring.pastry.join_reply(other, JoinReply((), (LARGER,)), 10.3 + P.join_timeout_s)
+    assert sent(ring.pastry.probe_received(LARGER, LeafProbe((ME,)), 30.0), Route) == [], "we know our place"

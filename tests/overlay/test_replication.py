@@ -185,8 +185,9 @@ def test_rule_4_a_holder_that_the_ring_has_moved_away_from_does_not_count() -> N
 def wanting(*holdings: Holding, node: Node | None = None) -> tuple[Node, list[fx.Effect]]:
     """A retrieval whose look-up was answered with these."""
     node = node or Node(*FIVE)
-    assert of(fx.RouteBody, node.machine.retrieve(1, OWNER.id, TREE, 0.0))
-    return node, node.machine.look_up_answered(LookUpReply(1, holdings), 0.1)
+    [asked] = of(fx.RouteBody, node.machine.retrieve(1, OWNER.id, TREE, 0.0))
+    assert isinstance(asked.body, LookUp)
+    return node, node.machine.look_up_answered(LookUpReply(asked.body.request, holdings), 0.1)
 
 
 def ended(effects: list[fx.Effect]) -> fx.RetrievalEnded:
@@ -251,6 +252,17 @@ def test_rule_6_what_we_hold_ourselves_needs_no_transfer() -> None:
     assert not of(fx.Fetch, effects)
     _, effects = wanting(Holding(FIVE[0], record(OWNER, 4)), node=node)
     assert fetches(effects) == [(FIVE[0], 4)]
+
+
+def test_rule_6_what_answers_an_earlier_retrieval_answers_no_later_one() -> None:
+    """A manager that looks again does so under the same number; what was said to its first look, and was late, may be older."""
+    node, _ = wanting(Holding(FIVE[0], record(OWNER, 3)))
+    assert ended(node.machine.fetch_ended(1, record(OWNER, 3), "", 0.2)).record == record(OWNER, 3)
+    [asked] = of(fx.RouteBody, node.machine.retrieve(1, OWNER.id, TREE, 0.3))
+    assert isinstance(asked.body, LookUp)
+    assert node.machine.look_up_answered(LookUpReply(1, (Holding(FIVE[0], record(OWNER, 2)),)), 0.4) == []
+    effects = node.machine.look_up_answered(LookUpReply(asked.body.request, (Holding(FIVE[1], record(OWNER, 4)),)), 0.5)
+    assert fetches(effects) == [(FIVE[1], 4)]
 
 
 def test_rule_6_a_look_up_that_nobody_answers_is_repeated_and_then_given_up() -> None:
