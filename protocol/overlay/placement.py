@@ -240,13 +240,16 @@ class Placements:
         effects = self._cancel(placement, list(placement.pushing)) if placement.complete else []
         return effects + self._judge(placement, now)
 
-    def found(self, key: RecordKey, holder: Peer) -> list[Effect]:
-        """This peer says that it holds the very version that is placed: one push less."""
-        placement = self._placed[key]
-        if placement.complete or placement.is_tried(holder.id) or holder not in self._places(placement.adopted):
+    def found(self, record: RecordSummary, holder: Peer, now: float) -> list[Effect]:
+        """This peer says that it holds this. Where it is the very version that is placed (a newer one may wait): one push less."""
+        placement = self._placed[record.key]
+        if record != placement.record or placement.complete or placement.is_tried(holder.id):
+            return []
+        if holder not in self._places(placement.adopted):
             return []
         placement.holders[holder.id] = holder
-        return self._cancel(placement, list(placement.pushing)) if placement.complete else []
+        effects = self._cancel(placement, list(placement.pushing)) if placement.complete else []
+        return effects + self._judge(placement, now)
 
     def is_slow(self, transfer: int, now: float) -> list[Effect]:
         """Its time is not over, but others are faster: it is passed over, and counts where it is done all the same. Where a newer version

@@ -140,10 +140,7 @@ class Takeover:
         mine = self.held.get(key)
         if mine is None or mine.order < record.order:
             return self._take(stray, now)
-        effects = self._adopt(mine, now)
-        if mine == record:
-            effects += self._placements.found(key, stray.holder)
-        return effects + self._release(stray)
+        return [*self._adopt(mine, now), *self._placements.found(record, stray.holder, now), *self._release(stray)]
 
     def _release(self, stray: Stray) -> list[Effect]:
         """Rule 3: only who is far from here, and only where k have it as new."""

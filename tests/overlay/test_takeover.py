@@ -130,6 +130,33 @@ def test_rule_2_a_holder_that_tells_of_the_same_version_need_not_be_pushed_to() 
     assert set(node.machine.holders(record(NEAR, 3).key)) == {other.id for other in others}
 
 
+def overtaken() -> tuple[Node, list[Peer]]:
+    """Version 4 took the place of 3 while that was under way, and 5 waits until 4 has its quorum. Also: whom 4 is being brought to."""
+    node = holding(NEAR)
+    dies(node, NEAR)
+    under_way = targets(node.note(node.machine.record_held(record(NEAR, 4), 1.1)))
+    assert not of(fx.Push, node.note(node.machine.record_held(record(NEAR, 5), 1.1)))
+    return node, under_way
+
+
+def test_rule_2_a_holder_of_a_version_that_waits_does_not_count_for_the_one_under_way() -> None:
+    """It would complete that one, whose pushes are given up, and then nothing would end that the newer one waits for."""
+    node, under_way = overtaken()
+    node.ends(under_way[0], "stored")
+    assert not of(fx.CancelTransfer, node.note(node.machine.stray_delivered(Stray(record(NEAR, 5), RING[2]), 1.2)))
+    assert set(node.machine.holders(record(NEAR, 4).key)) == {under_way[0].id}
+    assert {push.record.version for push in of(fx.Push, node.ends(under_way[1], "stored"))} == {5}
+
+
+def test_rule_2_a_version_that_is_found_to_have_its_quorum_makes_room_for_the_one_that_waits() -> None:
+    node, under_way = overtaken()
+    node.ends(under_way[0], "stored")
+    not_needed = node.transfers[under_way[1]]
+    effects = node.note(node.machine.stray_delivered(Stray(record(NEAR, 4), RING[2]), 1.2))
+    assert of(fx.CancelTransfer, effects) == [fx.CancelTransfer(not_needed)]
+    assert {push.record.version for push in of(fx.Push, effects)} == {5}
+
+
 def test_rule_2_what_is_being_fetched_is_bounded_and_a_fetch_that_never_ends_is_given_up() -> None:
     node = Node(*RING)
     owners = [replace(NEAR, id=type(NEAR.id)(NEAR.id + number)) for number in range(2 * FETCHES_MAX)]
