@@ -248,8 +248,8 @@ class Placements:
         if holder not in self._places(placement.adopted):
             return []
         placement.holders[holder.id] = holder
-        effects = self._cancel(placement, list(placement.pushing)) if placement.complete else []
-        return effects + self._judge(placement, now)
+        cancelled: list[Effect] = self._cancel(placement, list(placement.pushing)) if placement.complete else []
+        return [*cancelled, *self._judge(placement, now)]
 
     def is_slow(self, transfer: int, now: float) -> list[Effect]:
         """Its time is not over, but others are faster: it is passed over, and counts where it is done all the same. Where a newer version
