@@ -35,7 +35,7 @@ class PeerBook:
         try:
             found = json.loads(self._path.read_text())
             known = [Address(str(host), int(port)) for host, port in found]
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, OverflowError) as error:  # OverflowError: int(inf)
             logger.warning("%s is passed over (%s): the ring is found through --join or by the peers' own dials", self._path, error)
             return ()
         self._kept = tuple(known[:PEERS_KEPT])

@@ -11,6 +11,8 @@ without any list of zones:
 3. The owner asks for them when it first has something to bring, and again each `upkeep_interval_s`: who is not named any more has died
    or moved, and does not count. A seeker's look-up goes the same way, beside the one to the owner's id.
 4. Without another zone there are no far places, and what must leave the zone stays on the leaf set: better than nowhere.
+5. What was brought before they were known, or while nobody there could take it, is brought there once it is durable and they are known:
+   until then "durable" means a quorum, wherever it is (placement.py).
 """
 
 from __future__ import annotations
@@ -50,6 +52,11 @@ def in_order(me: NodeId, near: list[Peer], far: Iterable[Peer], policy: Placemen
     if policy == "spread":
         return abroad + home
     return [peer for peer in chain.from_iterable(zip_longest(home, abroad)) if peer is not None]
+
+
+def copies_abroad(policy: PlacementPolicy, copies: int) -> int:
+    """How many of so many copies `in_order` puts abroad, where there are places enough."""
+    return {"local": 0, "spread": copies, "mixed": copies // 2}[policy]
 
 
 class FarPlaces:

@@ -14,7 +14,7 @@ from math import inf
 from random import Random
 
 from protocol.errors import RemoteProtocolError
-from protocol.identifiers import NodeId, Peer
+from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
 from protocol.overlay.detector import Detector
@@ -73,7 +73,7 @@ class OverlayNode:
             ev.JoinTree: lambda e, now: self.scribe.join(e.tree, e.member, now),
             ev.LeaveTree: lambda e, now: self.scribe.leave(e.tree),
             ev.ReportProgress: lambda e, now: self.scribe.report(e.tree, e.progress),
-            ev.SendMulticast: lambda e, now: self.scribe.multicast(e.tree, e.body),
+            ev.SendMulticast: lambda e, now: [*self.scribe.multicast(e.tree, e.body), *self._ordered(e.tree, e.body, now)],
             ev.Replicate: lambda e, now: self.replication.replicate(e.record, now),
             ev.Retrieve: lambda e, now: self.replication.retrieve(e.request, e.owner, e.tree, now),
             ev.AskRoot: lambda e, now: self.terms.ask_root(e.request, e.tree),
@@ -87,7 +87,9 @@ class OverlayNode:
             fx.RouteBody: lambda e, now: self.pastry.originate(e.key, e.body, now),
             fx.DeliverBody: self._deliver,
         }
-        self._overheard: dict[type, Callable[..., Effects]] = {fx.MulticastReceived: self._order_received}
+        self._overheard: dict[type, Callable[..., Effects]] = {
+            fx.MulticastReceived: lambda e, now: self._ordered(e.tree, e.body, now)
+        }
         """Of the effects for the outside, those that concern a machine as well."""
         self._messages = self._message_handlers()
 
@@ -189,7 +191,7 @@ class OverlayNode:
             elif type(effect) is not fx.Send:
                 out.append(effect)
                 if (overheard := self._overheard.get(type(effect))) is not None:
-                    waiting.extend(overheard(effect))
+                    waiting.extend(overheard(effect, now))
             elif effect.peer.id == self.self_peer.id:
                 # What a machine sends to the node's own id (the closest node to its own key asks itself) takes no wire.
                 waiting.extend(self._messages[type(effect.message)](self.self_peer, effect.message, now))
@@ -215,8 +217,9 @@ class OverlayNode:
         self._ring_moved = True
         return []
 
-    def _order_received(self, effect: fx.MulticastReceived) -> Effects:
-        return self.replication.tree_closed(effect.tree) if effect.body.phase == "done" else []
+    def _ordered(self, tree: TreeId, body: m.RoundOpen, now: float) -> Effects:
+        """At the root, which is sent none of its own orders, and at each member."""
+        return self.replication.tree_closed(tree) if body.phase == "done" else self.replication.tree_reopened(tree, now)
 
     def _acquaintances(self) -> list[Peer]:
         """Whom we may ask for help."""

@@ -4,7 +4,10 @@ Places: leaf-set members in the order of placement (with zones perhaps others, s
 process (a manager's trees) die together and are one place; none is at our own address. Who is under suspicion comes last.
 
 A copy of our own record that is missing because its holder died waits for `mend_after_s`, as long as a quorum is left: the transfers of
-the recovery go first, and a process that is started again is back by then.
+the recovery go first, and a process that is started again is back by then. So does one that is durable, but not in another zone as its
+placement wants: it was brought while nobody was known there, or those there died and are back. Each copy that is there at last takes the
+place of one at home, which counts until then. (That one is not deleted: a newer version may be on its way to the same peer.) Never the
+other way: a copy abroad that counts is not moved home.
 
     waiting (a newer version, while this one is under way) --> under way --quorum--> durable --k holders--> complete
 """
@@ -14,9 +17,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from protocol.identifiers import Address, NodeId, Peer, TreeId
+from protocol.identifiers import Address, NodeId, Peer, TreeId, zone_of
 from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import CancelTransfer, Durable, Effect, Notify, Push
+from protocol.overlay.far_places import copies_abroad
 from protocol.parameters import OverlayParameters
 from protocol.wire.values import RecordSummary
 
@@ -54,10 +58,12 @@ class Pushing:
 
 @dataclass(slots=True)
 class Placement:
-    """One record and where its copies are. copies: how many places shall hold it beside us. adopted: its owner is dead, we stand in."""
+    """One record and where its copies are. copies: how many places shall hold it beside us; abroad: how many of these in another zone,
+    where there is one. adopted: its owner is dead, we stand in."""
 
     record: RecordSummary
     copies: int
+    abroad: int = 0
     adopted: bool = False
     hurried: bool = False
     """It took the place of a version that was still under way: the next one waits until it has its quorum."""
@@ -81,6 +87,41 @@ class Placement:
     def missing(self) -> int:
         """Copies that neither are there nor under way in good time."""
         return self.copies - len(self.holders) - sum(not push.slow for push in self.pushing.values())
+
+    def is_abroad(self, peer: Peer) -> bool:
+        return zone_of(peer.id) != zone_of(self.record.owner)
+
+    def missing_abroad(self) -> int:
+        """Copies that are durable at home, and neither are abroad as they should nor on their way there in good time."""
+        if not self.durable:
+            return 0
+        on_their_way = [push.peer for push in self.pushing.values() if not push.slow]
+        return self.abroad - sum(map(self.is_abroad, (*self.holders.values(), *on_their_way)))
+
+    @property
+    def is_short(self) -> bool:
+        """Is there a copy to be brought, if there is a place for it?"""
+        return self.missing() > 0 or self.missing_abroad() > 0
+
+    def chosen(self, untried: list[Peer]) -> list[Peer]:
+        """To whom of these it is brought now."""
+        first = untried[: max(self.missing(), 0)]
+        more = self.missing_abroad() - sum(map(self.is_abroad, first))
+        return first + [peer for peer in untried[len(first) :] if self.is_abroad(peer)][: max(more, 0)]
+
+    def held_by(self, peer: Peer) -> None:
+        """One more copy; where there are enough, it takes the place of one at home."""
+        self.holders[peer.id] = peer
+        if len(self.holders) > self.copies:
+            at_home = [identifier for identifier, holder in self.holders.items() if not self.is_abroad(holder)]
+            del self.holders[at_home[-1]]
+
+    def needless(self) -> list[int]:
+        """The transfers of copies that are not wanted any more."""
+        if not self.complete:
+            return []
+        moving = sum(map(self.is_abroad, self.holders.values())) < self.abroad
+        return [transfer for transfer, push in self.pushing.items() if not (moving and self.is_abroad(push.peer))]
 
     def is_tried(self, identifier: NodeId) -> bool:
         tried = identifier in self.holders or identifier in self.refused or identifier in self.failed
@@ -135,7 +176,8 @@ class Placements:
         effects = self.drop(record.key)
         # We hold what we have adopted, and are one of the k; an owner is none of its k.
         copies = self._parameters.replicas - adopted
-        self._placed[record.key] = placement = Placement(record, copies, adopted, hurried)
+        abroad = copies_abroad("local" if adopted else self._parameters.placement, copies)
+        self._placed[record.key] = placement = Placement(record, copies, abroad, adopted, hurried)
         return effects + self._place(placement, now)
 
     def drop(self, key: RecordKey) -> list[Effect]:
@@ -160,21 +202,16 @@ class Placements:
     def _place(self, placement: Placement, now: float) -> list[Effect]:
         """Start as many pushes as copies are missing, and see whether it is durable."""
         effects: list[Effect] = []
-        missing, record_bytes = placement.missing(), placement.record.record_bytes
-        for peer in self._places(placement.adopted) if missing > 0 else ():
-            if placement.is_tried(peer.id):
-                continue
+        timeout_s = self._parameters.transfer_timeout_s(placement.record.record_bytes)
+        places = self._places(placement.adopted) if placement.is_short else []
+        for peer in placement.chosen([peer for peer in places if not placement.is_tried(peer.id)]):
             transfer = self._number()
             placement.pushing[transfer] = Pushing(peer, now)
             self._of_push[transfer] = placement.record.key
-            timeout_s = self._parameters.transfer_timeout_s(record_bytes)
             self._deadlines.set(("push", transfer), now + timeout_s + self._parameters.delay_max_s)
             self._deadlines.set(("slow", transfer), now + self._patience_s(placement))
             effects.append(Push(transfer, peer, placement.record))
-            missing -= 1
-            if not missing:
-                break
-        if missing > 0 and placement.failed and RETRY not in self._deadlines:
+        if placement.failed and placement.is_short and RETRY not in self._deadlines:
             self._deadlines.set(RETRY, now + self._parameters.retry_max_s)
         return effects + self._judge(placement, now)
 
@@ -194,6 +231,8 @@ class Placements:
         if placement.durable or not needed or len(placement.holders.keys() & present) < needed:
             return [] if placement.is_under_way else self._go_on(placement.record.key, now)
         placement.durable = True
+        if placement.missing_abroad() > 0:
+            self._mend_soon(now)
         said: list[Effect] = [] if placement.adopted else [Durable(placement.record, tuple(placement.holders))]
         return said + self._go_on(placement.record.key, now)
 
@@ -225,28 +264,33 @@ class Placements:
         """Bring what is missing: soon, where a quorum of our own record is left; else now."""
         if placement.adopted or len(placement.holders) < self._parameters.write_quorum:
             return self._place(placement, now)
-        if placement.missing() > 0 and MEND not in self._deadlines:
-            self._deadlines.set(MEND, now + self._parameters.mend_after_s)
+        if placement.is_short:
+            self._mend_soon(now)
         return self._judge(placement, now)
 
+    def _mend_soon(self, now: float) -> None:
+        if MEND not in self._deadlines:
+            self._deadlines.set(MEND, now + self._parameters.mend_after_s)
+
     def _stored(self, placement: Placement, push: Pushing, now: float) -> list[Effect]:
-        placement.holders[push.peer.id] = push.peer
+        placement.held_by(push.peer)
         if placement.fastest_s is None:
             placement.fastest_s = now - push.began
             patience_s = self._patience_s(placement)
             for transfer, other in placement.pushing.items():
                 if not other.slow:
                     self._deadlines.set(("slow", transfer), max(other.began + patience_s, now))
-        effects = self._cancel(placement, list(placement.pushing)) if placement.complete else []
-        return effects + self._judge(placement, now)
+        return [*self._cancel(placement, placement.needless()), *self._judge(placement, now)]
 
-    def found(self, key: RecordKey, holder: Peer) -> list[Effect]:
-        """This peer says that it holds the very version that is placed: one push less."""
-        placement = self._placed[key]
-        if placement.complete or placement.is_tried(holder.id) or holder not in self._places(placement.adopted):
+    def found(self, record: RecordSummary, holder: Peer, now: float) -> list[Effect]:
+        """This peer says that it holds this. Where it is the very version that is placed (a newer one may wait): one push less."""
+        placement = self._placed[record.key]
+        if record != placement.record or placement.complete or placement.is_tried(holder.id):
             return []
-        placement.holders[holder.id] = holder
-        return self._cancel(placement, list(placement.pushing)) if placement.complete else []
+        if holder not in self._places(placement.adopted):
+            return []
+        placement.held_by(holder)
+        return [*self._cancel(placement, placement.needless()), *self._judge(placement, now)]
 
     def is_slow(self, transfer: int, now: float) -> list[Effect]:
         """Its time is not over, but others are faster: it is passed over, and counts where it is done all the same. Where a newer version

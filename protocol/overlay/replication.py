@@ -139,6 +139,10 @@ class Replication:
         """Every round of the tree is done."""
         return self._takeover.tree_closed(tree)
 
+    def tree_reopened(self, tree: TreeId, now: float) -> list[Effect]:
+        """There is an order that is not its last: of a new run, where it was closed."""
+        return self._takeover.tree_reopened(tree, now)
+
     def far_query_delivered(self, query: FarQuery) -> list[Effect]:
         return self._far.query_delivered(query)
 

@@ -11,7 +11,8 @@ in: it keeps k copies alive, its own among them.
    it has k others as new (Release); not before.
 4. Two that both believe that they are closest bring the same bytes to the same neighbourhood: no harm.
 5. An agent that leaves in order takes its records with it, and so does a closed tree: they are discarded (Withdrawn tells holders that are
-   not in the tree). But a tree's own record stays: it says that the tree is done, or how far it is.
+   not in the tree). But a tree's own record stays: it says that the tree is done, or how far it is. Who knows that a tree is closed
+   adopts none of its records and fetches none: who tells of one hears that it may go (Release, closed). A new run's order opens it again.
 6. Of a tree's own record every member has a copy, for its children in the tree: only those near the root are ever strays.
 """
 
@@ -34,6 +35,8 @@ STRAYS_MAX = 64
 """In one turn; the others have theirs next time."""
 FETCHES_MAX = 4
 """Records of the dead that are being fetched at a time: gigabytes may be waiting where a rack has died."""
+CLOSED_MAX = 64
+"""Closed trees that are remembered."""
 
 
 class Takeover:
@@ -61,6 +64,8 @@ class Takeover:
         self._strays: dict[RecordKey, None] = {}
         """Held, and not ours to care for: longest untold first."""
         self._fetching: dict[int, RecordSummary] = {}
+        self._closed: dict[TreeId, None] = {}
+        """Trees whose last order has passed here, the latest last."""
 
     def record_held(self, record: RecordSummary, now: float) -> list[Effect]:
         """The store holds this now."""
@@ -95,7 +100,7 @@ class Takeover:
         key, owner = record.key, record.owner
         if owner == self._me.id:
             return []
-        if self._is_ours(owner):
+        if self._is_ours(owner) and not self._is_closed(record):
             self._strays.pop(key, None)
             return self._adopt(record, now)
         placement = self._placements.get(key)
@@ -130,20 +135,19 @@ class Takeover:
 
     def stray_delivered(self, stray: Stray, now: float) -> list[Effect]:
         """Somebody holds a record, and we are the live node closest to its owner's id, or are the owner."""
-        record, key = stray.record, stray.record.key
-        if stray.holder.id == self._me.id or not is_possible(record, self._parameters):
+        record, holder = stray.record, stray.holder
+        if not is_possible(record, self._parameters) or not (record.owner == self._me.id or self._is_ours(record.owner)):
             return []
+        if self._is_over(record):
+            return [Send(holder, Release(record.owner, record.tree, record.version, record.incarnation, closed=True))]
         if record.owner == self._me.id:
             return self._release(stray)
-        if not self._is_ours(record.owner):
+        if holder.id == self._me.id:
             return []
-        mine = self.held.get(key)
+        mine = self.held.get(record.key)
         if mine is None or mine.order < record.order:
             return self._take(stray, now)
-        effects = self._adopt(mine, now)
-        if mine == record:
-            effects += self._placements.found(key, stray.holder)
-        return effects + self._release(stray)
+        return [*self._adopt(mine, now), *self._placements.found(record, holder, now), *self._release(stray)]
 
     def _release(self, stray: Stray) -> list[Effect]:
         """Rule 3: only who is far from here, and only where k have it as new."""
@@ -187,9 +191,20 @@ class Takeover:
         record = self.held.get((release.owner, release.tree))
         if record is None or record.key not in self._strays or record.order > (release.incarnation, release.version):
             return []
-        return [] if self._leaf_set.covers(record.owner) else self._discard(record)
+        return self._discard(record) if release.closed or not self._leaf_set.covers(record.owner) else []
 
     # --- what nobody needs any more -----------------------------------------------------------------------------------
+
+    def _is_closed(self, record: RecordSummary) -> bool:
+        """Is it of a closed tree, and not the tree's own?"""
+        return record.tree in self._closed and record.owner != record.tree
+
+    def _is_over(self, record: RecordSummary) -> bool:
+        """May all copies of it go? Not of ours, where we bring it to others all the same, or lack it and may be looking for it."""
+        if record.owner != self._me.id or not self._is_closed(record):
+            return self._is_closed(record)
+        mine = self.held.get(record.key)
+        return mine is not None and mine.order >= record.order and self._placements.get(record.key) is None
 
     def _discard(self, record: RecordSummary) -> list[Effect]:
         del self.held[record.key]
@@ -212,6 +227,10 @@ class Takeover:
 
     def tree_closed(self, tree: TreeId) -> list[Effect]:
         """Our own record of it stays here, without copies: it may hold what we have adapted."""
+        self._closed.pop(tree, None)
+        self._closed[tree] = None
+        if len(self._closed) > CLOSED_MAX:
+            del self._closed[next(iter(self._closed))]
         effects: list[Effect] = []
         for key in self._placements.of_tree(tree):
             placement = self._placements.get(key)
@@ -222,7 +241,15 @@ class Takeover:
             effects += self._placements.drop(key)
         return effects + self._discard_all(lambda record: record.tree == tree)
 
+    def tree_reopened(self, tree: TreeId, now: float) -> list[Effect]:
+        """There are orders again."""
+        if tree not in self._closed:
+            return []
+        del self._closed[tree]
+        return self.leaf_set_changed(now)
+
     def check_invariants(self) -> None:
+        assert len(self._closed) <= CLOSED_MAX, "closed trees without end"
         assert self._strays.keys() <= self.held.keys(), "a stray that is not held"
         assert not self._strays or UPKEEP in self._deadlines, "strays that nobody is told of"
         assert all(("take", transfer) in self._deadlines for transfer in self._fetching), "a fetch that never ends"

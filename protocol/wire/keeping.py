@@ -18,12 +18,14 @@ class Stray:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """To a holder that is far from the owner's id: k others hold this version, or a newer one; your copy of it may go."""
+    """To a holder that is far from the owner's id: k others hold this version, or a newer one; your copy of it may go. `closed`: to any
+    holder, for the tree is closed, and nobody needs it any more."""
 
     owner: NodeId
     tree: TreeId
     version: int
     incarnation: int
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ def test_it_is_written_only_when_the_neighbours_change(tmp_path: Path) -> None:
     assert PeerBook(path).read() == at(4, 3, 1, 2)
 
 
-@pytest.mark.parametrize("text", ["", '[["127.0.0.1", 70', "17", '[["a"]]', '[["a", "b"]]', "\0\0", '{"a": 1}'])
+@pytest.mark.parametrize("text", ["", '[["127.0.0.1", 70', "17", '[["a"]]', '[["a", "b"]]', "\0\0", '{"a": 1}', '[["h", 1e999]]'])
 def test_a_torn_file_is_passed_over_in_a_sentence(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "peers.json"
     path.write_text(text)

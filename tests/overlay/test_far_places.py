@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from protocol.identifiers import BITS, ZONE_BITS, NodeId, Peer, agent_id, shared_prefix, zone_of
 from protocol.overlay import effects as fx
-from protocol.overlay.far_places import in_order, opposite
+from protocol.overlay.far_places import copies_abroad, in_order, opposite
 from protocol.overlay.leaf_set import LeafSet
 from protocol.overlay.replication import Replication
 from protocol.parameters import PlacementPolicy
@@ -27,6 +29,7 @@ def at(zone: int, low: int) -> Peer:
 HOME, ABROAD, THIRD = 0x1000, 0x9A00, 0x9B00
 ME = at(HOME, 0x80)
 HERE = [at(HOME, low) for low in (0x90, 0x70, 0xA0, 0x60)]
+KEY = (ME.id, TREE)
 THERE = [at(ABROAD, low) for low in (0x81, 0x7F, 0x88, 0x70)]
 
 
@@ -102,6 +105,156 @@ def test_rule_3_who_is_not_named_any_more_is_replaced() -> None:
     effects = owner.on_timer(5.0 + P.mend_after_s)
     assert targets(effects) == [again], "it has started again, perhaps without its disk"
     assert owner.far_replied(FarReply(ME.id, (THERE[0], again, *THERE[2:])), 9.0) == []
+
+
+def brought(owner: Replication, effects: list[fx.Effect], now: float) -> list[fx.Effect]:
+    """Every push succeeds; what follows. No copy that counts is lost on the way."""
+    seen: list[fx.Effect] = []
+    for push in of(fx.Push, effects):
+        before = len(owner.holders(KEY))
+        seen += owner.push_ended(push.transfer, "stored", "", now)
+        owner.check_invariants()
+        assert len(owner.holders(KEY)) >= before
+    return seen
+
+
+def at_home(policy: PlacementPolicy = "spread") -> Replication:
+    """Its record is durable, and complete, while no other zone is known."""
+    owner = node(policy)
+    assert of(fx.Durable, brought(owner, owner.replicate(record(ME, 1), 0.0), 0.1))
+    assert set(owner.holders(KEY)) == {peer.id for peer in HERE[:3]}
+    owner.on_timer(0.1 + P.mend_after_s)
+    return owner
+
+
+def spread(owner: Replication) -> int:
+    """How many copies that count are abroad."""
+    return sum(zone_of(holder) != HOME for holder in owner.holders(KEY))
+
+
+@pytest.mark.parametrize(("policy", "abroad"), [("spread", 3), ("mixed", 1)])
+def test_rule_5_what_was_brought_before_they_were_known_is_brought_there(policy: PlacementPolicy, abroad: int) -> None:
+    """The owner asks when it has its first record to bring, or the other zone is started an hour later."""
+    owner = at_home(policy)
+    assert not of(fx.Push, owner.far_replied(FarReply(ME.id, tuple(THERE)), 5.0))
+    moving = owner.on_timer(5.0 + P.mend_after_s)
+    assert targets(moving) == THERE[:abroad]
+    assert spread(owner) == 0, "those at home count until then"
+    assert not of(fx.Push, brought(owner, moving, 6.0))
+    assert (spread(owner), len(owner.holders(KEY))) == (abroad, P.replicas)
+    assert owner.far_replied(FarReply(ME.id, tuple(THERE)), 7.0) == []
+    assert owner.leaf_set_changed(8.0) == []
+
+
+def test_rule_5_nothing_more_is_brought_where_they_become_known_before_it_is_durable() -> None:
+    owner = node("spread")
+    home = owner.replicate(record(ME, 1), 0.0)
+    assert owner.far_replied(FarReply(ME.id, tuple(THERE)), 0.1) == []
+    [durable] = of(fx.Durable, brought(owner, home, 0.2))
+    assert set(durable.holders) <= {peer.id for peer in HERE}, "its quorum is not kept waiting"
+    moving = owner.on_timer(0.2 + P.mend_after_s)
+    assert targets(moving) == THERE[:3]
+    brought(owner, moving, 1.0)
+    assert spread(owner) == P.replicas
+
+
+def test_rule_5_they_die_and_are_back() -> None:
+    owner = at_home()
+    owner.far_replied(FarReply(ME.id, tuple(THERE)), 5.0)
+    brought(owner, owner.on_timer(5.0 + P.mend_after_s), 6.0)
+    home = owner.far_replied(FarReply(ME.id, ()), 10.0)
+    assert targets(home) == HERE[:3], "no copy is left that counts"
+    brought(owner, home, 10.1)
+    owner.on_timer(10.1 + P.mend_after_s)
+    later = [replace(peer, incarnation=2) for peer in THERE]
+    owner.far_replied(FarReply(ME.id, tuple(later)), 15.0)
+    brought(owner, owner.on_timer(15.0 + P.mend_after_s), 16.0)
+    assert spread(owner) == P.replicas
+
+
+@pytest.mark.parametrize("outcome", ["refused", "failed"])
+def test_rule_5_where_nobody_there_takes_it_the_copies_at_home_stay(outcome: str) -> None:
+    owner = at_home()
+    owner.far_replied(FarReply(ME.id, tuple(THERE[:2])), 5.0)
+    moving = owner.on_timer(5.0 + P.mend_after_s)
+    assert targets(moving) == THERE[:2]
+    for push in of(fx.Push, moving):
+        assert not of(fx.Push, owner.push_ended(push.transfer, outcome, "", 6.0)), "nobody else is there, and home has enough"
+    assert set(owner.holders(KEY)) == {peer.id for peer in HERE[:3]}
+    again = owner.on_timer(6.0 + P.retry_max_s)
+    assert targets(again) == (THERE[:2] if outcome == "failed" else [])
+
+
+def test_rule_5_a_newer_version_goes_there_at_once() -> None:
+    owner = at_home()
+    owner.far_replied(FarReply(ME.id, tuple(THERE)), 5.0)
+    moving = of(fx.Push, owner.on_timer(5.0 + P.mend_after_s))
+    assert len(moving) == P.replicas
+    effects = owner.replicate(record(ME, 2), 6.0)
+    assert {effect.transfer for effect in of(fx.CancelTransfer, effects)} == {push.transfer for push in moving}
+    assert targets(effects) == THERE[:3]
+
+
+def test_rule_5_what_is_adopted_stays_at_home() -> None:
+    heir = node("spread", at(HOME, 0x7E), HERE)
+    home = heir.record_held(record(ME, 3), 0.0)
+    assert heir.adopted() == (KEY,)
+    for push in of(fx.Push, home):
+        heir.push_ended(push.transfer, "stored", "", 0.1)
+    heir.far_replied(FarReply(heir._me.id, tuple(THERE)), 1.0)
+    assert not of(fx.Push, heir.on_timer(60.0))
+
+
+@pytest.mark.parametrize("policy", ["local", "spread", "mixed"])
+@pytest.mark.parametrize("copies", [1, 2, 3, 4])
+def test_rule_5_as_many_are_brought_there_as_are_among_the_first_places(policy: PlacementPolicy, copies: int) -> None:
+    first = in_order(ME.id, HERE, THERE, policy)[:copies]
+    assert copies_abroad(policy, copies) == sum(zone_of(peer.id) != HOME for peer in first)
+
+
+@pytest.mark.parametrize("policy", ["spread", "mixed"])
+@given(st.lists(st.tuples(st.sampled_from(["far", "write", "stored", "failed", "refused", "time"]), st.integers(0, 9)), max_size=40))
+@settings(deadline=None, max_examples=200)
+def test_rule_5_whatever_comes_and_goes_they_are_abroad_at_last_and_stay(policy: PlacementPolicy, steps: list[tuple[str, int]]) -> None:
+    owner, version, now = node(policy), 1, 0.0
+    under_way: dict[int, fx.Push] = {}
+
+    def follow(effects: list[fx.Effect]) -> None:
+        owner.check_invariants()
+        for effect in effects:
+            if isinstance(effect, fx.Push):
+                under_way[effect.transfer] = effect
+            elif isinstance(effect, fx.CancelTransfer):
+                under_way.pop(effect.transfer, None)
+
+    def ends(which: int, outcome: str) -> None:
+        push = under_way.pop(sorted(under_way)[which % len(under_way)])
+        follow(owner.push_ended(push.transfer, outcome, "", now))
+
+    follow(owner.replicate(record(ME, version), now))
+    for what, which in steps:
+        now += 0.05
+        if what == "far":
+            follow(owner.far_replied(FarReply(ME.id, tuple(THERE[:which])), now))
+        elif what == "write":
+            version += 1
+            follow(owner.replicate(record(ME, version), now))
+        elif what == "time":
+            now += 0.3 * which
+            follow(owner.on_timer(now))
+        elif under_way:
+            ends(which, what)
+    follow(owner.far_replied(FarReply(ME.id, tuple(THERE)), now))
+    follow(owner.leaf_set_changed(now))
+    for _ in range(3):
+        while under_way:
+            ends(0, "stored")
+        now += P.mend_after_s
+        follow(owner.on_timer(now))
+    assert len(owner.holders(KEY)) == P.replicas
+    assert spread(owner) >= copies_abroad(policy, P.replicas)
+    follow([*owner.leaf_set_changed(now), *owner.on_timer(now + 60.0)])
+    assert not under_way
 
 
 def test_rule_3_a_seeker_waits_for_both_answers_and_takes_the_newest() -> None:

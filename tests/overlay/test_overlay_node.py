@@ -153,6 +153,20 @@ def test_the_application_is_told_of_its_own_mistakes_and_nothing_changes() -> No
     assert node.scribe.trees == {}
 
 
+def test_the_root_closes_its_tree_for_itself_too() -> None:
+    """The manager's node holds copies as any other, and nobody sends it the order that it sends."""
+    root = OverlayNode(replace(ME, id=TREE), P, Random(1))
+    root.handle(ev.Started(), 0.0)
+    root.handle(ev.CreateTree(TREE), 0.0)
+    for held in (record(A, 3), record(root.self_peer, 9)):
+        root.handle(ev.RecordHeld(held), 0.1)
+    effects = root.handle(ev.SendMulticast(TREE, m.RoundOpen("done", 4, 4, "exact", root.self_peer)), 0.2)
+    assert of(fx.Discard, effects) == [fx.Discard(record(A, 3))]
+    assert root.replication.held() == (record(root.self_peer, 9),)
+    root.handle(ev.SendMulticast(TREE, m.RoundOpen("init", 0, 0, "exact", root.self_peer)), 0.3)
+    assert "record_adopted" in facts(root.handle(ev.RecordHeld(record(A, 3)), 0.4)), "a new run opens it again"
+
+
 def test_a_newer_life_of_ourselves_makes_us_quit_and_says_where_it_is() -> None:
     later = replace(ME, incarnation=2, port=7)
     for message in (m.Superseded(later), m.Route(ME.id, m.JoinRequest(later))):

@@ -8,7 +8,7 @@ import pytest
 
 from protocol.identifiers import Peer
 from protocol.overlay import effects as fx
-from protocol.overlay.takeover import FETCHES_MAX
+from protocol.overlay.takeover import CLOSED_MAX, FETCHES_MAX
 from protocol.wire.keeping import Release, Stray, Withdrawn
 from protocol.wire.values import RecordSummary
 from tests.overlay.holder import FIVE, TREE, Node, targets
@@ -130,6 +130,33 @@ def test_rule_2_a_holder_that_tells_of_the_same_version_need_not_be_pushed_to() 
     assert set(node.machine.holders(record(NEAR, 3).key)) == {other.id for other in others}
 
 
+def overtaken() -> tuple[Node, list[Peer]]:
+    """Version 4 took the place of 3 while that was under way, and 5 waits until 4 has its quorum. Also: whom 4 is being brought to."""
+    node = holding(NEAR)
+    dies(node, NEAR)
+    under_way = targets(node.note(node.machine.record_held(record(NEAR, 4), 1.1)))
+    assert not of(fx.Push, node.note(node.machine.record_held(record(NEAR, 5), 1.1)))
+    return node, under_way
+
+
+def test_rule_2_a_holder_of_a_version_that_waits_does_not_count_for_the_one_under_way() -> None:
+    """It would complete that one, whose pushes are given up, and then nothing would end that the newer one waits for."""
+    node, under_way = overtaken()
+    node.ends(under_way[0], "stored")
+    assert not of(fx.CancelTransfer, node.note(node.machine.stray_delivered(Stray(record(NEAR, 5), RING[2]), 1.2)))
+    assert set(node.machine.holders(record(NEAR, 4).key)) == {under_way[0].id}
+    assert {push.record.version for push in of(fx.Push, node.ends(under_way[1], "stored"))} == {5}
+
+
+def test_rule_2_a_version_that_is_found_to_have_its_quorum_makes_room_for_the_one_that_waits() -> None:
+    node, under_way = overtaken()
+    node.ends(under_way[0], "stored")
+    not_needed = node.transfers[under_way[1]]
+    effects = node.note(node.machine.stray_delivered(Stray(record(NEAR, 4), RING[2]), 1.2))
+    assert of(fx.CancelTransfer, effects) == [fx.CancelTransfer(not_needed)]
+    assert {push.record.version for push in of(fx.Push, effects)} == {5}
+
+
 def test_rule_2_what_is_being_fetched_is_bounded_and_a_fetch_that_never_ends_is_given_up() -> None:
     node = Node(*RING)
     owners = [replace(NEAR, id=type(NEAR.id)(NEAR.id + number)) for number in range(2 * FETCHES_MAX)]
@@ -218,6 +245,71 @@ def test_rule_5_a_holder_that_is_not_in_the_tree_is_told_by_the_owner() -> None:
     node = holding(NEXT)
     assert node.machine.withdrawn(RING[0].id, TREE) == [], "nobody withdraws another's"
     assert node.machine.withdrawn(NEXT.id, TREE) == [fx.Discard(record(NEXT, 3))]
+
+
+def closed(owner: Peer, version: int = 3) -> Release:
+    return Release(owner.id, TREE, version, 1, closed=True)
+
+
+def test_rule_5_what_is_told_of_a_closed_tree_is_not_fetched_again_but_may_go() -> None:
+    """The manager's node, say, or one that is not in the tree, has not heard that it is closed."""
+    node = Node(*RING)
+    node.note(node.machine.tree_closed(TREE))
+    effects = node.note(node.machine.stray_delivered(Stray(record(NEAR, 3), RING[2]), 1.0))
+    assert effects == [fx.Send(RING[2], closed(NEAR))]
+    other = record(NEAR, 3, tree=node_id(0x11))
+    assert of(fx.Fetch, node.note(node.machine.stray_delivered(Stray(other, RING[2]), 1.0)))
+
+
+def test_rule_5_the_tree_s_own_record_is_cared_for_though_the_tree_is_closed() -> None:
+    """The manager has ended; its next life reads there that the run is done."""
+    node = Node(*RING)
+    node.note(node.machine.tree_closed(NEAR.id))
+    assert "record_adopted" in facts(node.note(node.machine.record_held(record(NEAR, 9, tree=NEAR.id), 1.0)))
+
+
+def test_rule_5_a_copy_that_arrives_when_the_tree_is_closed_goes_as_well() -> None:
+    """It was under way. We are the closest to its owner, and tell ourselves."""
+    node = Node(*RING)
+    node.note(node.machine.tree_closed(TREE))
+    assert node.note(node.machine.record_held(record(NEAR, 3), 1.0)) == []
+    assert node.machine.adopted() == ()
+    [told] = strays(node.until(1.0 + P.probe_timeout_s))
+    assert node.note(node.machine.stray_delivered(told, 2.0)) == [fx.Send(ME, closed(NEAR))]
+    assert node.note(node.machine.released(closed(NEAR))) == [fx.Discard(record(NEAR, 3))]
+
+
+def test_rule_5_who_is_told_so_gives_up_its_copy_however_near_but_not_a_newer_one() -> None:
+    node = holding(NEXT)
+    dies(node, NEXT)
+    assert node.note(node.machine.released(closed(NEXT, version=2))) == []
+    assert node.note(node.machine.released(closed(NEXT))) == [fx.Discard(record(NEXT, 3))]
+
+
+def test_rule_5_the_owner_lets_go_too_where_it_has_its_record_itself() -> None:
+    """An earlier holder, far away and not in the tree. One that has lost its record (it starts again) may still look for it."""
+    node = Node(*RING)
+    node.note(node.machine.tree_closed(TREE))
+    assert node.machine.stray_delivered(Stray(record(ME, 3), FAR), 1.0) == []
+    node.machine.record_held(record(ME, 4), 1.0)
+    assert node.machine.stray_delivered(Stray(record(ME, 3), FAR), 1.0) == [fx.Send(FAR, closed(ME))]
+
+
+def test_rule_5_a_new_run_opens_the_tree_again() -> None:
+    node = Node(*RING)
+    node.note(node.machine.tree_closed(TREE))
+    node.note(node.machine.record_held(record(NEAR, 3), 1.0))
+    assert "record_adopted" in facts(node.note(node.machine.tree_reopened(TREE, 1.1)))
+    assert node.note(node.machine.tree_reopened(TREE, 1.2)) == []
+
+
+def test_rule_5_so_many_closed_trees_are_remembered() -> None:
+    node = Node(*RING)
+    trees = [node_id(number) for number in range(CLOSED_MAX + 1)]
+    for tree in trees:
+        node.note(node.machine.tree_closed(tree))
+    adopted = [tree for tree in trees if facts(node.note(node.machine.record_held(record(NEAR, 3, tree=tree), 1.0)))]
+    assert adopted == trees[:1]
 
 
 def test_rule_6_a_copy_of_theta_far_from_its_root_is_no_stray() -> None:

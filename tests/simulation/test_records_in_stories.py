@@ -286,3 +286,39 @@ def test_a_whole_rack_dies_and_what_left_it_is_left(placement: PlacementPolicy, 
         story.owner = story.start("agent-3", moved=True)
         story.until(lambda: story.owner.node.pastry.active)
         assert story.retrieve(story.owner, 1).record == record, "and so does the owner on a new machine"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("placement", "abroad"), [("mixed", 1), ("spread", K)])
+def test_a_rack_dies_and_what_was_written_before_the_other_was_there_is_left(placement: PlacementPolicy, abroad: int, seed: int) -> None:
+    """The other rack is switched on an hour after the only record was written; it goes dark, and is back. Then the owner's dies."""
+    story = Story(seed, nodes=16, zones=1, placement=placement)
+    record = story.write(5)
+    story.zones = 2
+    others = [f"agent-{index}" for index in range(101, 131, 2)]
+    upkeep_s = 3 * story.cluster.parameters.upkeep_interval_s
+    rack = zone_of(story.owner.peer.id)
+
+    def outside() -> int:
+        return sum(zone_of(identifier) not in (rack, zone_of(TREE)) for identifier in story.owner.node.replication.holders(story.key))
+
+    for moved in (False, True):
+        for name in others:
+            story.start(name, moved=moved)
+            story.cluster.clock.run(0.01)
+        story.until(story.cluster.view.ring_is_right)
+        story.cluster.clock.run(upkeep_s)
+        assert outside() == abroad
+        moved_bytes = story.cluster.transfers.moved_bytes
+        story.cluster.clock.run(upkeep_s)
+        assert story.cluster.transfers.moved_bytes == moved_bytes, "a quiet ring brings nothing"
+        if not moved:
+            for name in others:
+                story.cluster.kill(story.cluster.processes[name], silent=True)
+            story.cluster.clock.run(upkeep_s)
+            assert outside() == 0
+    for process in list(story.cluster.view.living):
+        if zone_of(process.peer.id) == rack:
+            story.cluster.kill(process, silent=True)
+    story.cluster.clock.run(5.0)
+    assert story.retrieve(story.manager).record == record
