@@ -59,7 +59,10 @@ class Agent(Application):
 
     def retrieved(self, ended: fx.RetrievalEnded) -> None:
         record = ended.record
-        if record is None and (ended.holdings or (not ended.complete and self._asks < ASKS_MAX)):
+        named = max((holding.record.order for holding in ended.holdings), default=(0, 0))
+        found = record.order if record is not None else (0, 0)
+        # As fmrec_agent/retriever.py: whoever is said to hold the newest is asked until it delivers, or is gone.
+        if found < named or (record is None and not ended.complete and self._asks < ASKS_MAX):
             self._later(self._agents.cluster.parameters.retry_min_s, self.ask)
             return
         self._agents.durability.restored(self.process, ended)
