@@ -63,9 +63,27 @@ class Counting(Learner):
             raise LearnerError(f"this is no state of Counting: {error}") from error
 
 
+class Numpys(Counting):
+    """All its figures are numpy's own, as np.mean() and its kin return them."""
+
+    def begin(self, job: Job, theta: Tensors) -> int:
+        return np.int64(super().begin(job, theta))  # type: ignore[return-value]
+
+    def step(self) -> float:
+        return np.float32(super().step())  # type: ignore[return-value]
+
+    def finish(self) -> Contribution:
+        return Contribution({"w": self._w.copy()}, np.float64(0.1), np.int64(10), {"rmse_pp": np.float32(0.1)})  # type: ignore[arg-type, dict-item]
+
+
 def counting(options: object, *, name: str, role: str, index: int) -> Counting:
     """As `learning.learner`: one that trains."""
     return Counting()
+
+
+def numpys(options: object, *, name: str, role: str, index: int) -> Numpys:
+    """As `learning.learner`: one whose figures are numpy's."""
+    return Numpys()
 
 
 def diverging(options: object, *, name: str, role: str, index: int) -> Counting:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fmrec_agent.daemon import AgentDaemon
@@ -20,7 +21,7 @@ from protocol.aio.process import UserError
 from protocol.identifiers import Peer
 from protocol.overlay.effects import MembersChanged
 from protocol.wire.values import Departed
-from tests.agent.ring import PARAMETERS, Manager, Ring, free_port, until
+from tests.agent.ring import PARAMETERS, TREE, Manager, Ring, free_port, until
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +68,20 @@ async def test_it_says_where_it_listens_trains_and_leaves_in_order(ring: Ring) -
     assert await life.ended() == 0
     await until(lambda: departed(manager))
     assert {gone.cause for gone in departed(manager)} == {"left"}, "nobody shall recover who leaves in order"
+
+
+async def test_the_root_hears_how_far_a_learner_is_whose_figures_are_numpys(ring: Ring) -> None:
+    """Its Alive messages could not be sent: the root buried it, and the branch below it."""
+    manager = await ring.manager()
+    life = Life(manager, "numpys")
+    await ordered(manager, life)
+    await until(lambda: manager.brought)
+    await until(lambda: [branch.progress.iteration for branch in manager.node.scribe.trees[TREE].children.values()] == [10])
+    (branch,) = manager.node.scribe.trees[TREE].children.values()
+    assert branch.progress.loss == life.daemon.trainer.loss
+    assert manager.brought[0][1].metrics == {"rmse_pp": float(np.float32(0.1))}
+    life.stop.set()
+    assert await life.ended() == 0
 
 
 @pytest.mark.parametrize(
