@@ -54,6 +54,8 @@ class Dispatcher:
         self.restored_from: RecordSummary | None = None
         """The newest record that was."""
         self._closed = False
+        self._replicated = 0
+        """The newest version that was given to the overlay, to bring to neighbours."""
         self.incarnation = driver.node.self_peer.incarnation
         """That records are sealed with: of this life, or of the one before, where the clock was set back between them."""
         self.durable_version = 0
@@ -64,8 +66,9 @@ class Dispatcher:
         self._waiting: dict[int, asyncio.Future[None]] = {}
 
     def restored(self, record: RecordSummary) -> None:
-        """Go on counting after this version: what is sealed next is newer."""
+        """Go on counting after this version, which its caller replicates: what is sealed next is newer."""
         self.restored_from = record
+        self._replicated = max(self._replicated, record.version)
         self.version = max(self.version, record.version)
         self.incarnation = max(self.incarnation, record.incarnation)
 
@@ -105,10 +108,16 @@ class Dispatcher:
             return await self._sealed(knowledge, rounded=False)
         self._taken.append((self.version, asyncio.get_running_loop().time()))
         record, data = await self._sealed(knowledge, rounded=self.rounded)
-        if not self._closed:
+        self.replicate(record, data)
+        return await self._sealed(knowledge, rounded=False) if self.rounded and knowledge.complete else (record, data)
+
+    def replicate(self, record: RecordSummary, data: Data) -> None:
+        """Hold this record of ours here and bring it to k neighbours; not where that, or a newer one, was begun already, or the tree is
+        done."""
+        if not self._closed and record.version > self._replicated:
+            self._replicated = record.version
             self._store.put(record, data)
             self._driver.dispatch(Replicate(record))
-        return await self._sealed(knowledge, rounded=False) if self.rounded and knowledge.complete else (record, data)
 
     async def _sealed(self, knowledge: Knowledge, *, rounded: bool) -> tuple[RecordSummary, Data]:
         sealing = partial(seal, knowledge, compress=self._compress, rounded=rounded)

@@ -7,6 +7,7 @@
    brought once more. A job is known by phase, round and theta's digest: a round that is announced anew from another theta (a manager
    that lost everything, say) is other work.
 4. A contribution is brought to the manager when its record is durable, so that no later life can find itself before what the manager has.
+   One that was made in mode drop is replicated when an order of another mode asks for it.
 5. Whoever does not answer is asked again with growing waits, until the order is superseded: by another, or by a later root than gave it.
 6. An order that names who trains is not for the others: they rest, and keep what they have learnt.
 7. A life may have begun on the smaller side of a cut, where its newest record is not and nobody can know that there is one. So before its
@@ -209,6 +210,7 @@ class Worker:
         """Rule 4."""
         record = finished.record
         if replicate:
+            self._dispatcher.replicate(record, finished.data)
             self.doing = f"making version {record.version} durable"
             patience_s = self._parameters.transfer_timeout_s(record.record_bytes)
             while self._order is order and not await self._dispatcher.durable(record.version, patience_s):

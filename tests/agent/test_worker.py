@@ -15,7 +15,7 @@ from protocol.knowledge import open_record
 from protocol.overlay.effects import Durable, Notify
 from protocol.overlay.events import MessageReceived
 from protocol.wire.electing import TermRequest
-from protocol.wire.messages import RoundOpen
+from protocol.wire.messages import RecoveryMode, RoundOpen
 from tests.agent.counting import Counting, Gate
 from tests.agent.ring import TREE, Agent, Manager, Ring, free_port, until
 
@@ -354,6 +354,41 @@ async def test_in_mode_drop_nothing_is_replicated(ring: Ring) -> None:
     await until(lambda: manager.brought)
     assert brought(manager) == [("train", 0, 1)], "no snapshots either"
     assert b.store.get(a.identifier, TREE) is None
+
+
+@pytest.mark.parametrize("mode", ["exact", "substitute"])
+async def test_what_was_finished_in_mode_drop_is_replicated_where_a_later_order_wants_that(ring: Ring, mode: RecoveryMode) -> None:
+    """The manager is started again with another `recovery`, and announces the same round."""
+    manager = await ring.manager()
+    a, b = [await ring.agent(name) for name in "ab"]
+    a.worker.ordered(manager.order("train", 0, "drop"), manager.me)
+    await until(lambda: manager.brought)
+    for times in (2, 3):
+        a.worker.ordered(manager.order("train", 0, mode), manager.me)
+        await until(lambda: len(manager.brought) == times)  # noqa: B023
+    assert len({record for record, _ in manager.brought}) == 1
+    assert a.dispatcher.durable_version == 1
+    held = b.store.get(a.identifier, TREE)
+    assert held is not None
+    assert held[0] == manager.brought[0][0]
+    assert a.learner.jobs == [Job("train", 0, 1)]
+    assert a.high_water.durable == 1
+
+
+async def test_what_was_finished_after_the_end_is_replicated_where_the_tree_goes_on(ring: Ring) -> None:
+    """Its last iteration was under way when the tree was done; then a manager that knows nothing of that announces the round again."""
+    manager = await ring.manager()
+    gate = Gate(9)
+    a, _ = await ring.agent("a", learner=Counting(before_step=gate)), await ring.agent("b")
+    a.worker.ordered(manager.order("train", 0), manager.me)
+    await until(gate.reached.is_set)
+    a.worker.ordered(manager.order("done", 1), manager.me)
+    gate.open.set()
+    await until(lambda: a.worker.doing == "done")
+    a.worker.ordered(manager.order("train", 0), manager.me)
+    await until(lambda: manager.brought)
+    assert brought(manager) == [("train", 0, 3)]
+    assert a.dispatcher.durable_version == 3
 
 
 async def test_a_learner_that_cannot_go_on_ends_the_worker(ring: Ring) -> None:
