@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,6 +106,25 @@ def crashing(options: object, *, name: str, role: str, index: int) -> Counting:
         raise ZeroDivisionError("a mistake in somebody's learner")
 
     return Counting(before_step=crash)
+
+
+def built_late(options: object, *, name: str, role: str, index: int) -> Counting:
+    """As `learning.learner`: one that waits while it is built."""
+    wait("building")
+    return Counting()
+
+
+def stepping_late(options: object, *, name: str, role: str, index: int) -> Counting:
+    """As `learning.learner`: one that waits in each iteration."""
+    return Counting(before_step=lambda done: wait("stepping"))
+
+
+def wait(where: str) -> None:
+    """Say in the folder that this process runs in that it is there, and go on when somebody says so."""
+    here = Path(f"{where}-{os.getpid()}")
+    here.touch()
+    while not here.with_suffix(".go").exists():
+        time.sleep(0.01)
 
 
 def folderless(options: object, *, name: str, role: str, index: int) -> Counting:
