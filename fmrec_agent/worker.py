@@ -1,7 +1,7 @@
 """The worker: turns the manager's orders into jobs, one at a time, and what they yield into contributions.
 
-1. The newest order counts, and says all: those that were missed before it are not asked for. One that asks for other work stops the
-   job under way.
+1. The newest order counts, and says all: those that were missed before it are not asked for. It ends the job under way after the present
+   iteration, and at once the wait until a record is durable, or with the manager; what of that is still asked for is taken up again.
 2. A job starts from the order's theta: held already, fetched from the parent in the tree, or from the root.
 3. A job that was restored from a checkpoint goes on at its next iteration; one that was finished is not done again: its record is
    brought once more. A job is known by phase, round and theta's digest: a round that is announced anew from another theta (a manager
@@ -23,9 +23,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from fmrec_agent.dispatcher import Dispatcher
 from fmrec_agent.learning.learner import Contribution, Job, LearnerError, Role, Tensors
@@ -40,6 +40,8 @@ from protocol.overlay.events import RecordHeld, Replicate
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Phase, RoundOpen
 from protocol.wire.values import RecordSummary
+
+Result = TypeVar("Result")
 
 log = logging.getLogger("fmrec.worker")
 
@@ -213,7 +215,7 @@ class Worker:
             self._dispatcher.replicate(record, finished.data)
             self.doing = f"making version {record.version} durable"
             patience_s = self._parameters.transfer_timeout_s(record.record_bytes)
-            while self._order is order and not await self._dispatcher.durable(record.version, patience_s):
+            while self._order is order and not await self._unless_superseded(self._dispatcher.durable(record.version, patience_s)):
                 self.doing = f"version {record.version} is not durable: too few neighbours hold it"
         await self._bring(order, record, finished.data)
 
@@ -342,8 +344,8 @@ class Worker:
                 await self._superseded_within(self._parameters.retry_max_s)
                 continue
             self.doing = f"bringing version {record.version} to the manager"
-            outcome = await self._driver.upload(order.body.holder, record, data)
-            if outcome.outcome == "stored":
+            outcome = await self._unless_superseded(self._driver.upload(order.body.holder, record, data))
+            if outcome is None or outcome.outcome == "stored":
                 return
             if outcome.outcome == "refused":
                 log.warning("round %d: the manager refused version %d: %s", order.body.round, record.version, outcome.reason)
@@ -352,6 +354,17 @@ class Worker:
             level = logging.DEBUG
             await self._superseded_within(wait_s)
             wait_s = min(2 * wait_s, self._parameters.retry_max_s)
+
+    async def _unless_superseded(self, work: Coroutine[Any, Any, Result]) -> Result | None:
+        """What it comes to; None, and it is cancelled, where another order comes before that."""
+        task, news = asyncio.ensure_future(work), asyncio.ensure_future(self._news.wait())
+        try:
+            await asyncio.wait({task, news}, return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
+        finally:
+            news.cancel()
+            task.cancel()
+            await asyncio.wait({task, news})
 
     async def _superseded_within(self, seconds: float) -> None:
         """Wait so long, or until another order comes."""
