@@ -102,7 +102,6 @@ class Worker:
         self._news = asyncio.Event()
         self._finished: Finished | None = None
         """The last contribution, for whoever asks again."""
-        self._tasks: set[asyncio.Task[tuple[RecordSummary, Data]]] = set()
         self.doing = "looking for what an earlier life knew"
         self.gaps = 0
         """How often orders were missed."""
@@ -155,8 +154,7 @@ class Worker:
                     await self._work(order)
         finally:
             self._trainer.close()
-            for task in self._tasks:
-                task.cancel()
+            self._dispatcher.give_up_snapshots()
 
     async def _work(self, order: Order) -> None:
         body = order.body
@@ -291,14 +289,7 @@ class Worker:
             state=last.sealed_state(),
             tensors={"state": dict(last.tensors)},
         )
-        task = asyncio.get_running_loop().create_task(self._dispatcher.checkpoint(knowledge))
-        self._tasks.add(task)
-        task.add_done_callback(self._checkpointed)
-
-    def _checkpointed(self, task: asyncio.Task[tuple[RecordSummary, Data]]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a snapshot cannot be kept: %s", error)
+        self._dispatcher.snapshot(knowledge)
 
     # --- the network --------------------------------------------------------------------------------------------------
 

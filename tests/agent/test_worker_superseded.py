@@ -1,20 +1,23 @@
-"""The worker while something takes long that the next order makes needless: a record is made durable, or brought to the manager."""
+"""The worker while something takes long that is needless when the next one comes: after an order, what is made durable or brought to the
+manager for the one before; after a snapshot, the one before that is sealed."""
 
 from __future__ import annotations
 
 import asyncio
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fmrec_agent.learning.learner import Contribution
+from fmrec_agent import dispatcher
+from fmrec_agent.learning.learner import Contribution, Tensors
 from protocol.aio.bulk import BEGUN_MAX
 from protocol.identifiers import Peer
-from protocol.knowledge import Data
+from protocol.knowledge import Data, Knowledge, seal
 from protocol.wire.values import RecordSummary
-from tests.agent.counting import Counting
-from tests.agent.ring import PARAMETERS, Manager, Ring, until
+from tests.agent.counting import Counting, Gate
+from tests.agent.ring import PARAMETERS, TREE, Manager, Ring, until
 
 SOON_S = 5.0
 LARGE = np.random.default_rng(1).random(6_000_000)
@@ -65,3 +68,65 @@ async def test_who_brings_a_contribution_goes_on_with_the_next_order_at_once(rin
     assert ours._begun._value == BEGUN_MAX
     wakes.set()
     await until(lambda: (theirs._served, theirs._receiving_bytes) == (0, 0))
+
+
+class Remembered(Counting):
+    """It can be seen which of its states somebody still has."""
+
+    def __init__(self, *gates: Gate) -> None:
+        def hold(done: int) -> None:
+            for gate in gates:
+                gate(done)
+
+        super().__init__(40, hold)
+        self.states: list[weakref.ref[object]] = []
+
+    def state(self) -> tuple[Tensors, bytes]:
+        tensors, extra = super().state()
+        self.states.append(weakref.ref(tensors["w"]))
+        return tensors, extra
+
+    def kept(self) -> list[int]:
+        return [number for number, state in enumerate(self.states, 1) if state() is not None]
+
+
+@pytest.mark.parametrize("how", ["in time", "late"])
+async def test_snapshots_that_come_faster_than_they_are_sealed_do_not_pile_up(
+    ring: Ring, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is sealed at a time, and of those that wait the newest alone is kept. The last record of a job waits for none of them."""
+    manager = await ring.manager()
+    first, gate, sealing = Gate(1), Gate(30), Gate(1)
+    learner = Remembered(first, gate)
+    a, b = await ring.agent("a", learner=learner), await ring.agent("b")
+    a.trainer._checkpoint_every = 1
+    sealed: list[int] = []
+
+    def seal_late(knowledge: Knowledge, **options: bool) -> tuple[RecordSummary, Data]:
+        sealed.append(knowledge.iteration)
+        sealing(knowledge.iteration)
+        return seal(knowledge, **options)
+
+    monkeypatch.setattr(dispatcher, "seal", seal_late)
+    a.worker.ordered(manager.order("train", 0), manager.me)
+    await until(sealing.reached.is_set)
+    first.open.set()
+    await until(gate.reached.is_set)
+    await until(lambda: learner.kept() == [1, 30])
+    assert len(learner.states) == 30
+    if how == "in time":
+        sealing.open.set()
+        await until(lambda: len(sealed) == 2)
+        assert sealed == [1, 30]
+    gate.open.set()
+    await until(lambda: manager.brought)
+    last, _ = manager.brought[0]
+    assert (last.complete, last.iteration, last.version) == (True, 40, 40)
+    sealing.open.set()
+    await until(lambda: a.dispatcher._sealing is None)
+    if how == "late":
+        assert sealed == [1, 40], "what had to wait for the first was needless when the last one came"
+    for agent in (a, b):
+        held = agent.store.get(a.identifier, TREE)
+        assert held is not None
+        assert held[0] == last
