@@ -93,7 +93,9 @@ class AgentDaemon:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.parameters = self.settings.overlay.parameters()
         self.trainer = trainer = Trainer(self.settings.checkpoint_every, self._in_training_thread, self._turns)
-        await trainer.load(self._learner)
+        if not await self._loaded():
+            trainer.close()
+            return 0
         if (folder := self._directory("")) is not None:
             self._lock = FolderLock(folder)
             await self._lock.take(LEFT_WITHIN_S)
@@ -139,6 +141,18 @@ class AgentDaemon:
         if self._reason:
             log.warning("%s: %s", self.name, self._reason)
         return 0
+
+    async def _loaded(self) -> bool:
+        """The learner is built. False where the agent was asked to stop before that: a constructor that does not end is not waited for."""
+        loading, stopping = asyncio.create_task(self.trainer.load(self._learner)), asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                loading.result()
+            return loading.done()
+        finally:
+            loading.cancel()
+            stopping.cancel()
 
     async def _work(self) -> None:
         for record in self.store.held():

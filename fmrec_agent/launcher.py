@@ -69,10 +69,15 @@ class Child:
 
 
 def launch(settings: AgentSettings) -> int:
-    """Run the agents of these settings until they end or are interrupted; the exit code. UserError where they cannot all be started."""
+    """Run the agents of these settings until they end or are interrupted; the exit code. UserError where they cannot all be started.
+
+    One that nobody would start again is this process, which ends here: the interpreter would wait for a learner in an endless iteration.
+    """
     set_up_logging(settings.log_level)
     if settings.count == 1 and settings.restart == "no":
-        return run(AgentDaemon(settings, 0, lambda peer: _say(_row(settings, 0, os.getpid(), peer)), keep_own_descriptors).run)
+        code = run(AgentDaemon(settings, 0, lambda peer: _say(_row(settings, 0, os.getpid(), peer)), keep_own_descriptors).run)
+        _flush()
+        os._exit(code)
     return Launcher(settings).run()
 
 
