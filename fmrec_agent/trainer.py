@@ -90,7 +90,9 @@ def _tidily(work: Callable[..., Result], *arguments: Any) -> Result:
         return work(*arguments)
     except Exception as error:
         told: BaseException | None = error
-        while told is not None:
+        seen: set[int] = set()
+        while told is not None and id(told) not in seen:  # an error may be its own cause
+            seen.add(id(told))
             traceback.clear_frames(told.__traceback__)
             told = told.__cause__ or told.__context__
         raise

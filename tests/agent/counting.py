@@ -142,4 +142,4 @@ class Gate:
     def __call__(self, done: int) -> None:
         if done == self._step and not self.open.is_set():
             self.reached.set()
-            self.open.wait(10)
+            assert self.open.wait(10), f"nobody opened the gate before step {done}"

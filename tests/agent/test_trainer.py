@@ -63,7 +63,11 @@ async def test_it_gives_way_to_others_from_the_second_iteration_on(made: Made) -
 
 async def test_the_loop_turns_while_it_trains(made: Made) -> None:
     gate = threading.Event()
-    trainer, _ = await made(3, Counting(before_step=lambda done: gate.wait(10) and None))
+
+    def hold(done: int) -> None:
+        assert gate.wait(3), "nobody opened the gate"
+
+    trainer, _ = await made(3, Counting(before_step=hold))
     running = asyncio.create_task(trainer.run(JOB, THETA, DIGEST, None))
     await asyncio.sleep(0)  # the loop is here while the thread waits: only it can open the gate
     gate.set()
@@ -95,6 +99,16 @@ async def test_a_file_that_was_being_read_when_an_error_came_is_closed_in_the_tr
     assert len(closed_in) == 1
     assert closed_in != [threading.get_ident()]
     trainer.close()
+
+
+async def test_an_error_that_is_its_own_cause_is_raised_as_any_other(made: Made) -> None:
+    def wrong(done: int) -> None:
+        error = LearnerError("the loss diverged")
+        raise error from error
+
+    trainer, _ = await made(3, Counting(before_step=wrong))
+    with pytest.raises(LearnerError, match="the loss diverged"):
+        await asyncio.wait_for(trainer.run(JOB, THETA, DIGEST, None), 5)
 
 
 async def test_what_the_factory_raises_is_raised_by_load() -> None:
@@ -151,7 +165,7 @@ async def _stopped(trainer: Trainer, learner: Counting, after: int) -> Snapshot:
     def at(done: int) -> None:
         if done == after - 1:
             loop.call_soon_threadsafe(reached.set)
-            gate.wait(10)
+            assert gate.wait(10)
 
     learner.before_step = at
     running = asyncio.create_task(trainer.run(JOB, THETA, DIGEST, None))
