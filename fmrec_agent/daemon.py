@@ -35,6 +35,7 @@ from protocol.aio.peer_book import PeerBook
 from protocol.aio.process import UserError, check_identity, listen_port, try_port
 from protocol.aio.promises import PromiseFile
 from protocol.aio.store import RecordStore
+from protocol.aio.synced_file import replace_file, sync_directory
 from protocol.errors import RecordInvalid
 from protocol.identifiers import Address, Peer, agent_id, tree_id
 from protocol.knowledge import Data
@@ -271,11 +272,10 @@ class AgentDaemon:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
-                now = max(now, int(path.read_text()) + 1)
-            beside = path.with_suffix(".new")
-            beside.write_text(str(now))
-            beside.replace(path)
-        except (OSError, ValueError) as error:
+                now = _after_the_last(path, now)
+            replace_file(path, (str(now).encode(),))
+            sync_directory(path.parent)
+        except OSError as error:
             log.warning("%s: the incarnation is not kept (%s): the clock alone tells this life from the last", path, error)
         return now
 
@@ -287,9 +287,9 @@ class AgentDaemon:
         for port in ports[:-1]:
             try:
                 return await self.connections.listen(self.settings.host, port)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    return await listen_port(self.connections, self.settings.host, port)
+            except (OSError, ValueError) as error:
+                if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE:
+                    return await listen_port(self.connections, self.settings.host, port)  # it says what is wrong
         return await listen_port(self.connections, self.settings.host, ports[-1])
 
     # --- status -------------------------------------------------------------------------------------------------------
@@ -325,3 +325,12 @@ class AgentDaemon:
             "parent": str(tree.parent) if tree is not None and tree.parent is not None else None,
         }
         return json.dumps(document)
+
+
+def _after_the_last(path: Path, now: int) -> int:
+    """At least `now`, and more than the incarnation in the file."""
+    try:
+        return max(now, int(path.read_text()) + 1)
+    except ValueError as error:
+        log.warning("%s is torn (%s): the clock alone tells this life from the last", path, error)
+        return now

@@ -35,7 +35,7 @@ from typing import TextIO
 from fmrec_agent.daemon import AgentDaemon
 from fmrec_agent.descriptors import keep_own_descriptors
 from fmrec_agent.high_water import HighWater, high_water_of
-from fmrec_agent.learning.learner import Job, Learner, LearnerError, Tensors
+from fmrec_agent.learning.learner import Job, Learner, Tensors
 from fmrec_agent.learning.loading import load_learner
 from fmrec_agent.settings import AgentSettings
 from fmrec_agent.turns import Turns
@@ -309,7 +309,7 @@ def _warm_up(settings: AgentSettings) -> None:
     prepare()
     learning = settings.learning.model_copy(update={"device": "cpu"})
     for role in sorted({settings.role_of(index) for index in range(settings.count)}):
-        with contextlib.suppress(LearnerError):  # each agent says it of itself
+        with contextlib.suppress(Exception):  # each agent says it of itself
             learner = load_learner(learning, name=settings.name, role=role, index=0)
             theta = learner.initial_parameters(0)
             iterate = partial(_iterate, learner, theta)

@@ -23,7 +23,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -34,6 +35,7 @@ from protocol.aio.bulk import BulkError
 from protocol.aio.driver import Driver
 from protocol.aio.opening import opened
 from protocol.aio.store import RecordStore
+from protocol.errors import LocalProtocolError
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.knowledge import Data, Knowledge
 from protocol.overlay.events import RecordHeld, Replicate
@@ -67,6 +69,15 @@ class Finished:
     theta: bytes
     record: RecordSummary
     data: Data
+
+
+@contextmanager
+def _sealing(what: str) -> Iterator[None]:
+    """LearnerError where what the learner gave has no form as a record."""
+    try:
+        yield
+    except LocalProtocolError as error:
+        raise LearnerError(f"{what} cannot be made a record: {error}") from error
 
 
 class Worker:
@@ -143,7 +154,7 @@ class Worker:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Work until cancelled. LearnerError where the learner cannot go on."""
+        """Work until cancelled. LearnerError where the learner cannot go on, or gives what cannot be kept."""
         self._began, self.doing = asyncio.get_running_loop().time(), "waiting for orders"
         try:
             while True:
@@ -178,7 +189,8 @@ class Worker:
         theta = await self._trainer.initial_parameters(order.body.seed)
         me = self._driver.node.self_peer
         knowledge = Knowledge(me.id, self._tree, 0, 0, "init", order.body.round, 0, True, tensors={"theta": dict(theta)})
-        record, data = await self._dispatcher.checkpoint(knowledge, replicate=False)
+        with _sealing("theta_0 that it makes"):
+            record, data = await self._dispatcher.checkpoint(knowledge, replicate=False)
         await self._bring(order, record, data)
 
     async def _contribute(self, order: Order, kind: Literal["train", "adapt"]) -> None:
@@ -255,23 +267,24 @@ class Worker:
         """The finished job as a record: the contribution, and the state that the next job starts from."""
         if not math.isfinite(contribution.loss):
             log.error("round %d: the loss is %s: the manager will refuse this contribution", last.round, contribution.loss)
-        knowledge = Knowledge(
-            NOBODY,
-            self._tree,
-            0,
-            0,
-            last.phase,
-            last.round,
-            last.iteration,
-            True,
-            loss=contribution.loss,
-            samples=contribution.samples,
-            theta=last.theta,
-            metrics=dict(contribution.metrics),
-            state=last.sealed_state(),
-            tensors={"contribution": dict(contribution.tensors), "state": dict(last.tensors)},
-        )
-        return await self._dispatcher.checkpoint(knowledge, replicate=replicate)
+        with _sealing(f"what it brings for round {last.round}"):
+            knowledge = Knowledge(
+                NOBODY,
+                self._tree,
+                0,
+                0,
+                last.phase,
+                last.round,
+                last.iteration,
+                True,
+                loss=contribution.loss,
+                samples=contribution.samples,
+                theta=last.theta,
+                metrics=dict(contribution.metrics),
+                state=last.sealed_state(),
+                tensors={"contribution": dict(contribution.tensors), "state": dict(last.tensors)},
+            )
+            return await self._dispatcher.checkpoint(knowledge, replicate=replicate)
 
     def _snapshot_taken(self, last: Snapshot) -> None:
         """In the middle of a job: seal and disperse in the background, training goes on."""

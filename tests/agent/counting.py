@@ -127,6 +127,43 @@ def wait(where: str) -> None:
         time.sleep(0.01)
 
 
+def thetaless(options: object, *, name: str, role: str, index: int) -> Counting:
+    """As `learning.learner`: one with a mistake in what it begins from, which nobody may ever ask it for."""
+
+    class Thetaless(Counting):
+        def initial_parameters(self, seed: int) -> Tensors:
+            raise ValueError("there is no theta_0 here")
+
+    return Thetaless()
+
+
+class Unsealable(Counting):
+    """What it brings has no form as bytes."""
+
+    def initial_parameters(self, seed: int) -> Tensors:
+        return {"w": np.array([object()])}
+
+    def finish(self) -> Contribution:
+        return Contribution({"w": self._w.astype(object)}, 0.5, 10)
+
+
+class Measuring(Counting):
+    """It measures more than a record can say."""
+
+    def finish(self) -> Contribution:
+        return Contribution({"w": self._w.copy()}, 0.5, 10, {f"m{number}": 0.5 for number in range(65)})
+
+
+def unsealable(options: object, *, name: str, role: str, index: int) -> Counting:
+    """As `learning.learner`."""
+    return Unsealable()
+
+
+def measuring(options: object, *, name: str, role: str, index: int) -> Counting:
+    """As `learning.learner`."""
+    return Measuring()
+
+
 def folderless(options: object, *, name: str, role: str, index: int) -> Counting:
     """As `learning.learner`: one that cannot be built."""
     raise LearnerError("there is no folder data")

@@ -186,6 +186,15 @@ def test_a_learner_that_cannot_be_built_is_a_sentence_and_not_restarted(start: C
     assert "Traceback" not in "".join(command.err)
 
 
+def test_what_fails_in_the_launchers_warm_up_is_left_to_each_agent(start: Callable[..., Started], two_ports: int) -> None:
+    """Agents of this learner would live: nobody asks them for theta_0."""
+    learner = ["--set", "learning.learner=tests.agent.counting:thetaless"]
+    command = start("--count", "2", "--listen", f"127.0.0.1:{two_ports}", *learner)
+    command.until(lambda: len(command.rows()) == 2)
+    command.process.send_signal(signal.SIGTERM)
+    assert command.ended() == 0
+
+
 def test_a_stop_during_the_start_is_obeyed(start: Callable[..., Started]) -> None:
     """The head of the table is out, the agents are not there yet; nobody waits for them to be."""
     command = start("--count", "2", "--listen", f"127.0.0.1:{free_port()}")

@@ -16,7 +16,7 @@ from protocol.overlay.effects import Durable, Notify
 from protocol.overlay.events import MessageReceived
 from protocol.wire.electing import TermRequest
 from protocol.wire.messages import RecoveryMode, RoundOpen
-from tests.agent.counting import Counting, Gate
+from tests.agent.counting import Counting, Gate, Unsealable
 from tests.agent.ring import TREE, Agent, Manager, Ring, free_port, until
 
 
@@ -405,7 +405,16 @@ async def test_a_learner_that_cannot_go_on_ends_the_worker(ring: Ring) -> None:
         await asyncio.wait_for(asyncio.shield(a.working), 10)
 
 
-class Unsealable(Counting):
+async def test_a_theta_that_cannot_be_sealed_is_told_in_a_sentence(ring: Ring) -> None:
+    manager = await ring.manager()
+    a = await ring.agent("a", learner=Unsealable())
+    a.worker.ordered(manager.order("init", 0, asked=a.identifier), manager.me)
+    assert a.working is not None
+    with pytest.raises(LearnerError, match=r"theta_0 that it makes cannot be made a record: .* 'w' of object has no form in safetensors"):
+        await asyncio.wait_for(asyncio.shield(a.working), 10)
+
+
+class Unkept(Counting):
     def state(self) -> tuple[Tensors, bytes]:
         tensors, extra = super().state()
         return (tensors if self.steps == self.iterations else {"w": np.array([object()])}), extra
@@ -413,7 +422,7 @@ class Unsealable(Counting):
 
 async def test_a_snapshot_that_cannot_be_sealed_is_said(ring: Ring, caplog: pytest.LogCaptureFixture) -> None:
     manager = await ring.manager()
-    a = await ring.agent("a", learner=Unsealable())
+    a = await ring.agent("a", learner=Unkept())
     with caplog.at_level(logging.ERROR):
         a.worker.ordered(manager.order("train", 0), manager.me)
         await until(lambda: manager.brought)
