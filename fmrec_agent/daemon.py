@@ -35,6 +35,7 @@ from protocol.aio.peer_book import PeerBook
 from protocol.aio.process import UserError, check_identity, listen_port, try_port
 from protocol.aio.promises import PromiseFile
 from protocol.aio.store import RecordStore
+from protocol.aio.synced_file import replace_file, sync_directory
 from protocol.errors import RecordInvalid
 from protocol.identifiers import Address, Peer, agent_id, tree_id
 from protocol.knowledge import Data
@@ -93,7 +94,9 @@ class AgentDaemon:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.parameters = self.settings.overlay.parameters()
         self.trainer = trainer = Trainer(self.settings.checkpoint_every, self._in_training_thread, self._turns)
-        await trainer.load(self._learner)
+        if not await self._loaded():
+            trainer.close()
+            return 0
         if (folder := self._directory("")) is not None:
             self._lock = FolderLock(folder)
             await self._lock.take(LEFT_WITHIN_S)
@@ -139,6 +142,18 @@ class AgentDaemon:
         if self._reason:
             log.warning("%s: %s", self.name, self._reason)
         return 0
+
+    async def _loaded(self) -> bool:
+        """The learner is built. False where the agent was asked to stop before that: a constructor that does not end is not waited for."""
+        loading, stopping = asyncio.create_task(self.trainer.load(self._learner)), asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                loading.result()
+            return loading.done()
+        finally:
+            loading.cancel()
+            stopping.cancel()
 
     async def _work(self) -> None:
         for record in self.store.held():
@@ -257,11 +272,10 @@ class AgentDaemon:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
-                now = max(now, int(path.read_text()) + 1)
-            beside = path.with_suffix(".new")
-            beside.write_text(str(now))
-            beside.replace(path)
-        except (OSError, ValueError) as error:
+                now = _after_the_last(path, now)
+            replace_file(path, (str(now).encode(),))
+            sync_directory(path.parent)
+        except OSError as error:
             log.warning("%s: the incarnation is not kept (%s): the clock alone tells this life from the last", path, error)
         return now
 
@@ -273,9 +287,9 @@ class AgentDaemon:
         for port in ports[:-1]:
             try:
                 return await self.connections.listen(self.settings.host, port)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    return await listen_port(self.connections, self.settings.host, port)
+            except (OSError, ValueError) as error:
+                if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE:
+                    return await listen_port(self.connections, self.settings.host, port)  # it says what is wrong
         return await listen_port(self.connections, self.settings.host, ports[-1])
 
     # --- status -------------------------------------------------------------------------------------------------------
@@ -311,3 +325,12 @@ class AgentDaemon:
             "parent": str(tree.parent) if tree is not None and tree.parent is not None else None,
         }
         return json.dumps(document)
+
+
+def _after_the_last(path: Path, now: int) -> int:
+    """At least `now`, and more than the incarnation in the file."""
+    try:
+        return max(now, int(path.read_text()) + 1)
+    except ValueError as error:
+        log.warning("%s is torn (%s): the clock alone tells this life from the last", path, error)
+        return now

@@ -3,6 +3,9 @@
 A snapshot is a copy that the trainer takes between two iterations; training goes on while it is sealed here and moved by the
 overlay. A newer snapshot supersedes one still under way. `durable` tells when the write quorum holds a version.
 
+Training may be faster than sealing. So one snapshot is sealed at a time, and of those that come meanwhile only the newest is kept; the last
+record of a job waits for none, and then nobody needs those that do.
+
 Records may be compressed, and what is kept of them as replicas may be rounded to bfloat16 (protocol/knowledge.py). What is brought to
 the manager is never rounded, unless it is a replica itself: that of an agent that died, or the last one of a life before.
 """
@@ -50,10 +53,12 @@ class Dispatcher:
         self.rounded = rounded
         self._high_water = high_water if high_water is not None else HighWater()
         self.version = 0
-        """Of the newest record sealed here, or restored from a replica."""
+        """The newest that was made here, or restored from a replica. Not each is sealed."""
         self.restored_from: RecordSummary | None = None
         """The newest record that was."""
         self._closed = False
+        self._replicated = 0
+        """The newest version that was given to the overlay, to bring to neighbours."""
         self.incarnation = driver.node.self_peer.incarnation
         """That records are sealed with: of this life, or of the one before, where the clock was set back between them."""
         self.durable_version = 0
@@ -61,11 +66,15 @@ class Dispatcher:
         """How long that took, from the snapshot handed over here to the word of the quorum, sealing included."""
         self._taken: deque[tuple[int, float]] = deque(maxlen=TAKEN_MAX)
         """The last versions that are to be replicated, and when their snapshots came."""
+        self._next: tuple[Knowledge, float] | None = None
+        """The newest snapshot that waits to be sealed, and when it came."""
+        self._sealing: asyncio.Task[None] | None = None
         self._waiting: dict[int, asyncio.Future[None]] = {}
 
     def restored(self, record: RecordSummary) -> None:
-        """Go on counting after this version: what is sealed next is newer."""
+        """Go on counting after this version, which its caller replicates: what is sealed next is newer."""
         self.restored_from = record
+        self._replicated = max(self._replicated, record.version)
         self.version = max(self.version, record.version)
         self.incarnation = max(self.incarnation, record.incarnation)
 
@@ -98,17 +107,55 @@ class Dispatcher:
 
         `knowledge`'s owner, tree, version and incarnation are filled in here. replicate False (mode drop), or the tree done: sealed alone.
         """
-        self.version = self._high_water.sealed = max(self.version, self._high_water.sealed) + 1
-        me = self._driver.node.self_peer
-        knowledge = replace(knowledge, owner=me.id, tree=self._tree, version=self.version, incarnation=self.incarnation)
+        knowledge = self._numbered(knowledge)
+        if knowledge.complete:
+            self._next = None
         if not replicate:
             return await self._sealed(knowledge, rounded=False)
-        self._taken.append((self.version, asyncio.get_running_loop().time()))
+        self._taken.append((knowledge.version, asyncio.get_running_loop().time()))
         record, data = await self._sealed(knowledge, rounded=self.rounded)
-        if not self._closed:
+        self.replicate(record, data)
+        return await self._sealed(knowledge, rounded=False) if self.rounded and knowledge.complete else (record, data)
+
+    def snapshot(self, knowledge: Knowledge) -> None:
+        """In the middle of a job: as checkpoint(), in the background, where no newer one comes before its turn. What cannot be sealed is
+        said."""
+        loop = asyncio.get_running_loop()
+        self._next = self._numbered(knowledge), loop.time()
+        if self._sealing is None:
+            self._sealing = loop.create_task(self._seal_snapshots())
+
+    async def _seal_snapshots(self) -> None:
+        try:
+            while self._next is not None:
+                (knowledge, came), self._next = self._next, None
+                self._taken.append((knowledge.version, came))
+                try:
+                    self.replicate(*await self._sealed(knowledge, rounded=self.rounded))
+                except Exception as error:  # what a learner calls its state may be anything
+                    log.error("a snapshot cannot be kept: %s", error)
+        finally:
+            self._sealing = None
+
+    def give_up_snapshots(self) -> None:
+        """Those that are not sealed yet."""
+        self._next = None
+        if self._sealing is not None:
+            self._sealing.cancel()
+
+    def _numbered(self, knowledge: Knowledge) -> Knowledge:
+        """As the next version of ours."""
+        self.version = self._high_water.sealed = max(self.version, self._high_water.sealed) + 1
+        me = self._driver.node.self_peer
+        return replace(knowledge, owner=me.id, tree=self._tree, version=self.version, incarnation=self.incarnation)
+
+    def replicate(self, record: RecordSummary, data: Data) -> None:
+        """Hold this record of ours here and bring it to k neighbours; not where that, or a newer one, was begun already, or the tree is
+        done."""
+        if not self._closed and record.version > self._replicated:
+            self._replicated = record.version
             self._store.put(record, data)
             self._driver.dispatch(Replicate(record))
-        return await self._sealed(knowledge, rounded=False) if self.rounded and knowledge.complete else (record, data)
 
     async def _sealed(self, knowledge: Knowledge, *, rounded: bool) -> tuple[RecordSummary, Data]:
         sealing = partial(seal, knowledge, compress=self._compress, rounded=rounded)

@@ -8,7 +8,9 @@ Each child keeps the end of a pipe, its life line. On it the child says that it 
 breaks without that word, the child was killed. This is known a tenth of a second before the kernel has taken the process apart, and its
 last thread was given a turn to die. SIGIO tells of the pipe, as SIGCHLD of the process: one wait for both.
 
-The parent is no point of loss: agents go on when it dies; only nobody restarts them then.
+The parent is no point of loss: agents go on when it dies; only nobody restarts them then. So it does not die of what can be done without:
+a table that nobody reads any more, or a restart for which there is no process or descriptor left, which is tried again later. Where
+there is no room for all from the beginning, those that were started are ended in order, and that is said.
 """
 
 from __future__ import annotations
@@ -28,11 +30,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TextIO
 
 from fmrec_agent.daemon import AgentDaemon
 from fmrec_agent.descriptors import keep_own_descriptors
 from fmrec_agent.high_water import HighWater, high_water_of
-from fmrec_agent.learning.learner import Job, Learner, LearnerError, Tensors
+from fmrec_agent.learning.learner import Job, Learner, Tensors
 from fmrec_agent.learning.loading import load_learner
 from fmrec_agent.settings import AgentSettings
 from fmrec_agent.turns import Turns
@@ -47,6 +50,8 @@ SIGNALS = (signal.SIGCHLD, signal.SIGIO, signal.SIGINT, signal.SIGTERM)
 TRIAL_S = 10
 """A first iteration that takes longer is no start that agents could be spared."""
 FAREWELL = b"ends\n"
+AGAIN_S = 5.0
+"""Who could not be started again is tried once more after this; each try counts as a death."""
 
 
 @dataclass(slots=True)
@@ -64,15 +69,28 @@ class Child:
 
 
 def launch(settings: AgentSettings) -> int:
-    """Run the agents of these settings until they end or are interrupted; the exit code."""
+    """Run the agents of these settings until they end or are interrupted; the exit code. UserError where they cannot all be started.
+
+    One that nobody would start again is this process, which ends here: the interpreter would wait for a learner in an endless iteration.
+    """
     set_up_logging(settings.log_level)
     if settings.count == 1 and settings.restart == "no":
-        return run(AgentDaemon(settings, 0, lambda peer: _say(_row(settings, 0, os.getpid(), peer)), keep_own_descriptors).run)
+        code = run(AgentDaemon(settings, 0, lambda peer: _say(_row(settings, 0, os.getpid(), peer)), keep_own_descriptors).run)
+        _flush()
+        os._exit(code)
     return Launcher(settings).run()
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+def _say(line: str, to: TextIO | None = None) -> None:
+    """On stdout, where nothing else is said; to nobody, where its reader is gone or its disk full."""
+    with contextlib.suppress(OSError):
+        print(line, file=to, flush=True)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            print(end="", file=stream, flush=True)
 
 
 def _row(settings: AgentSettings, index: int, pid: int, peer: Peer) -> str:
@@ -92,55 +110,106 @@ class Launcher:
         self._high_water = high_water_of(settings.count)
         self._children: dict[int, Child] = {}
         self._followed: dict[int, tuple[Child, int]] = {}
-        """Pids of lives that were killed, and the child and pid of the next one; until the kernel says how they ended."""
+        """Pids of lives that were killed, and the child and pid of the next one, 0 where it is to be begun later; until the
+        kernel says how they ended."""
+        self._later: deque[tuple[float, Child]] = deque()
+        """Who could not be started again, and when that is tried once more, monotonic seconds."""
         self._leaving = False
+        self._deadline: float | None = None
+        """When those that do not leave are killed."""
         self._code = FINE
 
     def run(self) -> int:
-        """Start all, restart those that die where that is asked, until none is left; the exit code."""
+        """Start all, restart those that die where that is asked, until none is left; the exit code. UserError as launch()."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         _warm_up(self._settings)
         _say(HEADER)
-        for index in range(self._settings.count):
-            self._start(Child(index))
-        deadline: float | None = None
-        while self._children:
-            caught = signal.sigtimedwait(SIGNALS, self._patience_s(deadline))
+        refused = self._start_all()
+        while self._children or self._later:
+            caught = signal.sigtimedwait(SIGNALS, self._patience_s())
             self._listen()
             if caught is not None and caught.si_signo in (signal.SIGINT, signal.SIGTERM):
                 self._code = INTERRUPTED if caught.si_signo == signal.SIGINT else self._code
-                self._leaving, deadline = True, time.monotonic() + LEAVE_TIMEOUT_S
-                self._signal_all(signal.SIGTERM)
-            elif deadline is not None and time.monotonic() >= deadline:
+                self._leave()
+            elif self._deadline is not None and time.monotonic() >= self._deadline:
                 self._signal_all(signal.SIGKILL)
-                deadline = None
+                self._deadline = None
             self._reap()
+            self._start_later_ones()
+        if refused is not None:
+            raise refused
         return self._code
 
-    def _patience_s(self, deadline: float | None) -> float:
+    def _leave(self) -> None:
+        """Have all end in order, with a bound."""
+        self._leaving, self._deadline = True, time.monotonic() + LEAVE_TIMEOUT_S
+        self._later.clear()
+        self._signal_all(signal.SIGTERM)
+
+    def _patience_s(self) -> float:
         """How long to wait for a signal."""
-        return 3600.0 if deadline is None else max(0.0, deadline - time.monotonic())
+        due = [self._later[0][0]] if self._later else []
+        due += [self._deadline] if self._deadline is not None else []
+        return max(0.0, min(due) - time.monotonic()) if due else 3600.0
 
     # --- children -----------------------------------------------------------------------------------------------------
 
+    def _start_all(self) -> UserError | None:
+        """The first life of each agent; why not, where there is no room for one: those before it leave then."""
+        for index in range(self._settings.count):
+            try:
+                self._start(Child(index))
+            except OSError as error:
+                self._leave()
+                return UserError(
+                    f"{self._settings.name_of(index)} cannot be started ({error.strerror}): start fewer agents with --count, "
+                    "or raise what this shell may have (ulimit -n, ulimit -u)"
+                )
+        return None
+
     def _start(self, child: Child) -> None:
-        """Fork: the child runs its agent and never returns here."""
+        """Fork: the child runs its agent and never returns here. OSError, and nothing has changed, where the system has no room for it."""
         reader, writer = os.pipe()
         fcntl.fcntl(reader, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(reader, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
-        if pid == 0:
+        _flush()
+        try:
+            pid = os.fork()
+        except OSError:
             os.close(reader)
+            os.close(writer)
+            raise
+        if pid == 0:
+            for line in (reader, *self._lines()):
+                os.close(line)
             os._exit(_be_agent(self._settings, child.index, writer, self._turns, self._high_water[child.index]))
         os.close(writer)
         child.pid, child.line, child.ends = pid, reader, False
         self._children[pid] = child
 
+    def _restart(self, child: Child) -> int:
+        """The pid of its next life; 0 where it can only be begun later."""
+        try:
+            self._start(child)
+        except OSError as error:
+            name = self._settings.name_of(child.index)
+            log.error("%s cannot be started again (%s): trying again in %.0f s", name, error.strerror, AGAIN_S)
+            self._later.append((time.monotonic() + AGAIN_S, child))
+            return 0
+        return child.pid
+
+    def _start_later_ones(self) -> None:
+        """Those whose time has come."""
+        while self._later and self._later[0][0] <= time.monotonic():
+            _, child = self._later.popleft()
+            if not self._may_restart(child):
+                self._code = FAILED
+            elif pid := self._restart(child):
+                log.warning("%s is started again as pid %d", self._settings.name_of(child.index), pid)
+
     def _listen(self) -> None:
         """What the children have said: a row of the table for each that listens; and who was killed is started again."""
-        lines = {child.line: child for child in self._children.values() if child.line is not None}
+        lines = self._lines()
         poll = select.poll()
         for line in lines:
             poll.register(line, select.POLLIN)
@@ -159,8 +228,11 @@ class Launcher:
                 if not (child.ends or self._leaving) and self._may_restart(child):
                     dead = child.pid
                     del self._children[dead]
-                    self._start(child)
-                    self._followed[dead] = child, child.pid
+                    self._followed[dead] = child, self._restart(child)
+
+    def _lines(self) -> dict[int, Child]:
+        """Our ends of the life lines."""
+        return {child.line: child for child in self._children.values() if child.line is not None}
 
     def _hang_up(self, child: Child) -> None:
         if child.line is not None:
@@ -173,7 +245,7 @@ class Launcher:
 
     def _reap(self) -> None:
         """Bury who has died, say how, and start it again where that is asked and not done yet."""
-        while self._children:
+        while self._children or self._followed:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
@@ -193,11 +265,11 @@ class Launcher:
                     self._code = FAILED
                     continue
                 if not judged and self._may_restart(child):
-                    self._start(child)
-                    follower = child.pid
+                    follower = self._restart(child)
             name = self._settings.name_of(child.index)
             if follower is not None:
-                log.warning("%s (pid %d) %s; started again as pid %d", name, pid, how, follower)
+                again = f"started again as pid {follower}" if follower else "not started again yet"
+                log.warning("%s (pid %d) %s; %s", name, pid, how, again)
             else:
                 log.error("%s (pid %d) %s", name, pid, how)
                 self._code = FAILED
@@ -237,7 +309,7 @@ def _warm_up(settings: AgentSettings) -> None:
     prepare()
     learning = settings.learning.model_copy(update={"device": "cpu"})
     for role in sorted({settings.role_of(index) for index in range(settings.count)}):
-        with contextlib.suppress(LearnerError):  # each agent says it of itself
+        with contextlib.suppress(Exception):  # each agent says it of itself
             learner = load_learner(learning, name=settings.name, role=role, index=0)
             theta = learner.initial_parameters(0)
             iterate = partial(_iterate, learner, theta)
@@ -279,14 +351,15 @@ def _be_agent(settings: AgentSettings, index: int, writer: int, turns: Turns | N
 
     def ready(peer: Peer) -> None:
         told = {"id": int(peer.id), "host": peer.host, "port": peer.port, "incarnation": peer.incarnation}
-        os.write(writer, json.dumps(told).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # the launcher may be gone
+            os.write(writer, json.dumps(told).encode() + b"\n")
 
     async def main(stop: asyncio.Event) -> int:
         try:
             in_training_thread = partial(keep_own_descriptors, without=writer)
             return await AgentDaemon(settings, index, ready, in_training_thread, turns, high_water).run(stop)
         except UserError as error:
-            print(f"error: {settings.name_of(index)}: {error}", file=sys.stderr)
+            _say(f"error: {settings.name_of(index)}: {error}", sys.stderr)
             return USAGE
 
     try:
@@ -295,7 +368,6 @@ def _be_agent(settings: AgentSettings, index: int, writer: int, turns: Turns | N
     except KeyboardInterrupt:  # before run() could see it
         return INTERRUPTED
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        with contextlib.suppress(BrokenPipeError):  # the launcher may be gone
+        _flush()
+        with contextlib.suppress(BrokenPipeError):
             os.write(writer, FAREWELL)

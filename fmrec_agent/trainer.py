@@ -4,6 +4,8 @@ The learner is built in that thread too: torch keeps its number of threads by th
 two cores. Between iterations the thread looks whether it has been told to stop, and takes a snapshot where one is due. The snapshot
 is the only pause that checkpointing costs training; its length is kept in `pause_s`.
 
+What a learner returns as a number may be numpy's or torch's, which no message carries: here it becomes Python's, with the same bits.
+
 Where a launcher has more agents than processors, an iteration waits for its turn (turns.py); a life's first does not.
 
 A killed process is known by the end of its connections, and these end when no thread is left that shares their descriptors. The training
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fmrec_agent.learning.learner import Contribution, Job, Learner, Tensors
+from fmrec_agent.learning.learner import Contribution, Job, Learner, LearnerError, Tensors
 from fmrec_agent.turns import Turns
 from protocol.wire.codec import pack, unpack
 from protocol.wire.messages import Phase
@@ -88,10 +90,31 @@ def _tidily(work: Callable[..., Result], *arguments: Any) -> Result:
         return work(*arguments)
     except Exception as error:
         told: BaseException | None = error
-        while told is not None:
+        seen: set[int] = set()
+        while told is not None and id(told) not in seen:  # an error may be its own cause
+            seen.add(id(told))
             traceback.clear_frames(told.__traceback__)
             told = told.__cause__ or told.__context__
         raise
+
+
+def _number(kind: type[Result], what: str, value: Any) -> Result:
+    """The learner's value as Python's own. LearnerError where it is none, or no whole one where that is asked for."""
+    try:
+        number = kind(value)  # type: ignore[call-arg]
+        exact = kind is float or bool(number == value)
+    except (TypeError, ValueError, OverflowError):
+        exact = False
+    if not exact:
+        raise LearnerError(f"{what} is {value!r:.80}, and should be {'a float' if kind is float else 'an int'}")
+    return number
+
+
+def _plain(said: Contribution) -> Contribution:
+    """With its figures as Python's own."""
+    metrics = {str(name): _number(float, f"the metric {name} of its contribution", value) for name, value in said.metrics.items()}
+    loss = _number(float, "the loss of its contribution", said.loss)
+    return Contribution(said.tensors, loss, _number(int, "the samples of its contribution", said.samples), metrics)
 
 
 class Trainer:
@@ -166,13 +189,13 @@ class Trainer:
         try:
             if theta is not None:
                 self._in_turn()
-                self.total = self.learner.begin(job, theta)
+                self.total = _number(int, "what begin() returned", self.learner.begin(job, theta))
                 self.phase, self.round, self.theta, self.done = job.kind, job.round, digest, 0
             while self.done < self.total:
                 self._in_turn()
                 if self._stop.is_set():
                     return None
-                self.loss = self.learner.step()
+                self.loss = _number(float, "what step() returned", self.learner.step())
                 self.done += 1
                 self.iteration += 1
                 if not self._yielding:
@@ -180,7 +203,7 @@ class Trainer:
                     self._yielding = True
                 if self.iteration % self._checkpoint_every == 0 and self.done < self.total:
                     tell(self._snapshot())
-            return self.learner.finish(), self._snapshot()
+            return _plain(self.learner.finish()), self._snapshot()
         finally:
             if self._turns is not None:
                 self._turns.end()

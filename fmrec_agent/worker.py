@@ -1,12 +1,13 @@
 """The worker: turns the manager's orders into jobs, one at a time, and what they yield into contributions.
 
-1. The newest order counts, and says all: those that were missed before it are not asked for. One that asks for other work stops the
-   job under way.
+1. The newest order counts, and says all: those that were missed before it are not asked for. It ends the job under way after the present
+   iteration, and at once the wait until a record is durable, or with the manager; what of that is still asked for is taken up again.
 2. A job starts from the order's theta: held already, fetched from the parent in the tree, or from the root.
 3. A job that was restored from a checkpoint goes on at its next iteration; one that was finished is not done again: its record is
    brought once more. A job is known by phase, round and theta's digest: a round that is announced anew from another theta (a manager
    that lost everything, say) is other work.
 4. A contribution is brought to the manager when its record is durable, so that no later life can find itself before what the manager has.
+   One that was made in mode drop is replicated when an order of another mode asks for it.
 5. Whoever does not answer is asked again with growing waits, until the order is superseded: by another, or by a later root than gave it.
 6. An order that names who trains is not for the others: they rest, and keep what they have learnt.
 7. A life may have begun on the smaller side of a cut, where its newest record is not and nobody can know that there is one. So before its
@@ -22,9 +23,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from fmrec_agent.dispatcher import Dispatcher
 from fmrec_agent.learning.learner import Contribution, Job, LearnerError, Role, Tensors
@@ -33,12 +35,15 @@ from protocol.aio.bulk import BulkError
 from protocol.aio.driver import Driver
 from protocol.aio.opening import opened
 from protocol.aio.store import RecordStore
+from protocol.errors import LocalProtocolError
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.knowledge import Data, Knowledge
 from protocol.overlay.events import RecordHeld, Replicate
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Phase, RoundOpen
 from protocol.wire.values import RecordSummary
+
+Result = TypeVar("Result")
 
 log = logging.getLogger("fmrec.worker")
 
@@ -64,6 +69,15 @@ class Finished:
     theta: bytes
     record: RecordSummary
     data: Data
+
+
+@contextmanager
+def _sealing(what: str) -> Iterator[None]:
+    """LearnerError where what the learner gave has no form as a record."""
+    try:
+        yield
+    except LocalProtocolError as error:
+        raise LearnerError(f"{what} cannot be made a record: {error}") from error
 
 
 class Worker:
@@ -99,7 +113,6 @@ class Worker:
         self._news = asyncio.Event()
         self._finished: Finished | None = None
         """The last contribution, for whoever asks again."""
-        self._tasks: set[asyncio.Task[tuple[RecordSummary, Data]]] = set()
         self.doing = "looking for what an earlier life knew"
         self.gaps = 0
         """How often orders were missed."""
@@ -141,7 +154,7 @@ class Worker:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Work until cancelled. LearnerError where the learner cannot go on."""
+        """Work until cancelled. LearnerError where the learner cannot go on, or gives what cannot be kept."""
         self._began, self.doing = asyncio.get_running_loop().time(), "waiting for orders"
         try:
             while True:
@@ -152,8 +165,7 @@ class Worker:
                     await self._work(order)
         finally:
             self._trainer.close()
-            for task in self._tasks:
-                task.cancel()
+            self._dispatcher.give_up_snapshots()
 
     async def _work(self, order: Order) -> None:
         body = order.body
@@ -177,7 +189,8 @@ class Worker:
         theta = await self._trainer.initial_parameters(order.body.seed)
         me = self._driver.node.self_peer
         knowledge = Knowledge(me.id, self._tree, 0, 0, "init", order.body.round, 0, True, tensors={"theta": dict(theta)})
-        record, data = await self._dispatcher.checkpoint(knowledge, replicate=False)
+        with _sealing("theta_0 that it makes"):
+            record, data = await self._dispatcher.checkpoint(knowledge, replicate=False)
         await self._bring(order, record, data)
 
     async def _contribute(self, order: Order, kind: Literal["train", "adapt"]) -> None:
@@ -209,9 +222,10 @@ class Worker:
         """Rule 4."""
         record = finished.record
         if replicate:
+            self._dispatcher.replicate(record, finished.data)
             self.doing = f"making version {record.version} durable"
             patience_s = self._parameters.transfer_timeout_s(record.record_bytes)
-            while self._order is order and not await self._dispatcher.durable(record.version, patience_s):
+            while self._order is order and not await self._unless_superseded(self._dispatcher.durable(record.version, patience_s)):
                 self.doing = f"version {record.version} is not durable: too few neighbours hold it"
         await self._bring(order, record, finished.data)
 
@@ -253,23 +267,24 @@ class Worker:
         """The finished job as a record: the contribution, and the state that the next job starts from."""
         if not math.isfinite(contribution.loss):
             log.error("round %d: the loss is %s: the manager will refuse this contribution", last.round, contribution.loss)
-        knowledge = Knowledge(
-            NOBODY,
-            self._tree,
-            0,
-            0,
-            last.phase,
-            last.round,
-            last.iteration,
-            True,
-            loss=contribution.loss,
-            samples=contribution.samples,
-            theta=last.theta,
-            metrics=dict(contribution.metrics),
-            state=last.sealed_state(),
-            tensors={"contribution": dict(contribution.tensors), "state": dict(last.tensors)},
-        )
-        return await self._dispatcher.checkpoint(knowledge, replicate=replicate)
+        with _sealing(f"what it brings for round {last.round}"):
+            knowledge = Knowledge(
+                NOBODY,
+                self._tree,
+                0,
+                0,
+                last.phase,
+                last.round,
+                last.iteration,
+                True,
+                loss=contribution.loss,
+                samples=contribution.samples,
+                theta=last.theta,
+                metrics=dict(contribution.metrics),
+                state=last.sealed_state(),
+                tensors={"contribution": dict(contribution.tensors), "state": dict(last.tensors)},
+            )
+            return await self._dispatcher.checkpoint(knowledge, replicate=replicate)
 
     def _snapshot_taken(self, last: Snapshot) -> None:
         """In the middle of a job: seal and disperse in the background, training goes on."""
@@ -287,14 +302,7 @@ class Worker:
             state=last.sealed_state(),
             tensors={"state": dict(last.tensors)},
         )
-        task = asyncio.get_running_loop().create_task(self._dispatcher.checkpoint(knowledge))
-        self._tasks.add(task)
-        task.add_done_callback(self._checkpointed)
-
-    def _checkpointed(self, task: asyncio.Task[tuple[RecordSummary, Data]]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a snapshot cannot be kept: %s", error)
+        self._dispatcher.snapshot(knowledge)
 
     # --- the network --------------------------------------------------------------------------------------------------
 
@@ -340,8 +348,8 @@ class Worker:
                 await self._superseded_within(self._parameters.retry_max_s)
                 continue
             self.doing = f"bringing version {record.version} to the manager"
-            outcome = await self._driver.upload(order.body.holder, record, data)
-            if outcome.outcome == "stored":
+            outcome = await self._unless_superseded(self._driver.upload(order.body.holder, record, data))
+            if outcome is None or outcome.outcome == "stored":
                 return
             if outcome.outcome == "refused":
                 log.warning("round %d: the manager refused version %d: %s", order.body.round, record.version, outcome.reason)
@@ -350,6 +358,17 @@ class Worker:
             level = logging.DEBUG
             await self._superseded_within(wait_s)
             wait_s = min(2 * wait_s, self._parameters.retry_max_s)
+
+    async def _unless_superseded(self, work: Coroutine[Any, Any, Result]) -> Result | None:
+        """What it comes to; None, and it is cancelled, where another order comes before that."""
+        task, news = asyncio.ensure_future(work), asyncio.ensure_future(self._news.wait())
+        try:
+            await asyncio.wait({task, news}, return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
+        finally:
+            news.cancel()
+            task.cancel()
+            await asyncio.wait({task, news})
 
     async def _superseded_within(self, seconds: float) -> None:
         """Wait so long, or until another order comes."""

@@ -81,6 +81,12 @@ def address_argument(option: str, text: str) -> Address:
         raise SettingsError(f"{option} is {toml_value(text)}, but {error}") from None
 
 
+def _checked_path(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("should be a path, and none has the character NUL")
+    return path
+
+
 def _checked_address(text: str) -> str:
     return str(parse_address(text))
 
@@ -94,7 +100,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,6
 HostPort = Annotated[str, AfterValidator(_checked_address)]
 Addresses = Annotated[tuple[HostPort, ...], Strict(False), BeforeValidator(_split)]
 """A TOML array, or one string with commas, which is what a variable holds most easily."""
-StateDir = Annotated[Path, Strict(False)]
+StateDir = Annotated[Path, Strict(False), AfterValidator(_checked_path)]
 
 _FIELDS: dict[str, Any] = {name: (kind | None, None) for name, kind in get_type_hints(OverlayParameters).items()}
 _Overrides: Any = create_model("_Overrides", __base__=Settings, **_FIELDS)

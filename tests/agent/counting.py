@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,9 +66,27 @@ class Counting(Learner):
             raise LearnerError(f"this is no state of Counting: {error}") from error
 
 
+class Numpys(Counting):
+    """All its figures are numpy's own, as np.mean() and its kin return them."""
+
+    def begin(self, job: Job, theta: Tensors) -> int:
+        return np.int64(super().begin(job, theta))  # type: ignore[return-value]
+
+    def step(self) -> float:
+        return np.float32(super().step())  # type: ignore[return-value]
+
+    def finish(self) -> Contribution:
+        return Contribution({"w": self._w.copy()}, np.float64(0.1), np.int64(10), {"rmse_pp": np.float32(0.1)})  # type: ignore[arg-type, dict-item]
+
+
 def counting(options: object, *, name: str, role: str, index: int) -> Counting:
     """As `learning.learner`: one that trains."""
     return Counting()
+
+
+def numpys(options: object, *, name: str, role: str, index: int) -> Numpys:
+    """As `learning.learner`: one whose figures are numpy's."""
+    return Numpys()
 
 
 def diverging(options: object, *, name: str, role: str, index: int) -> Counting:
@@ -87,6 +108,62 @@ def crashing(options: object, *, name: str, role: str, index: int) -> Counting:
     return Counting(before_step=crash)
 
 
+def built_late(options: object, *, name: str, role: str, index: int) -> Counting:
+    """As `learning.learner`: one that waits while it is built."""
+    wait("building")
+    return Counting()
+
+
+def stepping_late(options: object, *, name: str, role: str, index: int) -> Counting:
+    """As `learning.learner`: one that waits in each iteration."""
+    return Counting(before_step=lambda done: wait("stepping"))
+
+
+def wait(where: str) -> None:
+    """Say in the folder that this process runs in that it is there, and go on when somebody says so."""
+    here = Path(f"{where}-{os.getpid()}")
+    here.touch()
+    while not here.with_suffix(".go").exists():
+        time.sleep(0.01)
+
+
+def thetaless(options: object, *, name: str, role: str, index: int) -> Counting:
+    """As `learning.learner`: one with a mistake in what it begins from, which nobody may ever ask it for."""
+
+    class Thetaless(Counting):
+        def initial_parameters(self, seed: int) -> Tensors:
+            raise ValueError("there is no theta_0 here")
+
+    return Thetaless()
+
+
+class Unsealable(Counting):
+    """What it brings has no form as bytes."""
+
+    def initial_parameters(self, seed: int) -> Tensors:
+        return {"w": np.array([object()])}
+
+    def finish(self) -> Contribution:
+        return Contribution({"w": self._w.astype(object)}, 0.5, 10)
+
+
+class Measuring(Counting):
+    """It measures more than a record can say."""
+
+    def finish(self) -> Contribution:
+        return Contribution({"w": self._w.copy()}, 0.5, 10, {f"m{number}": 0.5 for number in range(65)})
+
+
+def unsealable(options: object, *, name: str, role: str, index: int) -> Counting:
+    """As `learning.learner`."""
+    return Unsealable()
+
+
+def measuring(options: object, *, name: str, role: str, index: int) -> Counting:
+    """As `learning.learner`."""
+    return Measuring()
+
+
 def folderless(options: object, *, name: str, role: str, index: int) -> Counting:
     """As `learning.learner`: one that cannot be built."""
     raise LearnerError("there is no folder data")
@@ -102,4 +179,4 @@ class Gate:
     def __call__(self, done: int) -> None:
         if done == self._step and not self.open.is_set():
             self.reached.set()
-            self.open.wait(10)
+            assert self.open.wait(10), f"nobody opened the gate before step {done}"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fmrec_agent.daemon import AgentDaemon
@@ -20,7 +21,7 @@ from protocol.aio.process import UserError
 from protocol.identifiers import Peer
 from protocol.overlay.effects import MembersChanged
 from protocol.wire.values import Departed
-from tests.agent.ring import PARAMETERS, Manager, Ring, free_port, until
+from tests.agent.ring import PARAMETERS, TREE, Manager, Ring, free_port, until
 
 
 @pytest.fixture(autouse=True)
@@ -69,11 +70,36 @@ async def test_it_says_where_it_listens_trains_and_leaves_in_order(ring: Ring) -
     assert {gone.cause for gone in departed(manager)} == {"left"}, "nobody shall recover who leaves in order"
 
 
+async def test_the_root_hears_how_far_a_learner_is_whose_figures_are_numpys(ring: Ring) -> None:
+    """Its Alive messages could not be sent: the root buried it, and the branch below it."""
+    manager = await ring.manager()
+    life = Life(manager, "numpys")
+    await ordered(manager, life)
+    await until(lambda: manager.brought)
+    await until(lambda: [branch.progress.iteration for branch in manager.node.scribe.trees[TREE].children.values()] == [10])
+    (branch,) = manager.node.scribe.trees[TREE].children.values()
+    assert branch.progress.loss == life.daemon.trainer.loss
+    assert manager.brought[0][1].metrics == {"rmse_pp": float(np.float32(0.1))}
+    life.stop.set()
+    assert await life.ended() == 0
+
+
 @pytest.mark.parametrize(
     ("learner", "error", "said"),
     [
         ("diverging", UserError, "a cannot go on learning: the loss diverged: lower the rate"),
         ("crashing", ZeroDivisionError, "a mistake in somebody's learner"),
+        (
+            "unsealable",
+            UserError,
+            "a cannot go on learning: what it brings for round 0 cannot be made a record: a record of these tensors cannot be made: "
+            "tensor 'w' of object has no form in safetensors",
+        ),
+        (
+            "measuring",
+            UserError,
+            "a cannot go on learning: what it brings for round 0 cannot be made a record: a record carries at most 64 metrics, not 65",
+        ),
     ],
 )
 async def test_who_fails_says_no_goodbye(ring: Ring, learner: str, error: type[Exception], said: str) -> None:
@@ -104,6 +130,15 @@ async def test_a_host_that_is_not_this_machines_is_told_at_once(ring: Ring) -> N
     await life.connections.close()
 
 
+async def test_a_host_that_has_no_name_is_told_in_a_sentence(ring: Ring) -> None:
+    """A label of a name has at most 63 letters."""
+    host = 70 * "x"
+    life = Life(await ring.manager(), host=host, port="auto")
+    with pytest.raises(UserError, match=f"port 7710 on '{host}' is no address"):
+        await life.ended()
+    await life.daemon.connections.close()
+
+
 async def test_auto_takes_the_next_port_where_one_is_taken(ring: Ring) -> None:
     manager = await ring.manager()
     first, second = Life(manager, port="auto"), Life(manager, port="auto", name="b")
@@ -129,6 +164,24 @@ async def test_a_later_life_resumes_from_its_disk_and_has_a_higher_incarnation(r
     assert json.loads(later.daemon.status())["resumed_from"] == {"version": 1, "round": 0, "iteration": 10}
     later.stop.set()
     await later.ended()
+
+
+@pytest.mark.parametrize("torn", [b"", b"17\xff", b"17 and a half"])
+async def test_an_incarnation_that_is_torn_is_written_anew(
+    ring: Ring, torn: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a power cut, say. The clock tells this life from the last, and the life after it knows of this one."""
+    manager = await ring.manager()
+    (tmp_path / "a").mkdir()
+    path = tmp_path / "a" / "incarnation"
+    path.write_bytes(torn)
+    with caplog.at_level(logging.WARNING):
+        life = Life(manager, state_dir=tmp_path)
+        await until(lambda: life.peers)
+    assert f"{path} is torn" in caplog.text
+    assert path.read_text() == str(life.peers[0].incarnation)
+    life.stop.set()
+    assert await life.ended() == 0
 
 
 async def test_a_second_life_on_the_state_of_one_that_runs_is_refused(ring: Ring, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 
 from fmrec_agent.launcher import Child, Launcher, _forks_iterate
 from fmrec_agent.settings import AgentSettings
+from protocol.aio.process import UserError
 from protocol.aio.status_client import request_status
 from protocol.identifiers import Address, agent_id
 from tests.agent.ring import free_port
@@ -35,6 +37,17 @@ def alive(pid: int) -> bool:
         return False
 
 
+def group(leader: int) -> list[int]:
+    """Who is alive of the processes that this one has started, itself among them."""
+    pids = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return [pid for pid in pids if alive(pid) and os.getpgid(pid) == leader]
+
+
+def pipes(pid: int) -> int:
+    """How many of its descriptors are of pipes."""
+    return sum(os.readlink(path).startswith("pipe:") for path in Path(f"/proc/{pid}/fd").iterdir())
+
+
 @dataclass
 class Started:
     """One running command; what it prints is read as it comes."""
@@ -45,7 +58,8 @@ class Started:
 
     def __post_init__(self) -> None:
         for stream, lines in ((self.process.stdout, self.out), (self.process.stderr, self.err)):
-            threading.Thread(target=lambda s=stream, kept=lines: kept.extend(iter(s.readline, "")), daemon=True).start()
+            if stream is not None:
+                threading.Thread(target=lambda s=stream, kept=lines: kept.extend(iter(s.readline, "")), daemon=True).start()
 
     def until(self, condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
         """What the condition gives once it gives something."""
@@ -64,7 +78,7 @@ class Started:
 
     def ended(self, timeout_s: float = 60.0) -> int:
         code = self.process.wait(timeout_s)
-        self.until(lambda: not any(alive(pid) for pid in self.pids()))
+        self.until(lambda: not group(self.process.pid))
         return code
 
 
@@ -75,9 +89,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Started]]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("FMREC_")}
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
 
-    def start(*arguments: str) -> Started:
+    def start(*arguments: str, stdout: int = subprocess.PIPE, descriptors_max: int = 1024) -> Started:
+        limit = ["prlimit", f"--nofile={descriptors_max}"]
         process = subprocess.Popen(
-            [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+            [*limit, *COMMAND, *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
             env=environment, start_new_session=True,
         )  # fmt: skip
         running.append(Started(process))
@@ -85,12 +100,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Started]]:
 
     yield start
     for command in running:
-        if command.process.poll() is None or any(alive(pid) for pid in command.pids()):
+        if group(command.process.pid):
             os.killpg(command.process.pid, signal.SIGKILL)
         command.process.wait()
         for stream in (command.process.stdout, command.process.stderr):
-            assert stream is not None
-            stream.close()
+            if stream is not None:
+                stream.close()
 
 
 @pytest.fixture
@@ -106,9 +121,17 @@ def errors(command: Started) -> list[str]:
     return [line.strip() for line in command.err if line.startswith("error: ")]
 
 
-def incarnation(port: int) -> int:
-    document = asyncio.run(request_status(Address("127.0.0.1", port), "fmrec", 10))
-    return int(document["incarnation"])
+def status(port: int) -> dict[str, Any]:
+    return asyncio.run(request_status(Address("127.0.0.1", port), "fmrec", 10))
+
+
+def answering(port: int, but: int = 0) -> int:
+    """The pid of the agent that answers there, where it is another one than `but`; else 0."""
+    try:
+        pid = int(status(port)["pid"])
+    except UserError:
+        return 0
+    return pid if pid != but else 0
 
 
 def test_the_life_of_two_agents(start: Callable[..., Started], two_ports: int) -> None:
@@ -124,13 +147,14 @@ def test_the_life_of_two_agents(start: Callable[..., Started], two_ports: int) -
         assert alive(int(pid))
     command.until(lambda: f"no seed is reachable (tried 127.0.0.1:{nobody})" in "".join(command.err))
 
-    before, killed = incarnation(two_ports), int(rows["agent-0"][3])
+    assert pipes(int(rows["agent-0"][3])) == pipes(int(rows["agent-1"][3])), "no agent holds the life lines of others"
+    before, killed = status(two_ports)["incarnation"], int(rows["agent-0"][3])
     os.kill(killed, signal.SIGKILL)
     command.until(lambda: len(command.rows()) == 3, 20)
     again = command.rows()[2]
     assert (again[0], again[2], again[4]) == (rows["agent-0"][0], rows["agent-0"][2], rows["agent-0"][4])
     assert int(again[3]) != killed
-    assert incarnation(two_ports) > before
+    assert status(two_ports)["incarnation"] > before
     said = next(line for line in command.err if "started again" in line)
     assert f"agent-0 (pid {killed}) was killed by SIGKILL; started again as pid {again[3]}" in said
 
@@ -162,12 +186,86 @@ def test_a_learner_that_cannot_be_built_is_a_sentence_and_not_restarted(start: C
     assert "Traceback" not in "".join(command.err)
 
 
+def test_what_fails_in_the_launchers_warm_up_is_left_to_each_agent(start: Callable[..., Started], two_ports: int) -> None:
+    """Agents of this learner would live: nobody asks them for theta_0."""
+    learner = ["--set", "learning.learner=tests.agent.counting:thetaless"]
+    command = start("--count", "2", "--listen", f"127.0.0.1:{two_ports}", *learner)
+    command.until(lambda: len(command.rows()) == 2)
+    command.process.send_signal(signal.SIGTERM)
+    assert command.ended() == 0
+
+
 def test_a_stop_during_the_start_is_obeyed(start: Callable[..., Started]) -> None:
     """The head of the table is out, the agents are not there yet; nobody waits for them to be."""
     command = start("--count", "2", "--listen", f"127.0.0.1:{free_port()}")
     command.until(lambda: command.out)
     command.process.send_signal(signal.SIGTERM)
     assert command.ended(20) == 0
+    assert "Traceback" not in "".join(command.err)
+
+
+@pytest.mark.parametrize("to", ["nobody", "a full disk"])
+def test_a_table_that_cannot_be_written_is_no_reason_to_restart_nobody(to: str, start: Callable[..., Started], two_ports: int) -> None:
+    reads, writes = os.pipe()
+    stdout = writes if to == "nobody" else os.open("/dev/full", os.O_WRONLY)
+    command = start("--count", "2", "--restart", "on-failure", "--listen", f"127.0.0.1:{two_ports}", stdout=stdout)
+    os.close(writes)
+    if to == "nobody":
+        with os.fdopen(reads) as table:
+            head, *rows = [table.readline().split() for _ in range(3)]
+        assert head[0] == "name"
+        assert {row[0] for row in rows} == {"agent-0", "agent-1"}
+    else:
+        os.close(reads)
+        os.close(stdout)
+    first, second = (command.until(lambda port=port: answering(port)) for port in (two_ports, two_ports + 1))
+    os.kill(first, signal.SIGKILL)
+    command.until(lambda: answering(two_ports, but=first))
+    assert answering(two_ports + 1) == second
+    command.process.send_signal(signal.SIGTERM)
+    assert command.ended() == 0
+    assert "Traceback" not in "".join(command.err)
+    assert "BrokenPipeError" not in "".join(command.err)
+
+
+def test_where_there_is_no_room_for_all_none_is_left_and_that_is_said(start: Callable[..., Started]) -> None:
+    command = start("--count", "40", "--listen", f"127.0.0.1:{free_port()}", descriptors_max=20)
+    assert command.ended() == 1
+    (line,) = [line for line in errors(command) if "cannot be started" in line]
+    remedy = "start fewer agents with --count, or raise what this shell may have (ulimit -n, ulimit -u)"
+    assert line.endswith(f" cannot be started (Too many open files): {remedy}")
+
+
+def test_who_cannot_be_started_again_now_is_started_again_later(start: Callable[..., Started], two_ports: int) -> None:
+    command = start("--count", "2", "--restart", "on-failure", "--listen", f"127.0.0.1:{two_ports}")
+    command.until(lambda: len(command.rows()) == 2)
+    launcher, first = command.process.pid, int(min(command.rows())[3])
+    usual = resource.prlimit(launcher, resource.RLIMIT_NOFILE, (3, 1024))
+    os.kill(first, signal.SIGKILL)
+    command.until(lambda: "agent-0 cannot be started again (Too many open files)" in "".join(command.err))
+    command.until(lambda: f"agent-0 (pid {first}) was killed by SIGKILL" in "".join(command.err))
+    resource.prlimit(launcher, resource.RLIMIT_NOFILE, usual)
+    command.until(lambda: len(command.rows()) == 3)
+    assert answering(two_ports, but=first) == command.pids()[2]
+    command.process.send_signal(signal.SIGTERM)
+    assert command.ended() == 0
+
+
+def test_an_agent_whose_launcher_is_killed_while_it_is_built_lives_on(
+    start: Callable[..., Started], two_ports: int, tmp_path: Path
+) -> None:
+    learner = ["--set", "learning.learner=tests.agent.counting:built_late"]
+    command = start("--restart", "on-failure", "--listen", f"127.0.0.1:{two_ports}", *learner)
+    launcher = command.process.pid
+    command.until(lambda: (tmp_path / f"building-{launcher}").exists())
+    (tmp_path / f"building-{launcher}.go").touch()
+    built = command.until(lambda: {path.name for path in tmp_path.glob("building-*")} - {f"building-{launcher}", f"building-{launcher}.go"})
+    command.process.kill()
+    command.process.wait()
+    (tmp_path / f"{built.pop()}.go").touch()
+    agent = command.until(lambda: answering(two_ports))
+    os.kill(agent, signal.SIGTERM)
+    command.until(lambda: not alive(agent))
     assert "Traceback" not in "".join(command.err)
 
 

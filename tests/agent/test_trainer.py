@@ -15,7 +15,7 @@ import pytest
 from fmrec_agent.learning.learner import Contribution, Job, LearnerError
 from fmrec_agent.trainer import Snapshot, Trainer, opened_state
 from fmrec_agent.turns import Turns
-from tests.agent.counting import Counting
+from tests.agent.counting import Counting, Numpys
 
 JOB = Job("train", 4, seed=1)
 THETA = {"w": np.arange(3.0)}
@@ -63,7 +63,11 @@ async def test_it_gives_way_to_others_from_the_second_iteration_on(made: Made) -
 
 async def test_the_loop_turns_while_it_trains(made: Made) -> None:
     gate = threading.Event()
-    trainer, _ = await made(3, Counting(before_step=lambda done: gate.wait(10) and None))
+
+    def hold(done: int) -> None:
+        assert gate.wait(3), "nobody opened the gate"
+
+    trainer, _ = await made(3, Counting(before_step=hold))
     running = asyncio.create_task(trainer.run(JOB, THETA, DIGEST, None))
     await asyncio.sleep(0)  # the loop is here while the thread waits: only it can open the gate
     gate.set()
@@ -95,6 +99,16 @@ async def test_a_file_that_was_being_read_when_an_error_came_is_closed_in_the_tr
     assert len(closed_in) == 1
     assert closed_in != [threading.get_ident()]
     trainer.close()
+
+
+async def test_an_error_that_is_its_own_cause_is_raised_as_any_other(made: Made) -> None:
+    def wrong(done: int) -> None:
+        error = LearnerError("the loss diverged")
+        raise error from error
+
+    trainer, _ = await made(3, Counting(before_step=wrong))
+    with pytest.raises(LearnerError, match="the loss diverged"):
+        await asyncio.wait_for(trainer.run(JOB, THETA, DIGEST, None), 5)
 
 
 async def test_what_the_factory_raises_is_raised_by_load() -> None:
@@ -151,7 +165,7 @@ async def _stopped(trainer: Trainer, learner: Counting, after: int) -> Snapshot:
     def at(done: int) -> None:
         if done == after - 1:
             loop.call_soon_threadsafe(reached.set)
-            gate.wait(10)
+            assert gate.wait(10)
 
     learner.before_step = at
     running = asyncio.create_task(trainer.run(JOB, THETA, DIGEST, None))
@@ -256,4 +270,39 @@ async def test_what_the_learner_raises_in_a_job_is_raised_by_run(made: Made) -> 
 
     trainer, _ = await made(3, Counting(before_step=wrong))
     with pytest.raises(LearnerError, match="the loss diverged"):
+        await trainer.run(JOB, THETA, DIGEST, None)
+
+
+async def test_what_a_learner_says_in_numpys_numbers_is_pythons_to_the_last_bit(made: Made) -> None:
+    """A message or a record carries no np.float64, though it is a float."""
+    trainer, _ = await made(3, Numpys())
+    done = await trainer.run(JOB, THETA, DIGEST, None)
+    assert done is not None
+    contribution, last = done
+    figures = [last.loss, last.total, contribution.loss, contribution.samples, contribution.metrics["rmse_pp"]]
+    assert [type(figure) for figure in figures] == [float, int, float, int, float]
+    assert figures[1:] == [10, 0.1, 10, float(np.float32(0.1))]
+    assert opened_state(last.sealed_state())[:2] == (10, 10)
+
+
+@pytest.mark.parametrize(
+    ("what", "value", "said"),
+    [
+        ("begin", None, r"what begin\(\) returned is None, and should be an int"),
+        ("begin", float("nan"), r"what begin\(\) returned is nan, and should be an int"),
+        ("begin", 2.5, r"what begin\(\) returned is 2.5, and should be an int"),
+        ("step", "low", r"what step\(\) returned is 'low', and should be a float"),
+        ("loss", None, r"the loss of its contribution is None, and should be a float"),
+        ("samples", 10.5, r"the samples of its contribution is 10.5, and should be an int"),
+        ("metrics", {"rmse_pp": [1, 2]}, r"the metric rmse_pp of its contribution is \[1, 2\], and should be a float"),
+    ],
+)
+async def test_what_is_no_number_is_told_in_a_sentence(made: Made, what: str, value: object, said: str) -> None:
+    trainer, learner = await made()
+    if what in ("begin", "step"):
+        setattr(learner, what, lambda *arguments: value)
+    else:
+        facts = {"loss": 0.5, "samples": 10, what: value}
+        learner.finish = lambda: Contribution(THETA, **facts)  # type: ignore[arg-type, method-assign]
+    with pytest.raises(LearnerError, match=f"^{said}$"):
         await trainer.run(JOB, THETA, DIGEST, None)

@@ -15,8 +15,8 @@ from protocol.knowledge import open_record
 from protocol.overlay.effects import Durable, Notify
 from protocol.overlay.events import MessageReceived
 from protocol.wire.electing import TermRequest
-from protocol.wire.messages import RoundOpen
-from tests.agent.counting import Counting, Gate
+from protocol.wire.messages import RecoveryMode, RoundOpen
+from tests.agent.counting import Counting, Gate, Unsealable
 from tests.agent.ring import TREE, Agent, Manager, Ring, free_port, until
 
 
@@ -356,6 +356,41 @@ async def test_in_mode_drop_nothing_is_replicated(ring: Ring) -> None:
     assert b.store.get(a.identifier, TREE) is None
 
 
+@pytest.mark.parametrize("mode", ["exact", "substitute"])
+async def test_what_was_finished_in_mode_drop_is_replicated_where_a_later_order_wants_that(ring: Ring, mode: RecoveryMode) -> None:
+    """The manager is started again with another `recovery`, and announces the same round."""
+    manager = await ring.manager()
+    a, b = [await ring.agent(name) for name in "ab"]
+    a.worker.ordered(manager.order("train", 0, "drop"), manager.me)
+    await until(lambda: manager.brought)
+    for times in (2, 3):
+        a.worker.ordered(manager.order("train", 0, mode), manager.me)
+        await until(lambda: len(manager.brought) == times)  # noqa: B023
+    assert len({record for record, _ in manager.brought}) == 1
+    assert a.dispatcher.durable_version == 1
+    held = b.store.get(a.identifier, TREE)
+    assert held is not None
+    assert held[0] == manager.brought[0][0]
+    assert a.learner.jobs == [Job("train", 0, 1)]
+    assert a.high_water.durable == 1
+
+
+async def test_what_was_finished_after_the_end_is_replicated_where_the_tree_goes_on(ring: Ring) -> None:
+    """Its last iteration was under way when the tree was done; then a manager that knows nothing of that announces the round again."""
+    manager = await ring.manager()
+    gate = Gate(9)
+    a, _ = await ring.agent("a", learner=Counting(before_step=gate)), await ring.agent("b")
+    a.worker.ordered(manager.order("train", 0), manager.me)
+    await until(gate.reached.is_set)
+    a.worker.ordered(manager.order("done", 1), manager.me)
+    gate.open.set()
+    await until(lambda: a.worker.doing == "done")
+    a.worker.ordered(manager.order("train", 0), manager.me)
+    await until(lambda: manager.brought)
+    assert brought(manager) == [("train", 0, 3)]
+    assert a.dispatcher.durable_version == 3
+
+
 async def test_a_learner_that_cannot_go_on_ends_the_worker(ring: Ring) -> None:
     """An agent that lives and does nothing would be waited for; its process ends, and says why."""
 
@@ -370,7 +405,16 @@ async def test_a_learner_that_cannot_go_on_ends_the_worker(ring: Ring) -> None:
         await asyncio.wait_for(asyncio.shield(a.working), 10)
 
 
-class Unsealable(Counting):
+async def test_a_theta_that_cannot_be_sealed_is_told_in_a_sentence(ring: Ring) -> None:
+    manager = await ring.manager()
+    a = await ring.agent("a", learner=Unsealable())
+    a.worker.ordered(manager.order("init", 0, asked=a.identifier), manager.me)
+    assert a.working is not None
+    with pytest.raises(LearnerError, match=r"theta_0 that it makes cannot be made a record: .* 'w' of object has no form in safetensors"):
+        await asyncio.wait_for(asyncio.shield(a.working), 10)
+
+
+class Unkept(Counting):
     def state(self) -> tuple[Tensors, bytes]:
         tensors, extra = super().state()
         return (tensors if self.steps == self.iterations else {"w": np.array([object()])}), extra
@@ -378,7 +422,7 @@ class Unsealable(Counting):
 
 async def test_a_snapshot_that_cannot_be_sealed_is_said(ring: Ring, caplog: pytest.LogCaptureFixture) -> None:
     manager = await ring.manager()
-    a = await ring.agent("a", learner=Unsealable())
+    a = await ring.agent("a", learner=Unkept())
     with caplog.at_level(logging.ERROR):
         a.worker.ordered(manager.order("train", 0), manager.me)
         await until(lambda: manager.brought)

@@ -72,6 +72,7 @@ def test_values_are_toml_and_else_the_string_that_was_typed(tmp_path: Path) -> N
         ("rounds=1", "--set: rounds is no setting; the nearest is tree.main.rounds"),
         ("overlay.replica=1", "--set: overlay.replica is no setting; the nearest is overlay.replicas"),
         ("port=many", '--set: port is "many", but should be a whole number or "auto"'),
+        ('state_dir="a\\u0000b"', '--set: state_dir is "a\\u0000b", but should be a path, and none has the character NUL'),
         ("tree.main.rounds=0", "--set: tree.main.rounds is 0, but should be greater than or equal to 1"),
         ("tree.main.rounds=1.5", "--set: tree.main.rounds is 1.5, but should be a whole number"),
         ("tree.main.adapt=yes", '--set: tree.main.adapt is "yes", but should be true or false'),
