@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -268,41 +268,21 @@ class Worker:
         if not math.isfinite(contribution.loss):
             log.error("round %d: the loss is %s: the manager will refuse this contribution", last.round, contribution.loss)
         with _sealing(f"what it brings for round {last.round}"):
-            knowledge = Knowledge(
-                NOBODY,
-                self._tree,
-                0,
-                0,
-                last.phase,
-                last.round,
-                last.iteration,
-                True,
-                loss=contribution.loss,
-                samples=contribution.samples,
-                theta=last.theta,
-                metrics=dict(contribution.metrics),
-                state=last.sealed_state(),
-                tensors={"contribution": dict(contribution.tensors), "state": dict(last.tensors)},
-            )
+            contributed = {"contribution": dict(contribution.tensors), "state": dict(last.tensors)}
+            figures = {"loss": contribution.loss, "samples": contribution.samples, "metrics": dict(contribution.metrics)}
+            knowledge = self._knowledge(last, contributed, complete=True, **figures)
             return await self._dispatcher.checkpoint(knowledge, replicate=replicate)
 
     def _snapshot_taken(self, last: Snapshot) -> None:
         """In the middle of a job: seal and disperse in the background, training goes on."""
-        knowledge = Knowledge(
-            NOBODY,
-            self._tree,
-            0,
-            0,
-            last.phase,
-            last.round,
-            last.iteration,
-            False,
-            loss=last.loss,
-            theta=last.theta,
-            state=last.sealed_state(),
-            tensors={"state": dict(last.tensors)},
+        self._dispatcher.snapshot(self._knowledge(last, {"state": dict(last.tensors)}, complete=False, loss=last.loss))
+
+    def _knowledge(self, last: Snapshot, tensors: Mapping[str, Tensors], *, complete: bool, **figures: Any) -> Knowledge:
+        """Of this snapshot; whose it is, and which version, is the dispatcher's to say."""
+        where = last.phase, last.round, last.iteration
+        return Knowledge(
+            NOBODY, self._tree, 0, 0, *where, complete, theta=last.theta, state=last.sealed_state(), tensors=tensors, **figures
         )
-        self._dispatcher.snapshot(knowledge)
 
     # --- the network --------------------------------------------------------------------------------------------------
 
