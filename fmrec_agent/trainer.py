@@ -102,7 +102,7 @@ def _number(kind: type[Result], what: str, value: Any) -> Result:
     """The learner's value as Python's own. LearnerError where it is none, or no whole one where that is asked for."""
     try:
         number = kind(value)  # type: ignore[call-arg]
-        exact = kind is float or bool(number == value)
+        exact = not isinstance(value, str | bytes) and (kind is float or bool(number == value))
     except (TypeError, ValueError, OverflowError):
         exact = False
     if not exact:

@@ -15,7 +15,8 @@
 5. A round that nobody can contribute to any more (all have left, or have contributed and are fewer than the aggregation needs) is opened
    anew for whoever comes: who has contributed brings it once more.
 6. What a dead member has left is looked for once, not once a round: it makes nothing new. Where nothing was found that may stand in, it is
-   looked for again when anybody comes back, who may hold it: the dead may have lived on, and worked, on the other side of a cut.
+   looked for again when anybody comes back, who may hold it: the dead may have lived on, and worked, on the other side of a cut. Whom
+   the round under way has given up it goes on without, or one return after the other would hold it up; the next one asks.
 7. A straggler is not dead: at the deadline its replica is looked for, and may serve; its own late contribution is dropped.
 8. Which sources train is a function of the run's seed, the round, the members and what their contributions said so far, all of which
    the record keeps: so a later life of the root chooses the same (selection.py). In mode substitute the dead of whom nothing was found
@@ -104,9 +105,7 @@ class Root:
             return
         known = {agent: r for agent, r in self.left_behind.items() if r.has_the_newest and self._fits(r.record) and agent not in back}
         if self.work is not None:
-            for agent in self.left_behind.keys() - known.keys():
-                self.work.tried.discard(agent)
-                self.work.missing.pop(agent, None)
+            self.work.tried -= self.left_behind.keys() - known.keys()
         self.left_behind = known
 
     def _fits(self, record: RecordSummary | None) -> bool:

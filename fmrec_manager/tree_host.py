@@ -48,9 +48,9 @@ if TYPE_CHECKING:
 OWN_RECORD = 0
 """The request number of the look-up for the tree's own record; recoveries count from 1."""
 RECORD_STORE_BYTES_MAX = 8 << 30
-USED = {"theta", "contribution"}
 DIFFERENCE = "difference"
 """The metric by which an agent says that it sends a difference of parameters, to be averaged, and no gradient."""
+USED = {"theta", "contribution"}
 """The groups of tensors that a manager reads in the records of agents; their state is none of its business."""
 QUIET_FACTS = {"peer_cleared", "peer_suspected", "tree_attached", "tree_refused", "seed_failed"}
 

@@ -339,11 +339,13 @@ class Connections:
         assert link.transport is not None
         sock = link.transport.get_extra_info("socket")
         find_half_open(sock, self.parameters)
+        if len(self._half_open) > HALF_OPEN_MAX:
+            # Who has something to say says it at once: the one that has been silent for longest makes room. It ends in a later turn.
+            oldest = next(iter(self._half_open))
+            del self._half_open[oldest]
+            oldest.abort("too many connections have not said hello, this one for longest")
         if self._closed:
             link.abort("closing")
-        elif len(self._half_open) > HALF_OPEN_MAX:
-            # Who has something to say says it at once: the one that has been silent for longest makes room.
-            next(iter(self._half_open)).abort("too many connections have not said hello, this one for longest")
         elif descriptors_left(sock) < DESCRIPTORS_KEPT:
             self._say_scarce()
             if not self._evict(1) and link.inbound:

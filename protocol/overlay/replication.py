@@ -129,8 +129,8 @@ class Replication:
     def stray_delivered(self, stray: Stray, now: float) -> list[Effect]:
         return self._takeover.stray_delivered(stray, now)
 
-    def released(self, release: Release) -> list[Effect]:
-        return self._takeover.released(release)
+    def released(self, sender: Peer, release: Release, member: bool) -> list[Effect]:
+        return self._takeover.released(sender, release, member)
 
     def withdrawn(self, owner: NodeId, tree: TreeId) -> list[Effect]:
         return self._takeover.withdrawn(owner, tree)

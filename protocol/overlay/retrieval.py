@@ -199,7 +199,8 @@ class Retrievals:
         if wanted is None:
             return []
         if wanted.look_ups >= LOOK_UPS_MAX and wanted.replies:
-            return self._located(request, replace(merged(wanted.replies.values()), silent=1), now)  # near or far: the other gives no answer
+            heard = merged(wanted.replies.values())  # near or far: of the other, where all copies may be, there is no word
+            return self._located(request, replace(heard, silent=heard.silent + self._parameters.write_quorum), now)
         if wanted.look_ups >= LOOK_UPS_MAX:
             wanted.located = now
             mine = self._held.get((wanted.owner, wanted.tree))

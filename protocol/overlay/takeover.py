@@ -12,7 +12,8 @@ in: it keeps k copies alive, its own among them.
 4. Two that both believe that they are closest bring the same bytes to the same neighbourhood: no harm.
 5. An agent that leaves in order takes its records with it, and so does a closed tree: they are discarded (Withdrawn tells holders that are
    not in the tree). But a tree's own record stays: it says that the tree is done, or how far it is. Who knows that a tree is closed
-   adopts none of its records and fetches none: who tells of one hears that it may go (Release, closed). A new run's order opens it again.
+   adopts none of its records and fetches none: who tells of one and is not in the tree hears that it may go (Release, closed). A new
+   run's order opens it again.
 6. Of a tree's own record every member has a copy, for its children in the tree: only those near the root are ever strays.
 """
 
@@ -186,12 +187,15 @@ class Takeover:
     def late(self, transfer: int) -> list[Effect]:
         return [CancelTransfer(transfer)] if self._fetching.pop(transfer, None) is not None else []
 
-    def released(self, release: Release) -> list[Effect]:
-        """Others have it: our copy may go, if it is as far from its owner as they think."""
+    def released(self, sender: Peer, release: Release, member: bool) -> list[Effect]:
+        """Others have it: our copy may go, if it is as far from its owner as they think; or if its tree is closed. member: are we in the
+        tree? Then we hear ourselves when it is closed, and when it goes on."""
         record = self.held.get((release.owner, release.tree))
         if record is None or record.key not in self._strays or record.order > (release.incarnation, release.version):
             return []
-        return self._discard(record) if release.closed or not self._leaf_set.covers(record.owner) else []
+        may_say = sender.id == record.owner or sender == (self._leaf_set.closest(record.owner) or self._me)
+        over = release.closed and may_say and (release.tree in self._closed or not member)
+        return self._discard(record) if over or not self._leaf_set.covers(record.owner) else []
 
     # --- what nobody needs any more -----------------------------------------------------------------------------------
 

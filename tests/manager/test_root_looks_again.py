@@ -84,6 +84,20 @@ def test_who_is_waited_for_and_leaves_is_waited_for_no_more() -> None:
     assert play.story()[-1] == "aggregate 0 of 2"
 
 
+def test_in_mode_substitute_new_ones_take_the_place_of_those_who_left_nothing() -> None:
+    """All have died, and nothing of them is found: whoever comes is a round, though somebody's return says to look again."""
+    play = stage("substitute")
+    play.begins(*SOURCES)
+    play.goes(*SOURCES)
+    for number in (1, 2, 3):
+        play.never_found(number)
+    assert play.root.stage == "halted"
+    announced = len([order for order in play.orders if isinstance(order, Announce)])
+    play.joins("new")
+    assert len([order for order in play.orders if isinstance(order, Announce)]) == announced + 1
+    assert play.root.stage == "train"
+
+
 def test_a_halted_tree_that_another_leaves_waits_on() -> None:
     play = waits_in_vain_for_c()
     play.goes("a", cause="left")

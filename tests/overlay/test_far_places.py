@@ -278,7 +278,7 @@ def test_rule_3_and_not_for_ever() -> None:
         now = seeker.next_deadline() or 0.0
         effects = seeker.on_timer(now)
     [end] = of(fx.RetrievalEnded, seeker.fetch_ended(of(fx.Fetch, effects)[0].transfer, record(ME, 1), "", now))
-    assert (end.record, end.complete) == (record(ME, 1), False)
+    assert (end.record, end.complete, end.sure) == (record(ME, 1), False, False)
 
 
 def test_a_look_up_for_far_places_is_turned_and_then_answered() -> None:

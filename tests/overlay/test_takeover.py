@@ -171,7 +171,7 @@ def test_rule_3_a_copy_that_no_look_up_would_find_goes_when_k_others_have_it() -
     node = holding(FAR)
     told = strays(node.until(P.probe_timeout_s))
     assert told == [Stray(record(FAR, 3), ME)]
-    assert node.note(node.machine.released(Release(FAR.id, TREE, 3, 1))) == [fx.Discard(record(FAR, 3))]
+    assert node.note(node.machine.released(RING[2], Release(FAR.id, TREE, 3, 1), False)) == [fx.Discard(record(FAR, 3))]
     assert node.machine.held() == ()
     assert strays(node.until(60.0)) == []
 
@@ -182,7 +182,7 @@ def test_rule_3_a_copy_that_no_look_up_would_find_goes_when_k_others_have_it() -
 def test_rule_3_but_not_a_newer_one_nor_one_that_a_look_up_would_find(owner: Peer, release: Release) -> None:
     node = holding(owner)
     dies(node, owner)
-    assert node.machine.released(release) == []
+    assert node.machine.released(RING[2], release, False) == []
     assert node.machine.held()
 
 
@@ -276,14 +276,29 @@ def test_rule_5_a_copy_that_arrives_when_the_tree_is_closed_goes_as_well() -> No
     assert node.machine.adopted() == ()
     [told] = strays(node.until(1.0 + P.probe_timeout_s))
     assert node.note(node.machine.stray_delivered(told, 2.0)) == [fx.Send(ME, closed(NEAR))]
-    assert node.note(node.machine.released(closed(NEAR))) == [fx.Discard(record(NEAR, 3))]
+    assert node.note(node.machine.released(ME, closed(NEAR), True)) == [fx.Discard(record(NEAR, 3))]
 
 
 def test_rule_5_who_is_told_so_gives_up_its_copy_however_near_but_not_a_newer_one() -> None:
     node = holding(NEXT)
     dies(node, NEXT)
-    assert node.note(node.machine.released(closed(NEXT, version=2))) == []
-    assert node.note(node.machine.released(closed(NEXT))) == [fx.Discard(record(NEXT, 3))]
+    closest = node.leaf_set.closest(NEXT.id)
+    assert closest is not None
+    assert node.note(node.machine.released(closest, closed(NEXT, version=2), False)) == []
+    assert node.note(node.machine.released(closest, closed(NEXT), False)) == [fx.Discard(record(NEXT, 3))]
+
+
+@pytest.mark.parametrize(("by_the_closest", "member"), [(False, False), (True, True)], ids=["it has no say", "we know better"])
+def test_rule_5_but_not_for_anybody_s_word_nor_in_a_tree_that_goes_on_here(by_the_closest: bool, member: bool) -> None:
+    """The closest may not have heard yet that a new run has begun: who is in the tree has."""
+    node = holding(NEXT)
+    dies(node, NEXT)
+    closest = node.leaf_set.closest(NEXT.id)
+    other = next(peer for peer in node.leaf_set if peer != closest)
+    sender = closest if by_the_closest else other
+    assert sender is not None
+    assert node.machine.released(sender, closed(NEXT), member) == []
+    assert node.machine.held()
 
 
 def test_rule_5_the_owner_lets_go_too_where_it_has_its_record_itself() -> None:
