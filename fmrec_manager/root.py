@@ -110,8 +110,8 @@ class Root:
 
     def _fits(self, record: RecordSummary | None) -> bool:
         """May it stand in, in the round that is open or comes next?"""
-        number, phase = (self.work.number, self.work.phase) if self.work is not None else (self.next_round, "train")
-        return record is not None and why_unfit(record, number, phase, self.plan.terms) is None
+        phase: Phase = self.work.phase if self.work is not None else "train"
+        return record is not None and why_unfit(record, self.next_round, phase, self.plan.terms) is None
 
     def _go_on(self, work: Round, joined: set[NodeId], left: set[NodeId], now: float) -> list[Order]:
         """The tree is halted, and somebody who is waited for was heard or has left; or one who may hold the record of one who is waited
@@ -236,10 +236,10 @@ class Root:
 
     def _chosen(self) -> tuple[NodeId, ...]:
         """Rule 8."""
-        sources, terms = select(self.liveness.of_role("source"), self.plan.terms.mode), self.plan.terms
-        if terms.mode == "substitute":
-            left = {agent: recovery.record for agent, recovery in self.left_behind.items()}
-            useless = {i for i, r in left.items() if r is None or why_unfit(r, self.next_round, "train", terms) is not None}
+        mode = self.plan.terms.mode
+        sources = select(self.liveness.of_role("source"), mode)
+        if mode == "substitute":
+            useless = {agent for agent, recovery in self.left_behind.items() if not self._fits(recovery.record)}
             sources = tuple(source for source in sources if source not in useless)
         return choose(sources, self.plan.selection, self.next_round, self.seen)
 
