@@ -18,7 +18,7 @@ from protocol.overlay.effects import ElectorAnswered
 from protocol.wire.values import Departed, MemberInfo
 
 AGAIN_S = 5.0
-"""Between two complaints that a version is not agreed on."""
+"""Between two complaints that a version is not agreed on, or (root.py) not durable."""
 
 
 class Candidacy:
