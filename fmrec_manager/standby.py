@@ -146,11 +146,11 @@ class Standby:
         if not term and not certain:
             self._watch_on("the record of the tree was not found yet: somebody who may hold it has not answered")
             return []
-        if not term and self.root is None:
-            self._watch_on("no manager has begun this tree yet")
-            return []
         if not term and self.version:
             self._watch_on(f"version {self.version} of the tree's record was committed, and nobody here has any: start who holds it")
+            return []
+        if not term and self.root is None:
+            self._watch_on("no manager has begun this tree yet")
             return []
         self.ballot = Ballot(0, {peer.id: peer for peer in electors_of(members, self.tree, self._patience.electors_max)}, binding=False)
         self.term = max(self.term + 1, clock)
