@@ -7,7 +7,6 @@ to be mistaken for one. It belongs to the descriptor: who copies that (a fork, `
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 import logging
 import os
@@ -50,10 +49,8 @@ class FolderLock:
     def _has(self, descriptor: int) -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EINTR):
-                return False
-            raise
+        except BlockingIOError:
+            return False
         return True
 
     def release(self) -> None:
