@@ -5,9 +5,9 @@ P1  A contribution enters the chain of thetas once: what is folded into a theta 
     its discount.
 P2  What is durable is used: in mode exact nobody's contribution is left out; in mode substitute nobody is given up as dead whose newest
     copies all hold what may stand in, where a quorum of their holders could be reached since the round began, or since it died.
-P6  What is committed is one chain, whichever managers commit.
 P5  Each contribution is what an undisturbed agent would have made from the theta of its round; and in mode exact theta at the end is
     that of the undisturbed run.
+P6  What is committed is one chain, whichever managers commit.
 """
 
 from __future__ import annotations

@@ -245,7 +245,8 @@ class RoundRun:
         result.restored_behind, result.lost = judge.behind_said, judge.lost
         result.retrieved, result.retrieved_behind = judge.retrieved, judge.retrieved_behind
         result.double_contributions, result.ways = folded.mistakes["P1"].count, dict(sorted(folded.ways.items()))
-        result.durable_lost, result.committed_lost = judge.mistakes["P2"].count, judge.mistakes["P6"].count
+        result.durable_lost = judge.mistakes["P2"].count
+        result.committed_lost = judge.mistakes["P6"].count + folded.mistakes["P6"].count
         result.given_up = folded.mistakes["P2"].count
         result.moved_mb = round(self.cluster.transfers.moved_bytes / 1e6, 1)
         result.events, result.trace_digest = self.cluster.handled, self.cluster.clock.trace.digest()

@@ -234,6 +234,8 @@ def test_p6_two_managers_that_commit_against_each_other_are_found() -> None:
     assert judge.mistakes["P6"].count == 1, "of one round, another theta"
     judge.committed(process, 2, bytes(16))
     assert judge.mistakes["P6"].count == 2, "made from a theta that was not committed"
+    run._sum_up(0.0)
+    assert run.result.committed_lost == 2
 
 
 @pytest.mark.parametrize("mode", ["exact", "substitute", "drop"])
