@@ -22,7 +22,7 @@ from protocol.identifiers import NodeId
 from scripts.simulation.checkers import Mistakes
 from scripts.simulation.cluster import Cluster, Process
 from scripts.simulation.durability import Durability
-from scripts.simulation.learning import Content, Contents, aggregate, contribution, first_theta, undisturbed, weighed
+from scripts.simulation.learning import Content, Contents, contribution, first_theta, undisturbed
 
 
 class Contributions:
@@ -47,19 +47,16 @@ class Contributions:
 
     # --- a round ------------------------------------------------------------------------------------------------------
 
-    def aggregated(self, process: Process, order: Aggregate, theta: bytes) -> bytes:
-        """The root folds these slots into theta; the next one."""
+    def aggregated(self, process: Process, order: Aggregate, theta: bytes, found: bytes) -> None:
+        """The root has folded these slots into theta; found: the next one."""
         number = order.round
         if self._rounds.get(theta) != number:
             self._wrong("P1", f"round {number} is folded into the theta of round {self._rounds.get(theta)}", process)
         for agent, slot in order.slots.items():
             self.ways[slot.way] += 1
             self._slot(process, number, agent, slot, theta)
-        parts = {agent: weighed(self._contents.open(slot.record).value, slot.factor) for agent, slot in order.slots.items()}
-        found = aggregate(theta, parts)
         self._rounds[found] = number + 1
         self._made_from[found] = theta
-        return found
 
     def committed(self, process: Process, number: int, theta: bytes) -> None:
         """The electors have agreed to this theta, for this round: of all managers together, one chain."""

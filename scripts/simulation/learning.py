@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from fmrec_manager.ballot import Groups
+from fmrec_manager.round import Slot
 from fmrec_manager.selection import Selection, choose
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.wire.messages import Phase
@@ -99,6 +100,10 @@ class Contents:
 
     def open(self, record: RecordSummary) -> Content:
         return self._found[record.digest]
+
+    def folded(self, theta: bytes, slots: Mapping[NodeId, Slot]) -> bytes:
+        """The theta after these contributions, each at its factor."""
+        return aggregate(theta, {agent: weighed(self.open(slot.record).value, slot.factor) for agent, slot in slots.items()})
 
     def members_on(self, record: RecordSummary) -> tuple[MemberInfo, ...]:
         """Whom a tree's own record names."""

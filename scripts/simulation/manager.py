@@ -143,7 +143,9 @@ class Manager(Application):
         self._obey(self.root.tick(self._now))
 
     def _aggregate(self, order: Aggregate) -> None:
-        self.theta = self._contributions.aggregated(self.process, order, self.theta)
+        found = self._agents.contents.folded(self.theta, order.slots)
+        self._contributions.aggregated(self.process, order, self.theta, found)
+        self.theta = found
         self._obey(self.root.aggregated(0.0, self._now))
 
     def _commit(self, order: Commit) -> None:

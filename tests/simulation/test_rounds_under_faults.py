@@ -187,7 +187,9 @@ class Folding:
 
     def put(self, number: int, slots: dict[NodeId, Slot]) -> dict[str, int]:
         judge = self.run.contributions
-        self.theta = judge.aggregated(self.run.population.root, Aggregate(number, slots), self.theta)
+        after = self.run.agents.contents.folded(self.theta, slots)
+        judge.aggregated(self.run.population.root, Aggregate(number, slots), self.theta, after)
+        self.theta = after
         found = {promise: mistakes.count for promise, mistakes in judge.mistakes.items() if mistakes.count}
         for mistakes in judge.mistakes.values():
             mistakes.count = 0
@@ -225,8 +227,8 @@ def test_p6_two_managers_that_commit_against_each_other_are_found() -> None:
     run = small(mode="substitute", standbys=1)
     assert run._build()
     judge, process, start = run.contributions, run.manager.process, first_theta(run.work.seed)
-    ours, theirs = (judge.aggregated(process, Aggregate(0, slots), start) for slots in ({}, {}))
-    assert ours == theirs, "of equal slots"
+    ours = run.agents.contents.folded(start, {})
+    judge.aggregated(process, Aggregate(0, {}), start, ours)
     judge.committed(process, 1, ours)
     judge.committed(process, 1, ours)
     assert judge.mistakes["P6"].count == 0
