@@ -110,6 +110,11 @@ class Liveness:
         member.state, member.reason, member.since = "dead", reason, now
         return [member.loss(cause, silent_s)]
 
+    def is_anew(self, info: MemberInfo) -> bool:
+        """To be asked before it is changed(): is this nobody who was alive to us all the time?"""
+        member = self.members.get(info.peer.id)
+        return member is None or member.state in ("dead", "left") or info.peer.incarnation > member.info.peer.incarnation
+
     def late(self, now: float) -> list[Loss]:
         """Suspects whose time is up."""
         losses: list[Loss] = []

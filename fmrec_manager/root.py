@@ -91,7 +91,7 @@ class Root:
         joined, departed = tuple(joined), tuple(departed)
         orders: list[Order] = []
         back = {info.peer.id for info in joined}
-        self._forget(back)
+        self._forget(back, {info.peer.id for info in joined if self.liveness.is_anew(info)})
         for loss in self.liveness.changed(joined, departed, now):
             orders += self._lost(loss, now)
         orders += self.candidacy.members_changed(joined, departed)
@@ -99,11 +99,10 @@ class Root:
             orders += self._go_on(self.work, back, {gone.id for gone in departed if gone.cause == "left"}, now)
         return orders + self._step(now)
 
-    def _forget(self, back: set[NodeId]) -> None:
-        """Rule 6: who is back makes new records, and may hold those of others."""
-        if not back:
-            return
-        known = {agent: r for agent, r in self.left_behind.items() if r.has_the_newest and self._fits(r.record) and agent not in back}
+    def _forget(self, back: set[NodeId], anew: set[NodeId]) -> None:
+        """Rule 6: who is back makes new records, and may hold those of others; but not where it has only another parent in the tree."""
+        left = {agent: recovery for agent, recovery in self.left_behind.items() if agent not in back}
+        known = {agent: r for agent, r in left.items() if not anew or (r.has_the_newest and self._fits(r.record))}
         if self.work is not None:
             self.work.tried -= self.left_behind.keys() - known.keys()
         self.left_behind = known

@@ -84,6 +84,15 @@ def test_who_is_waited_for_and_leaves_is_waited_for_no_more() -> None:
     assert play.story()[-1] == "aggregate 0 of 2"
 
 
+def test_who_has_only_another_parent_is_no_reason_to_look_again() -> None:
+    """The children of a killed parent join again through another: they were heard when what it left was looked for."""
+    play = c_dies("exact")
+    play.goes("b", cause="orphaned")
+    play.retrieved(1, record("c", 0, complete=False))
+    play.joins("b")
+    assert play.recovers() == [named("c")]
+
+
 def test_in_mode_substitute_new_ones_take_the_place_of_those_who_left_nothing() -> None:
     """All have died, and nothing of them is found: whoever comes is a round, though somebody's return says to look again."""
     play = stage("substitute")
