@@ -16,12 +16,11 @@ from protocol.identifiers import NodeId, TreeId
 from protocol.knowledge import Knowledge
 from protocol.overlay.effects import RetrievalEnded
 from protocol.overlay.events import Retrieve
+from protocol.overlay.retrieval import ASKS_MAX, asks_on
 from protocol.parameters import OverlayParameters
 from protocol.wire.values import RecordSummary
 
 log = logging.getLogger("fmrec.retriever")
-
-ASKS_MAX = 5
 
 
 class Retriever:
@@ -43,22 +42,20 @@ class Retriever:
     async def newest(self, owner: NodeId, tree: TreeId) -> tuple[RecordSummary, Knowledge] | None:
         """The newest record of (owner, tree) that any live neighbour holds, verified and opened; None where there is none.
 
-        Whoever is said to hold the newest is asked until it delivers, or is gone, for to go on without it, or from an older one, would
-        lose it. While nobody is, but somebody who might has not answered, it asks ASKS_MAX times; the overlay bounds each. RecordInvalid:
-        there is one, whole, that this version of FMRec cannot open.
+        Asks as long as asks_on() says, with growing waits; the overlay bounds each. RecordInvalid: there is one, whole, that this version
+        of FMRec cannot open.
         """
         wait_s, asked = self._parameters.retry_min_s, 0
         while True:
             ended, asked = await self._ask(owner, tree), asked + 1
-            held = self._store.get(owner, tree) if ended.record is not None else None
-            missed = [holding for holding in ended.holdings if held is None or holding.record.order > held[0].order]
-            if held is not None and not missed:
-                return held[0], await opened(*held)
-            if not ended.holdings and (ended.complete or asked >= ASKS_MAX):
-                return None
-            holders = ", ".join(holding.holder.id.short for holding in missed) or "nobody who has answered"
-            say = log.error if missed and asked == ASKS_MAX else log.warning
-            why = ended.reason if held is None else f"here is version {held[0].version}"
+            if not asks_on(ended, asked):
+                if ended.record is None:
+                    return None
+                if (held := self._store.get(owner, tree)) is not None:
+                    return held[0], await opened(*held)
+            holders = ", ".join(holding.holder.id.short for holding in ended.missed) or "nobody who has answered"
+            say = log.error if ended.missed and asked == ASKS_MAX else log.warning
+            why = ended.reason if ended.record is None else f"here is version {ended.record.version}"
             say("the newest record of %s is not here yet: %s has one: %s", owner.short, holders, why)
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, self._parameters.retry_max_s)

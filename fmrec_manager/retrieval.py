@@ -66,7 +66,7 @@ class Recovery:
         self.looks += 1
         self.reason = result.reason
         found = result.record
-        self.has_the_newest = found is not None and result.sure and all(found.order >= holding.record.order for holding in result.holdings)
+        self.has_the_newest = found is not None and result.sure and not result.missed
         if found is not None and (self.has_the_newest or self.looks >= LOOK_MAX):
             self.record, self.outcome, self.again_at = found, "verified", None
             self.located_s, self.transferred_s, self.total_s = result.located_s, result.transferred_s, now - self.noticed

@@ -102,7 +102,7 @@ class StandbyHost:
                 self._told(request, lambda standby: standby.heard(effect, now))
             case RetrievalEnded(request):
                 members, term = self._on_record(request, effect)
-                certain = effect.complete and not effect.holdings
+                certain = effect.none_left
                 self._told(request, partial(Standby.found, members=members, term=term, certain=certain, now=now, clock=_clock_ms()))
             case Quit(reason):
                 if not self.driver.failed.done():

@@ -141,8 +141,7 @@ class Durable:
 class RetrievalEnded:
     """record: verified and held here, or None where `holdings` is empty or no holder could deliver.
 
-    complete: everyone who might hold one was heard, so that none found means that none is left alive. sure: fewer than a write quorum were
-    not heard, so that a holder of what is durable was.
+    complete: everyone who might hold one was heard. sure: fewer than a write quorum were not, so that a holder of what is durable was.
     located_s, transferred_s: how long the look-up and the transfer took; attempts: holders that were asked.
     """
 
@@ -155,6 +154,16 @@ class RetrievalEnded:
     reason: str = ""
     complete: bool = True
     sure: bool = True
+
+    @property
+    def missed(self) -> tuple[Holding, ...]:
+        """Who was said to hold a newer version than came."""
+        return tuple(holding for holding in self.holdings if self.record is None or holding.record.order > self.record.order)
+
+    @property
+    def none_left(self) -> bool:
+        """Everyone who might hold one was heard, and nobody does."""
+        return self.complete and not self.holdings
 
 
 @dataclass(frozen=True, slots=True)

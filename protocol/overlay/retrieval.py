@@ -5,7 +5,8 @@
                     --the next holds an older version, and somebody was not heard--> look up again, and hear everyone
 
 Our own record, after a restart, must not be older than what was called durable: while somebody in the neighbourhood is unheard, who might
-hold a newer version, we ask again, until `verdict_max_s` is over and everyone there has answered or is dead.
+hold a newer version, we ask again, until `verdict_max_s` is over and everyone there has answered or is dead. And an owner does not go on
+without what it was told of, nor from an older version: asks_on() says whether it must retrieve once more.
 """
 
 from __future__ import annotations
@@ -25,6 +26,16 @@ from protocol.wire.values import Holding, RecordSummary
 
 LOOK_UPS_MAX = 3
 """Look-ups of one retrieval that nobody answers, or that find nothing while somebody is unheard."""
+ASKS_MAX = 5
+"""Retrievals of an owner's own record that find nothing while somebody is unheard."""
+
+
+def asks_on(ended: RetrievalEnded, asked: int) -> bool:
+    """Whether an owner that has asked for its own newest record so often, and came to this, asks again: whoever is said to hold a newer one
+    than came is asked until it delivers, or is gone; while nobody is, but somebody who might was not heard, ASKS_MAX times."""
+    if ended.record is None and not ended.holdings:
+        return not ended.complete and asked < ASKS_MAX
+    return bool(ended.missed)
 
 
 @dataclass(slots=True)

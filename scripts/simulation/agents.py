@@ -10,6 +10,7 @@ from random import Random
 from protocol.identifiers import TreeId
 from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
+from protocol.overlay.retrieval import asks_on
 from protocol.wire.messages import RoundOpen
 from protocol.wire.values import MemberInfo, RecordSummary
 from scripts.simulation.application import Application
@@ -19,7 +20,6 @@ from scripts.simulation.learning import Content, Contents, begin, first_theta, s
 
 OWN_RECORD = 1
 """The number of a life's request for its own record."""
-ASKS_MAX = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +59,7 @@ class Agent(Application):
 
     def retrieved(self, ended: fx.RetrievalEnded) -> None:
         record = ended.record
-        named = max((holding.record.order for holding in ended.holdings), default=(0, 0))
-        found = record.order if record is not None else (0, 0)
-        # As fmrec_agent/retriever.py: whoever is said to hold the newest is asked until it delivers, or is gone.
-        if found < named or (record is None and not ended.complete and self._asks < ASKS_MAX):
+        if asks_on(ended, self._asks):
             self._later(self._agents.cluster.parameters.retry_min_s, self.ask)
             return
         self._agents.durability.restored(self.process, ended)

@@ -82,7 +82,7 @@ class Manager(Application):
                 if root.stage != "locating":
                     return
                 found = self._resume(effect.record)
-                self._obey(root.located(found, effect.complete and not effect.holdings, now))
+                self._obey(root.located(found, effect.none_left, now))
             case fx.RetrievalEnded():
                 recovery = root.recoveries.of_number(effect.request)
                 orders = root.retrieved(effect, {"loss": 0.0}, now)

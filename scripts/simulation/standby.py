@@ -55,7 +55,7 @@ class StandbyLife(Application):
                 self._obey(standby.heard(effect, now))
             case fx.RetrievalEnded(record=record):
                 members, term = (self._members_on(record), record.incarnation) if record is not None else ((), 0)
-                self._obey(standby.found(members, term, effect.complete and not effect.holdings, now, round(1000 * now)))
+                self._obey(standby.found(members, term, effect.none_left, now, round(1000 * now)))
 
     def _tick(self) -> None:
         self._obey(self.standby.tick(self._now))

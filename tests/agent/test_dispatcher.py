@@ -12,7 +12,6 @@ import pytest
 
 from fmrec_agent.dispatcher import Dispatcher
 from fmrec_agent.learning.learner import LearnerError
-from fmrec_agent.retriever import ASKS_MAX
 from protocol.aio.fetching import BulkError
 from protocol.chunks import CHUNK_BYTES_MIN
 from protocol.errors import RecordInvalid
@@ -20,6 +19,7 @@ from protocol.identifiers import NodeId
 from protocol.knowledge import Data, Knowledge, open_record, seal
 from protocol.overlay.effects import Durable
 from protocol.overlay.events import RecordHeld
+from protocol.overlay.retrieval import ASKS_MAX
 from protocol.wire.values import RecordSummary
 from tests.agent.ring import PARAMETERS, TREE, Agent, Ring, until
 

@@ -6,8 +6,9 @@ import pytest
 
 from protocol.overlay import effects as fx
 from protocol.overlay.replication import Replication
+from protocol.overlay.retrieval import ASKS_MAX, asks_on
 from protocol.wire.messages import LookUpReply
-from protocol.wire.values import Holding
+from protocol.wire.values import Holding, RecordSummary
 from tests.overlay.holder import Node
 from tests.overlay.scene import ME, P, node_id, of, peer, record
 
@@ -35,3 +36,27 @@ def test_the_end_says_whether_a_holder_of_what_is_durable_was_heard(silent: int,
     (fetch,) = of(fx.Fetch, machine.look_up_answered(LookUpReply(1, (Holding(A, record(OWNER, 4)),), silent), 0.1))
     (ended,) = of(fx.RetrievalEnded, machine.fetch_ended(fetch.transfer, fetch.record, "", 0.2))
     assert (ended.complete, ended.sure) == (complete, sure)
+
+
+NEWEST, OLDER = record(OWNER, 5), record(OWNER, 4)
+NAMED = (Holding(A, NEWEST), Holding(B, OLDER))
+
+
+@pytest.mark.parametrize(
+    ("came", "named", "complete", "asked", "on"),
+    [
+        (NEWEST, NAMED, False, 1, False),  # what was named is here, and the overlay has waited for the others
+        (OLDER, NAMED, True, 10 * ASKS_MAX, True),  # however often: who went on from an older one would lose it
+        (None, NAMED, True, 10 * ASKS_MAX, True),
+        (None, (), True, 1, False),  # nobody has one
+        (None, (), False, ASKS_MAX - 1, True),  # somebody unheard may
+        (None, (), False, ASKS_MAX, False),
+        (NEWEST, (), False, 1, False),  # nobody answered, and our own copy is all that we know of
+    ],
+)
+def test_an_owner_asks_on_until_the_newest_is_here(
+    came: RecordSummary | None, named: tuple[Holding, ...], complete: bool, asked: int, on: bool
+) -> None:
+    ended = fx.RetrievalEnded(1, came, named, 0.01, 0.02, 1, "", complete)
+    assert asks_on(ended, asked) is on
+    assert bool(ended.missed) is (on and bool(named))
