@@ -21,11 +21,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from protocol.parameters import PlacementPolicy  # noqa: E402
 from scripts.simulation import report, round_report  # noqa: E402
 from scripts.simulation.report import header  # noqa: E402
 from scripts.simulation.rounds import RoundOptions, simulate_rounds  # noqa: E402
@@ -34,6 +35,8 @@ from scripts.simulation.run import Options, simulate  # noqa: E402
 HOPS_NODES = (100, 250, 450, 1000, 2500, 5000, 10000)
 CHURN_MINUTES = (5, 15, 60, 138)
 MODES = ("exact", "substitute", "drop")
+ALONE = ("exact", 1.0, 0, 1, "local")
+"""What has a meaning with rounds alone, as it is without."""
 
 
 def hops_curve(base: Options) -> list[Options]:
@@ -88,6 +91,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--mode", default="exact", choices=MODES, help="with --rounds: the tree's recovery (%(default)s)")
     parser.add_argument("--selected", type=float, default=1.0, help="with --rounds: share of the agents that train in one (%(default)g)")
     parser.add_argument("--standbys", type=int, default=0, help="with --rounds: of the nodes, how many watch the manager (%(default)s)")
+    parser.add_argument("--zones", type=int, default=1, help="with --rounds: the agents are in so many, in turn (%(default)s)")
+    parser.add_argument("--placement", default="local", choices=get_args(PlacementPolicy), help="with --rounds: of replicas (%(default)s)")
     parser.add_argument("--no-tree", action="store_true", help="no tree: the ring alone")
     parser.add_argument("--jobs", type=int, default=1, help="processes, where there are several runs (%(default)s)")
     parser.add_argument("--curve", choices=tuple(CURVES), help="one run for each point of a curve, written to --output")
@@ -108,8 +113,10 @@ def chosen_runs(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> 
         parser.error("--rounds is not negative, needs an agent beside the manager, and goes without --curve, --no-tree and --routed")
     if not 0 < chosen.selected <= 1 or not 0 <= chosen.standbys <= max(0, chosen.nodes - 2):
         parser.error("--selected is above 0 and at most 1, --standbys is not negative and leaves a manager and an agent")
-    if not chosen.rounds and (chosen.mode, chosen.selected, chosen.standbys) != ("exact", 1.0, 0):
-        parser.error("--mode, --selected and --standbys go with --rounds")
+    if not 1 <= chosen.zones <= max(1, chosen.nodes - 1 - chosen.standbys):
+        parser.error("--zones is at least 1, and at most the number of agents")
+    if not chosen.rounds and (chosen.mode, chosen.selected, chosen.standbys, chosen.zones, chosen.placement) != ALONE:
+        parser.error("--mode, --selected, --standbys, --zones and --placement go with --rounds")
     routed = None if chosen.routed is None else -(-chosen.routed // len(seeds))
     base = Options(seeds[0], chosen.nodes, chosen.faults, chosen.preset, chosen.seconds, routed, not chosen.no_tree)
     runs: list[Options | RoundOptions] = [replace(base, seed=seed) for seed in seeds]
@@ -118,7 +125,7 @@ def chosen_runs(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> 
     elif chosen.rounds:
         first = RoundOptions(
             seeds[0], chosen.nodes, chosen.faults, chosen.preset, chosen.seconds, chosen.rounds, chosen.mode, chosen.selected,
-            chosen.standbys,
+            chosen.standbys, chosen.zones, chosen.placement,
         )  # fmt: skip
         runs = [replace(first, seed=seed) for seed in seeds]
     try:

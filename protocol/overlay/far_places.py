@@ -5,7 +5,8 @@ so do all copies that stay on the leaf set. So `spread` and `mixed` need places 
 without any list of zones:
 
 1. Half way round the ring from the owner's id, the live node closest to that point names a zone: of those in its neighbourhood that are
-   not the owner's, the one with most nodes there.
+   not the owner's, the one with most nodes there. One node is no zone: managers and standbys have none, and would be given the copies of
+   all while the other zone is dead, where nobody looks for them once it is back.
 2. The owner's id with that zone's bits in place of its own is a point in that zone. The live node closest to it, and its leaf set, are the
    far places; so records of one zone are spread evenly over the other.
 3. The owner asks for them when it first has something to bring, and again each `upkeep_interval_s`: who is not named any more has died
@@ -32,6 +33,7 @@ from protocol.wire.messages import LookUp
 
 FAR = ("far", 0)
 """The deadline at which far places are asked for again."""
+ZONE_NODES_MIN = 2
 _LOW = (1 << (BITS - ZONE_BITS)) - 1
 
 
@@ -93,9 +95,9 @@ class FarPlaces:
         """Rule 2: the owner's point in the zone that rule 1 names, None where there is no other."""
         zones = Counter(zone_of(peer.id) for peer in (self._me, *self._leaf_set.alternating()))
         del zones[zone_of(owner)]
-        if not zones:
+        [(zone, nodes)] = zones.most_common(1) or [(0, 0)]
+        if nodes < ZONE_NODES_MIN:
             return None
-        [(zone, _)] = zones.most_common(1)
         return NodeId(zone << (BITS - ZONE_BITS) | owner & _LOW)
 
     def query_delivered(self, query: FarQuery) -> list[Effect]:

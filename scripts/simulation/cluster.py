@@ -37,8 +37,8 @@ class Process:
     """One life of one node, with its place, its inbox and what it told its application."""
 
     __slots__ = (
-        "alive", "armed", "awake_since", "blocked", "busy", "cluster", "due", "facts", "gave_way", "handle", "host_gone", "inbox", "index",
-        "late", "links", "name", "next_deadline", "node", "outcome", "paused", "peer", "slow_s", "store", "x", "y",
+        "alive", "armed", "awake_since", "began", "blocked", "busy", "cluster", "due", "facts", "gave_way", "handle", "host_gone", "inbox",
+        "index", "late", "links", "name", "next_deadline", "node", "outcome", "paused", "peer", "slow_s", "store", "x", "y",
     )  # fmt: skip
 
     def __init__(self, cluster: Cluster, index: int, name: str, peer: Peer, node: OverlayNode, place: tuple[float, float]) -> None:
@@ -50,6 +50,7 @@ class Process:
         self.handle = node.handle
         self.next_deadline = node.next_deadline
         self.x, self.y = place
+        self.began = cluster.clock.now
         self.awake_since = -inf
         """Since when it has run without a pause, and never further behind than a healthy peer may be; for ever, where it always has."""
         self.alive = True

@@ -3,15 +3,18 @@
 P2  A restored record is no older than what its owner was told is durable; else no copy as new is left on any living node (lost), or nobody
     who has one could be reached (said: the answer was not complete). So with a record that the root has retrieved, where a quorum of those
     who hold what was durable could be reached: a look-up of another's record need not hear all. And the last copy does not die, one that
-    has lived on alone, awake and reachable, for longer than a repair takes.
+    has lived on alone, awake and reachable, for longer than a repair takes. And where placement sends copies abroad, a zone that dies does
+    not take with it what was durable a repair ago, of an owner that was awake and reachable since: it has a copy in another zone by then.
 P6  Nothing is announced that is not committed, which is that the electors agreed; and nothing is committed for a round before one that was.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Collection
 from math import inf
 
-from protocol.identifiers import NodeId, TreeId
+from protocol.identifiers import NodeId, TreeId, zone_of
 from protocol.overlay import effects as fx
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import RoundOpen
@@ -42,7 +45,7 @@ class Durability:
     def __init__(self, cluster: Cluster, tree: TreeId, record_bytes: int) -> None:
         self.mistakes = {promise: Mistakes() for promise in ("P2", "P6")}
         self.durables = self.restores = self.found = self.lost = self.behind_said = 0
-        self.retrieved = self.retrieved_behind = 0
+        self.retrieved = self.retrieved_behind = self.judged_abroad = 0
         self.committed_round = -1
         self._committed: Order | None = None
         """The version that was committed last."""
@@ -56,6 +59,10 @@ class Durability:
         """Since when it is."""
         self._copies: dict[RecordKey, dict[int, tuple[Process, Order, float]]] = {}
         """On living nodes, by life: what each holds, and since when."""
+        self._settling: dict[RecordKey, deque[tuple[float, Order]]] = {}
+        """What became durable, and when: the last that was a repair ago, and all since."""
+        self._gone_abroad: dict[RecordKey, float] = {}
+        """When a holder in another zone than the owner's died last."""
         self._alone: dict[RecordKey, float] = {}
         """Since when one copy only is left that is as new as the durable version."""
         self._lost: set[RecordKey] = set()
@@ -78,6 +85,8 @@ class Durability:
         copies = self._copies.get(key, {})
         if copies.pop(process.index, None) is None:
             return
+        if died and zone_of(process.peer.id) != zone_of(key[0]):
+            self._gone_abroad[key] = self._cluster.clock.now
         durable = self._durable.get(key)
         if durable is None or self._closed:
             return
@@ -119,10 +128,29 @@ class Durability:
         self.durables += 1
         if self._durable.get(record.key, (0, 0)) < record.order:
             self._durable[record.key] = record.order
-            self._durable_at[record.key] = self._cluster.clock.now
+            self._durable_at[record.key] = now = self._cluster.clock.now
+            settling = self._settling.setdefault(record.key, deque())
+            settling.append((now, record.order))
+            while len(settling) > 1 and settling[1][0] <= now - self._repair_s:
+                settling.popleft()
             self._lost.discard(record.key)
             self._alone.pop(record.key, None)
             self._count(record.key)
+
+    def die_together(self, zone: Collection[Process]) -> None:
+        """All of one zone are about to."""
+        now, since = self._cluster.clock.now, self._cluster.clock.now - self._repair_s
+        if self._cluster.parameters.placement == "local" or self._closed or self._was_cut(since):
+            return
+        for owner in zone:
+            key = owner.peer.id, self._tree
+            settled = [order for when, order in self._settling.get(key, ()) if when <= since]
+            undisturbed = owner.began <= since and owner.awake_since <= since and self._gone_abroad.get(key, -inf) <= since
+            if settled and undisturbed and key not in self._lost:
+                self.judged_abroad += 1
+                if all(holder in zone for holder in self._holders(key, settled[-1])):
+                    words = f"{now:.4f}: {_words(settled[-1])} of {owner} is durable since before {since:.4f}, and in no other zone"
+                    self.mistakes["P2"].add(words, owner)
 
     def restored(self, process: Process, ended: fx.RetrievalEnded) -> None:
         """A life has found its own record, or none."""

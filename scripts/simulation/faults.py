@@ -36,6 +36,8 @@ class Faults:
     """How many die in one instant, at the end of the safety phase."""
     root_too: bool = False
     """The root of the tree dies in the burst as well, and comes back after down_mean_s."""
+    zone_per_s: float = 0.0
+    """All nodes of one zone die in one instant; each comes back as one that crashed does."""
     pause_per_node_s: float = 0.0
     """SIGSTOP, and SIGCONT after a while."""
     pause_min_s: float = 0.1
@@ -63,8 +65,8 @@ class Faults:
     def harmless(self) -> bool:
         """Nobody dies, stops, lags behind or is cut off: whoever is declared dead all the same is so by mistake."""
         harm = (
-            self.crash_per_node_s, self.session_mean_s, self.burst_share, self.pause_per_node_s, self.slow_share, self.reset_per_node_s,
-            self.half_open_per_node_s, self.partition_per_s,
+            self.crash_per_node_s, self.session_mean_s, self.burst_share, self.zone_per_s, self.pause_per_node_s, self.slow_share,
+            self.reset_per_node_s, self.half_open_per_node_s, self.partition_per_s,
         )  # fmt: skip
         return not any(harm)
 

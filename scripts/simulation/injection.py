@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from random import Random
 
+from protocol.identifiers import zone_of
 from scripts.simulation.cluster import Cluster, Process
 from scripts.simulation.faults import Faults
 from scripts.simulation.network import Link
@@ -26,10 +27,13 @@ class Injector:
         self._rng = rng
         self._healed = True
         self._asleep: dict[int, Process] = {}
+        self.on_zone: Callable[[Collection[Process]], None] = lambda processes: None
+        """Called before all of these die at once."""
         churn = 1 / faults.session_mean_s if faults.session_mean_s else 0.0
         self._kinds: dict[str, tuple[float, bool, Callable[[], None]]] = {
             "crash": (faults.crash_per_node_s, True, self._crash),
             "session": (churn, True, self._end_session),
+            "zone": (faults.zone_per_s, False, self._zone),
             "pause": (faults.pause_per_node_s, True, self._pause),
             "reset": (faults.reset_per_node_s, True, lambda: self._break(self._cluster.network.reset)),
             "half-open": (faults.half_open_per_node_s, True, lambda: self._break(self._cluster.network.half_open)),
@@ -98,8 +102,21 @@ class Injector:
 
     def _crash(self) -> None:
         process = self._victim()
-        if process is None:
+        if process is not None:
+            self._kill_for_a_while(process)
+
+    def _zone(self) -> None:
+        first = self._victim()
+        if first is None:
             return
+        mortal = [process for process in self._cluster.view.living if process.peer.id != TREE]
+        zone = [process for process in mortal if zone_of(process.peer.id) == zone_of(first.peer.id)]
+        self._cluster.clock.note(self, f"a zone of {len(zone)} dies")
+        self.on_zone(zone)
+        for process in zone:
+            self._kill_for_a_while(process)
+
+    def _kill_for_a_while(self, process: Process) -> None:
         self._kill(process)
         down_s = self._rng.expovariate(1 / self._faults.down_mean_s) if self._faults.down_mean_s else 0.0
         again = self._rng.random() < self._faults.restart_share or process.name.startswith(STANDBY)

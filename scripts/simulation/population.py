@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
-from protocol.identifiers import Address, NodeId, tree_id
+from protocol.identifiers import Address, NodeId, agent_id, tree_id
 from protocol.overlay import events as ev
 from protocol.wire.values import MemberInfo
 from scripts.simulation.cluster import Cluster, Process
@@ -30,14 +30,15 @@ def term(cluster: Cluster) -> int:
 
 
 class Population:
-    """Starts the nodes of one cluster. members: whether they join the tree."""
+    """Starts the nodes of one cluster. members: whether they join the tree. zones: the nodes are in so many, in turn."""
 
     index, name = 0, "population"
 
-    def __init__(self, cluster: Cluster, rng: Random, *, members: bool = True) -> None:
+    def __init__(self, cluster: Cluster, rng: Random, *, members: bool = True, zones: int = 1) -> None:
         self.cluster = cluster
         self.came_back = 0
         self._members = members
+        self._zones = zones
         self._rng = rng
         self._names = 0
         self._slow = (0.0, 0.0)
@@ -67,8 +68,10 @@ class Population:
     def arrive(self, seeds: tuple[Address, ...] | None = None) -> Process:
         """A new node with a new id."""
         self._names += 1
-        seeds = self._seeds() if seeds is None else seeds
-        return self._join(self.cluster.start(f"n{self._names}", NodeId(self._rng.getrandbits(128)), seeds))
+        name, seeds = f"n{self._names}", self._seeds() if seeds is None else seeds
+        zone = f"zone-{self._names % self._zones}"
+        identifier = NodeId(self._rng.getrandbits(128)) if self._zones == 1 else agent_id("simulation", name, zone)
+        return self._join(self.cluster.start(name, identifier, seeds))
 
     def _start_root(self) -> None:
         if ROOT not in self.cluster.processes:

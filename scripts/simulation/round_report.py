@@ -8,7 +8,8 @@ from scripts.simulation.report import Figures, added, ending
 
 SUMS = (
     "rounds", "double_contributions", "durable_lost", "committed_lost", "given_up", "durables", "restores", "restored", "restored_behind",
-    "lost", "retrieved", "retrieved_behind", "manager_lives", "takeovers", "moved_mb", "events",
+    "lost", "retrieved", "retrieved_behind", "judged_abroad", "manager_lives", "takeovers", "moved_mb",
+    "events",
 )  # fmt: skip
 
 
@@ -29,6 +30,7 @@ def text(result: Figures) -> str:
         f"of {result['lost']} all copies had died at once",
         f"{result['manager_lives']} lives of managers, {result['takeovers']} of them begun by standbys",
         f"{result['retrieved']} agents' records retrieved by the root, {result['retrieved_behind']} looks behind what was durable",
+        f"{result['judged_abroad']} records of zones that died had had time to be in another",
         f"faults that struck: {counts('struck')}",
         f"facts: {counts('facts')}",
         f"{result['events']:,} events, {result['wall_s']:.1f} s of ours; trace digest {result['trace_digest']}",

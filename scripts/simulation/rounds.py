@@ -13,6 +13,7 @@ from typing import Any
 
 from fmrec_manager.selection import Selection
 from protocol.overlay import effects as fx
+from protocol.parameters import PlacementPolicy
 from protocol.wire.messages import RecoveryMode
 from protocol.wire.values import RecordSummary
 from scripts.simulation import collector
@@ -49,6 +50,9 @@ class RoundOptions:
     selected: float = 1.0
     """How many of the agents, drawn anew for each round, train in it."""
     standbys: int = 0
+    zones: int = 1
+    """The agents are in so many, in turn."""
+    placement: PlacementPolicy = "local"
 
     def drawn_faults(self) -> Faults:
         """Those of the specification; in mode exact, but for what changes the members. ValueError where it is wrong."""
@@ -65,7 +69,7 @@ class RoundOptions:
         return (
             f"python scripts/simulate.py --rounds {self.rounds} --seed {self.seed} --nodes {self.nodes} --faults {self.faults} "
             f"--preset {self.preset} --seconds {self.seconds:g} --mode {self.mode} --selected {self.selected:g} "
-            f"--standbys {self.standbys}"
+            f"--standbys {self.standbys} --zones {self.zones} --placement {self.placement}"
         )
 
 
@@ -95,6 +99,8 @@ class RoundResult:
     retrieved: int = 0
     retrieved_behind: int = 0
     """Of the agents' records that the root has looked for, found and not: older than what was durable when the look began."""
+    judged_abroad: int = 0
+    """Records of zones that died, which were durable for long enough to have copies in another."""
     manager_lives: int = 0
     takeovers: int = 0
     """Of these lives, those that a standby has begun."""
@@ -119,7 +125,8 @@ class RoundRun:
     def __init__(self, options: RoundOptions, work: Work | None = None) -> None:
         self.options = options
         self.faults = options.drawn_faults()
-        self.cluster = cluster = cluster_of(options.seed, options.nodes, options.preset, disks=options.standbys > 0)
+        disks = options.standbys > 0
+        self.cluster = cluster = cluster_of(options.seed, options.nodes, options.preset, disks=disks, placement=options.placement)
         self.parameters = cluster.parameters
         self.work = work or Work(options.seed)
         self.durability = Durability(cluster, TREE, self.work.record_bytes)
@@ -128,8 +135,9 @@ class RoundRun:
         contents = Contents()
         self.contributions = Contributions(cluster, self.durability, contents, self.plan, self.work.seed, self.work.iterations)
         rng = cluster.rng
-        self.population = Population(cluster, Random(rng.getrandbits(64)), members=False)
+        self.population = Population(cluster, Random(rng.getrandbits(64)), members=False, zones=options.zones)
         self.injector = Injector(cluster, self.population, self.faults, Random(rng.getrandbits(64)))
+        self.injector.on_zone = self.durability.die_together
         self.agents = Agents(
             cluster, TREE, self.work, contents, self.durability, Random(rng.getrandbits(64)), self.faults.disk_kept_share
         )
@@ -244,6 +252,7 @@ class RoundRun:
         result.durables, result.restores, result.restored = judge.durables, judge.restores, judge.found
         result.restored_behind, result.lost = judge.behind_said, judge.lost
         result.retrieved, result.retrieved_behind = judge.retrieved, judge.retrieved_behind
+        result.judged_abroad = judge.judged_abroad
         result.double_contributions, result.ways = folded.mistakes["P1"].count, dict(sorted(folded.ways.items()))
         result.durable_lost = judge.mistakes["P2"].count
         result.committed_lost = judge.mistakes["P6"].count + folded.mistakes["P6"].count

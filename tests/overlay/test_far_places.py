@@ -73,6 +73,13 @@ def test_rule_1_half_way_round_somebody_names_the_zone_that_has_most_nodes_there
     assert turned == fx.RouteBody(at(ABROAD, 0x80).id, FarQuery(ME.id, ME, turned=True))
 
 
+def test_rule_1_nodes_without_a_zone_do_not_stand_in_for_a_zone_that_is_dead() -> None:
+    lonely = at(0x9000, 0)
+    answering = node("spread", lonely, [at(THIRD, 1), HERE[0]])
+    [(_, reply)] = sent(answering.far_query_delivered(FarQuery(ME.id, ME)), FarReply)
+    assert reply.places == ()
+
+
 def test_rule_2_who_is_closest_there_names_itself_and_its_neighbours() -> None:
     answering = node("spread", THERE[0], [*THERE[1:], HERE[0]])
     [(asker, reply)] = sent(answering.far_query_delivered(FarQuery(ME.id, ME, turned=True)), FarReply)

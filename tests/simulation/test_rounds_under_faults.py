@@ -14,6 +14,8 @@ from fmrec_manager.orders import Aggregate
 from fmrec_manager.round import Slot, Way
 from protocol.identifiers import NodeId, Peer
 from protocol.overlay import effects as fx
+from protocol.overlay.far_places import FarPlaces
+from protocol.parameters import PlacementPolicy
 from protocol.wire.messages import RecoveryMode, RoundOpen
 from protocol.wire.values import RecordSummary
 from scripts.simulation.agents import Agent
@@ -72,6 +74,15 @@ def test_whoever_roots_the_tree_there_is_one_chain_of_thetas(seed: int, mode: Re
     assert result.takeovers > 0
 
 
+@pytest.mark.parametrize("placement", ["spread", "mixed"])
+def test_a_zone_does_not_take_with_it_what_has_had_time_to_leave_it(placement: PlacementPolicy) -> None:
+    """Zones are longer than a leaf set, so that most of it lies within its own."""
+    result = RoundRun(RoundOptions(1, 32, "zone_per_s=0.05", "loopback", 40.0, 16, zones=2, placement=placement)).go()
+    assert not result.failures, "\n".join([*result.failures, result.story, result.command])
+    assert result.theta_equal
+    assert result.judged_abroad > 0
+
+
 def test_a_run_is_its_seed() -> None:
     first, second = (RoundRun(RoundOptions(7, 10, WILD, "loopback", 2.0, 2)).go() for _ in range(2))
     assert first.trace_digest == second.trace_digest
@@ -119,6 +130,13 @@ def test_p2_a_life_that_finds_nothing_while_its_record_is_held_is_found(monkeypa
 
     monkeypatch.setattr(Agent, "retrieved", blind)
     run = small(faults="burst_share=0.4,down_mean_s=2,disk_kept_share=1", seconds=3.0, rounds=4)
+    assert broken(run, "P2")
+
+
+def test_p2_copies_that_stay_in_their_zone_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody hears of a place abroad."""
+    monkeypatch.setattr(FarPlaces, "replied", lambda places, reply: False)
+    run = small(seed=1, nodes=32, faults="zone_per_s=0.05", seconds=40.0, rounds=16, zones=2, placement="spread")
     assert broken(run, "P2")
 
 
