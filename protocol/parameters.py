@@ -209,6 +209,8 @@ class OverlayParameters:
             raise ValueError(f"raw_loss_target is a share of messages, below 1, not {self.raw_loss_target}")
         if self.fan_out_max < 2:
             raise ValueError(f"fan_out_max ({self.fan_out_max}) must be at least 2: a tree whose nodes have one child is a chain")
+        if self.remembered_dead_max < 2:
+            raise ValueError(f"remembered_dead_max ({self.remembered_dead_max}) must be at least 2: one that refused, one that fell silent")
         if self.connections_max < (relations := self.leaf_set_size + self.fan_out_max + 1):
             raise ValueError(f"connections_max ({self.connections_max}) must hold a leaf set, a parent and its children ({relations})")
         if self.retry_min_s > self.retry_max_s:

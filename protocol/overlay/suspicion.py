@@ -3,7 +3,7 @@
 Which of the dead are remembered. A cut makes many die in one moment, and when it heals, one of these is the way back, however many
 others have died meanwhile. So who refused and who fell silent have each half of the room; the former, who will come by
 themselves, leave in turn. Of the latter, those that fell silent within one verdict's time are one burst: the largest gives way down to
-BURST_KEPT of it, then the smallest, and in each the longest dead.
+BURST_KEPT of it, then the smallest but the one under way, and in each the longest dead.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ class DeadOnes:
             burst = 0
         elif sizes.total() > most:
             largest = max(sizes, key=lambda number: sizes[number])
-            burst = largest if sizes[largest] > BURST_KEPT else min(sizes, key=lambda number: sizes[number])
+            smallest = min(sizes, key=lambda number: (number == self._burst, sizes[number]))
+            burst = largest if sizes[largest] > BURST_KEPT else smallest
         else:
             return None
         return next(identifier for identifier, dead in self._dead.items() if dead.burst == burst)
