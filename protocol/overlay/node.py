@@ -138,7 +138,7 @@ class OverlayNode:
         """Decide what follows from `event` at `now` (monotonic seconds).
 
         RemoteProtocolError: the message is one that no such peer may send; drop its connection. LocalProtocolError: the application
-        asked for what cannot be. State is unchanged by either. After Leave nothing follows from anything.
+        asked for what cannot be. State is unchanged by either, but that the peer was heard. After Leave nothing follows from anything.
         """
         if self._left:
             return []
@@ -194,12 +194,19 @@ class OverlayNode:
                     waiting.extend(overheard(effect, now))
             elif effect.peer.id == self.self_peer.id:
                 # What a machine sends to the node's own id (the closest node to its own key asks itself) takes no wire.
-                waiting.extend(self._messages[type(effect.message)](self.self_peer, effect.message, now))
+                waiting.extend(self._from_ourselves(effect.message, now))
             else:
                 if effect.peer.id == self.pastry.left_id and not isinstance(effect.message, m.Heartbeat):
                     self.pastry.sent_left = True
                 out.append(effect)
         return out
+
+    def _from_ourselves(self, message: m.Message, now: float) -> Effects:
+        """Others can have us answer ourselves, to what we did not ask: no more than their message is wrong then."""
+        try:
+            return self._messages[type(message)](self.self_peer, message, now)
+        except RemoteProtocolError as error:
+            return [fx.Notify("own_message_dropped", {"message": type(message).__name__, "reason": str(error)})]
 
     def _died(self, effect: fx.PeerDied, now: float) -> Effects:
         self._ring_moved = True
@@ -239,7 +246,11 @@ class OverlayNode:
             return effects
         if not isinstance(message, m.Goodbye):
             effects += self.pastry.meet(peer, now)
-        return effects + handler(peer, message, now)
+        try:
+            return effects + handler(peer, message, now)
+        except RemoteProtocolError:
+            self._owed += self._settle(effects, now)  # it lives, whatever it says, and an earlier life of it does not
+            raise
 
     def _peer_lost(self, event: ev.PeerLost, now: float) -> Effects:
         peer = event.peer

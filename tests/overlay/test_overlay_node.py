@@ -16,6 +16,7 @@ from protocol.overlay import events as ev
 from protocol.overlay.node import OverlayNode
 from protocol.wire import messages as m
 from protocol.wire.codec import encode
+from protocol.wire.electing import RootQuery
 from tests.overlay.scene import ME, P, Pool, answer_dials, facts, member, node_id, of, peer, record, sent
 
 A, B = peer(0x90), peer(0x70)
@@ -394,3 +395,27 @@ def test_only_what_a_peer_said_itself_is_when_it_was_heard() -> None:
     assert node.detector.heard_at(A.id) == 1.0
     said(node, A, m.Ping(), now=3.0)
     assert node.detector.heard_at(A.id) == 3.0
+
+
+def test_a_peer_whose_first_message_is_refused_has_begun_another_life_all_the_same() -> None:
+    """Its copies died with the one before, whatever it says."""
+    node = node_with(A, B)
+    mine = record(ME, 1)
+    for push in of(fx.Push, node.handle(ev.Replicate(mine), 0.5)):
+        node.handle(ev.PushEnded(push.transfer, "stored"), 0.5)
+    assert A.id in node.replication.holders(mine.key)
+    with pytest.raises(RemoteProtocolError):
+        node.handle(ev.MessageReceived(replace(A, incarnation=2), m.Route(A.id, m.Datagram(b""), -1, 0)), 1.0)
+    assert "peer_died" in facts(said(node, B, m.Ping(), 1.1)), "told with what comes next"
+    assert A.id not in node.replication.holders(mine.key)
+
+
+def test_a_question_that_a_stranger_puts_in_our_name_stops_nobody() -> None:
+    """It waits at a node that is not in the ring yet, and is answered in the middle of another event: to ourselves."""
+    node = OverlayNode(ME, P, Random(1))
+    node.handle(ev.Started((), (SEED,)), 0.0)
+    node.handle(ev.MessageReceived(A, m.Route(ME.id, RootQuery(0, ME.id, ME), 1, 1)), 0.1)
+    node.handle(ev.AskRoot(0, TREE), 0.1)
+    effects = node.handle(ev.SeedFailed(SEED, "refused"), 0.2)
+    assert "own_message_dropped" in facts(effects)
+    node.check_invariants()

@@ -206,8 +206,30 @@ def test_rule_8_the_higher_incarnation_wins_at_once() -> None:
 def test_rule_8_a_lower_one_that_speaks_is_told_so_and_ignored() -> None:
     later = replace(A, incarnation=2)
     judge = watching(later)
-    assert judge.heard(A, 1.0) == (False, [fx.Send(A, Superseded(later))])
-    assert judge.suspect(A, "reset", 1.1) == [], "nor is its death news"
+    assert judge.heard(A, 0.1) == (False, [fx.Send(A, Superseded(later))])
+    assert judge.suspect(A, "reset", 0.2) == [], "nor is its death news"
+
+
+def test_rule_8_a_later_life_that_was_not_heard_lately_is_put_on_trial_instead() -> None:
+    """It is dead, and the clock of the host on which its id begins again is behind: it was kept out until everybody forgot."""
+    judge, later = detector(), replace(A, incarnation=1000)
+    judge.heard(later, 0.0)
+    now = 2 * P.silence_max_s
+    welcome, effects = judge.heard(A, now)
+    assert not welcome
+    assert of(fx.Dial, effects) == [fx.Dial(later)]
+    assert not sent(effects, Superseded)
+    assert [effect.peer for effect in of(fx.PeerDied, judge.dial_ended(later, None, True, "refused", now + 0.1))] == [later]
+    assert judge.heard(A, now + 0.2)[0]
+
+
+def test_rule_8_a_later_life_that_lives_is_found_by_that_trial() -> None:
+    judge, later = detector(), replace(A, incarnation=1000)
+    judge.heard(later, 0.0)
+    now = 2 * P.silence_max_s
+    judge.heard(A, now)
+    assert not of(fx.PeerDied, judge.dial_ended(later, later, False, "", now + 0.1))
+    assert judge.heard(A, now + 0.2) == (False, [fx.Send(A, Superseded(later))])
 
 
 def test_rule_8_a_restart_found_by_the_trial_is_the_death_of_the_earlier_life() -> None:
@@ -257,8 +279,8 @@ def test_rule_8_an_earlier_life_that_answers_does_not_stand_for_the_later_one() 
     """The later life was heard, and broke off; at its address a paused earlier process wakes up."""
     later = replace(A, incarnation=2)
     judge = watching(later)
-    judge.suspect(later, "reset", 1.0)
-    effects = judge.dial_ended(later, A, False, "", 1.1)
+    judge.suspect(later, "reset", 0.1)
+    effects = judge.dial_ended(later, A, False, "", 0.2)
     assert [effect.peer for effect in of(fx.PeerDied, effects)] == [later]
     assert sent(effects, Superseded) == [(A, Superseded(later))]
 
@@ -267,12 +289,12 @@ def test_rule_8_an_earlier_life_that_answers_elsewhere_does_not_end_the_trial_of
     """It came back at another port; the paused process at the old one answers somebody's errand. The later life is still being dialled."""
     later = replace(A, incarnation=2, port=7)
     judge = watching(later)
-    judge.suspect(later, "silent", 1.0)
-    judge.indirect_probe(B, A, 1.0)
-    effects = judge.dial_ended(A, A, False, "", 1.1)
+    judge.suspect(later, "reset", 0.1)
+    judge.indirect_probe(B, A, 0.1)
+    effects = judge.dial_ended(A, A, False, "", 0.2)
     assert not of(fx.PeerDied, effects)
     assert sent(effects, Superseded) == [(A, Superseded(later))]
-    assert of(fx.PeerCleared, judge.dial_ended(later, later, False, "", 1.2))
+    assert of(fx.PeerCleared, judge.dial_ended(later, later, False, "", 0.3))
 
 
 def test_rule_10_a_node_that_slept_forgives_and_dials_anew() -> None:
@@ -405,6 +427,32 @@ def test_rule_9_one_that_left_in_order_is_not_remembered() -> None:
 
 
 LEADS = st.integers(1, 20)
+
+
+PAUSES = st.sampled_from([0.0, 0.5, 2 * P.verdict_max_s])
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), PAUSES, st.booleans()), max_size=60), st.integers(1, 8))
+@settings(deadline=None, max_examples=150)
+def test_who_died_last_is_remembered_however_the_others_died(deaths: list[tuple[int, float, bool]], most: int) -> None:
+    """Of the bursts that are left when single deaths have made room, the one under way may be the smallest."""
+    dead, now = DeadOnes(replace(P, remembered_dead_max=2 * most), Random(1)), 0.0
+    for leading, later_s, reached in deaths:
+        now += later_s
+        forgotten, wait_s = dead.add(peer(leading), now, reached)
+        assert wait_s > 0
+        assert peer(leading).id in dead.ids()
+        assert not dead.ids() & {*forgotten}
+        assert len(dead.ids()) <= 2 * most
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_rule_9_one_that_falls_silent_alone_after_bursts_is_remembered(size: int) -> None:
+    judge = detector()
+    for number in range(P.remembered_dead_max // 2):
+        bury(judge, peer(1 + number), 100.0 * (number // size), silent=True)
+    bury(judge, peer(200), 10_000.0, silent=True)
+    assert judge.recently_dead(10_000.0)[0] == peer(200).id
 
 
 @given(st.lists(st.tuples(st.sampled_from(["add", "add", "forget", "wait"]), LEADS, st.floats(0, 3)), max_size=60), st.integers(1, 8))
