@@ -9,8 +9,8 @@ The listener, which may serve several nodes, answers with the Hello of the node 
 4. the listener's Hello is of whom we asked for else Refusal "receiver"
 
 Whoever refuses says so in words, then closes; the other side raises the same words. Until the hello is through, frames are
-small. After it, a message of an unknown type is answered with NotUnderstood and the connection stays, unless there is nothing else for
-UNKNOWN_MAX of them at once; that, and anything else that is malformed, is answered with Refusal "malformed" and ends it.
+small. After it, the first message of each unknown type is answered with NotUnderstood and the connection stays, unless there is nothing
+else for UNKNOWN_MAX of them at once; that, and anything else that is malformed, is answered with Refusal "malformed" and ends it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from protocol.wire.messages import Channel, Hello, Message, NotUnderstood, Refus
 
 UNKNOWN_MAX = 128
 """Unknown messages one after the other with nothing else between them: a newer version sends none as often."""
+TOLD_MAX = 64
+"""Unknown types of which one connection's other side is told: who does not read the answers costs no more memory than these."""
 HELLO_BYTES_MAX = 16 * 1024
 """A hello is some 150 bytes; this leaves room for the credentials to come."""
 
@@ -46,6 +48,7 @@ class Session:
         self._asked: NodeId | None = None  # dialler only: who must answer
         self._channel: Channel | None = None  # dialler only: on which the answer must be
         self._said_hello = False
+        self._told: frozenset[int] = frozenset()  # which types we do not know
         self.hello: Hello | None = None  # the other side's, once checked
         self.refusal: Refusal | None = None  # the other side's, where that is what ended the session
         self.local: Peer | None = None  # which of our nodes this connection belongs to; a listener learns it from the hello
@@ -90,7 +93,9 @@ class Session:
                     reason = f"more than {UNKNOWN_MAX} messages in a row are of no known type"
                     self.send(Refusal("malformed", reason))
                     raise MalformedMessage(reason) from error
-                self.send(NotUnderstood(error.tag))
+                if error.tag not in self._told and len(self._told) < TOLD_MAX:
+                    self._told |= {error.tag}
+                    self.send(NotUnderstood(error.tag))
             except HelloRefused:
                 raise
             except RemoteProtocolError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgpack
 import pytest
 
 from protocol import WIRE_VERSION
@@ -12,7 +13,7 @@ from protocol.identifiers import NodeId, Peer
 from protocol.wire.codec import encode
 from protocol.wire.framing import frame
 from protocol.wire.messages import Hello, NotUnderstood, Ping, Pong, Refusal
-from protocol.wire.session import HELLO_BYTES_MAX, UNKNOWN_MAX, Session
+from protocol.wire.session import HELLO_BYTES_MAX, TOLD_MAX, UNKNOWN_MAX, Session
 
 A, B, C = (Peer(NodeId(number), "127.0.0.1", 7000 + number, 1) for number in (1, 2, 3))
 HELLO = Hello(WIRE_VERSION, "c", "control", A, B.id)
@@ -120,13 +121,24 @@ def test_an_unknown_message_is_answered_and_passed_over() -> None:
     assert a.next_message() == NotUnderstood(999)
 
 
+def test_each_unknown_type_is_answered_once_and_no_more_of_them_than_fit() -> None:
+    """Who does not read the answers costs no memory."""
+    a, b = greeted()
+    for tag in [999] * 3 + [*range(1000, 1000 + 2 * TOLD_MAX)]:
+        b.receive(frame(msgpack.packb([tag, {}])) + frame(encode(Ping())))
+        assert b.next_message() == Ping()
+    carry(b, a)
+    told = [a.next_message() for _ in range(TOLD_MAX + 1)]
+    assert told == [NotUnderstood(tag) for tag in range(999, 999 + TOLD_MAX)] + [None]
+
+
 def test_unknown_messages_without_end_end_the_session() -> None:
-    """A quarter of a megabyte of them at once would be answered, forty thousand times, before anyone else is heard."""
+    """A quarter of a megabyte of them at once would be passed over, forty thousand times, before anyone else is heard."""
     _, b = greeted()
     unknown = frame(b"\x92\xcd\x03\xe7\x80")
     for _ in range(3):
         b.receive(unknown * UNKNOWN_MAX)
-        assert b.next_message() is None, "so many are answered, as often as they come"
+        assert b.next_message() is None, "so many are passed over, as often as they come"
     b.data_to_send()
     b.receive(unknown * (UNKNOWN_MAX + 1))
     with pytest.raises(MalformedMessage, match="more than 128 messages in a row are of no known type"):
