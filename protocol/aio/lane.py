@@ -71,14 +71,16 @@ class Lane:
                 logger.warning("%s reads too slowly: messages to it are dropped while %d wait", self.remote, len(self._queue))
 
     def attach(self, link: Link, *, first: bool) -> None:
-        """Takes the link in; what has waited leaves. The oldest link beyond LINKS_MAX is closed."""
+        """Takes the link in; what has waited leaves. Beyond LINKS_MAX the one that was not used for longest is closed: on any of the others
+        the peer may be sending."""
         if first:
             self.links.insert(0, link)
         else:
             self.links.append(link)
         link.on_writable = self._flush
         if len(self.links) > LINKS_MAX:
-            self.links[-1 if first else 1].close("there are newer connections with this peer")
+            idlest = min(self.links[1:], key=lambda other: other.used_at)
+            idlest.close("there are newer connections with this peer")
         self._flush()
 
     def detach(self, link: Link) -> None:

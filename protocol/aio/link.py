@@ -394,21 +394,21 @@ class Link(asyncio.BufferedProtocol):
     def _watched(self, stall_max_s: float) -> Iterator[None]:
         """Meanwhile the link is aborted when no byte has moved for so long."""
         self.used_at = self._loop.time()
-        timer: asyncio.TimerHandle
+        alarm: Alarm
 
         def look() -> None:
-            nonlocal timer
+            nonlocal alarm
             due = self.used_at + stall_max_s
             if self._loop.time() < due:
-                timer = self._loop.call_at(due, look)
+                alarm = Alarm(self._loop, due, look)
             else:
                 self.abort(f"no byte has moved for {stall_max_s:g} s")
 
-        timer = self._loop.call_later(stall_max_s, look)
+        alarm = Alarm(self._loop, self.used_at + stall_max_s, look)
         try:
             yield
         finally:
-            timer.cancel()
+            alarm.cancel()
 
     def _wake_reader(self) -> None:
         if self._reader is not None and not self._reader.done():

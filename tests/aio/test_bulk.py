@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -167,6 +170,32 @@ async def test_a_sender_that_stalls_is_given_up(start: Start) -> None:
     with pytest.raises(LinkClosed):
         await link.receive()
     assert b.connections.bulk._receiving_bytes == 0
+
+
+async def test_bytes_that_came_while_the_loop_stood_still_are_read_before_they_are_missed(start: Start) -> None:
+    a, b = await start("a"), await start("b")
+    serving: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
+
+    async def serve(link: Link) -> None:
+        serving.set_result(link)
+        await link.closed()
+
+    b.connections.bulk.serve_link = serve
+    link = await a.connections._dial_bulk(a.peer, b.peer)
+    their_link = await serving
+    assert their_link.transport is not None
+    theirs, stall_s, first = their_link.transport.get_extra_info("socket").fileno(), 0.1, iter([True])
+
+    def arrived(count: int) -> None:
+        if next(first, False):
+            os.write(theirs, bytes(1000))
+            time.sleep(2 * stall_s)  # the loop stands still
+
+    receiving = asyncio.create_task(link.receive_into(deque([memoryview(bytearray(2000))]), arrived, stall_s))
+    await asyncio.sleep(0)
+    os.write(theirs, bytes(1000))
+    await asyncio.wait_for(receiving, 10)
+    link.abort("seen")
 
 
 async def dribble(link: Link, data: bytes) -> None:

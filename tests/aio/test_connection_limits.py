@@ -14,7 +14,7 @@ import pytest
 
 from protocol.aio.connections import HALF_OPEN_MAX
 from protocol.aio.driver import Driver
-from protocol.aio.lane import QUEUE_BYTES_MAX
+from protocol.aio.lane import LINKS_MAX, QUEUE_BYTES_MAX
 from protocol.aio.link import WRITE_BUFFER_BYTES_MAX
 from protocol.aio.sockets import half_open_max_s
 from protocol.aio.store import RecordStore
@@ -279,6 +279,24 @@ async def test_a_ring_whose_nodes_hold_few_connections_is_quiet(real: Start, mon
         assert not facts
     again = sum(len(node.dials) for node in nodes) - before
     assert 0 < again <= 16 * 6, f"{again} dials in three quiet seconds: too many, and connections push each other out"
+
+
+async def test_of_many_connections_with_one_peer_the_one_that_it_sends_on_stays(start: Start) -> None:
+    """Each doubts the other again and again, and dials it anew; not a message is lost for it."""
+    a, b = await start("a"), await start("b")
+    for _ in range(LINKS_MAX):
+        assert (await b.connections.dial_fresh(b.peer, a.peer)).found
+    await until(lambda: len(a.connections._links) == LINKS_MAX)
+    for number in range(3000):
+        b.connections.send(b.peer, a.peer, Ping())
+        if number == 1000:
+            fresh = asyncio.create_task(a.connections.dial_fresh(a.peer, b.peer))
+        if number % 10 == 0:
+            await asyncio.sleep(0)
+    assert (await fresh).found
+    b.connections.send(b.peer, a.peer, Pong())
+    await a.node.until(lambda: (b.peer, Pong()) in a.node.messages)
+    assert a.node.messages.count((b.peer, Ping())) == 3000
 
 
 # --- slow readers -----------------------------------------------------------------------------------------------------
