@@ -14,6 +14,9 @@ without any list of zones:
 4. Without another zone there are no far places, and what must leave the zone stays on the leaf set: better than nowhere.
 5. What was brought before they were known, or while nobody there could take it, is brought there once it is durable and they are known:
    until then "durable" means a quorum, wherever it is (placement.py).
+
+With more than two zones, the one that rule 1 names may be another after a zone has died, and again when it is back. An owner brings its
+copies there when it asks again (rule 3). Who dies before that is looked for in the zone that is named now, and at home.
 """
 
 from __future__ import annotations
