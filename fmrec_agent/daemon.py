@@ -52,6 +52,8 @@ PEERS_TRIED = 8
 """Of those that the last life knew, neighbours first, when no seed answers; then the seeds' turn comes again."""
 LEFT_WITHIN_S = 0.5
 """A killed process leaves its port and its folder within milliseconds of what tells its launcher of its death, in either order."""
+INCARNATION_MAX = 2**64 - 1
+"""No message carries a greater one."""
 LOUD_FACTS = {"ring_lost", "slept"}
 """What the overlay notices and a user of one agent wants to know; the rest is for log_level debug, and the manager's log."""
 
@@ -328,9 +330,12 @@ class AgentDaemon:
 
 
 def _after_the_last(path: Path, now: int) -> int:
-    """At least `now`, and more than the incarnation in the file."""
+    """At least `now`, and more than the incarnation in the file, where that can be one."""
     try:
-        return max(now, int(path.read_text()) + 1)
+        last = int(path.read_text())
+        if last >= INCARNATION_MAX:
+            raise ValueError(f"no message carries a later one than {last}")
+        return max(now, last + 1)
     except ValueError as error:
         log.warning("%s is torn (%s): the clock alone tells this life from the last", path, error)
         return now

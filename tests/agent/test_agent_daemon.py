@@ -166,11 +166,12 @@ async def test_a_later_life_resumes_from_its_disk_and_has_a_higher_incarnation(r
     await later.ended()
 
 
-@pytest.mark.parametrize("torn", [b"", b"17\xff", b"17 and a half"])
+@pytest.mark.parametrize("torn", [b"", b"17\xff", b"17 and a half", b"18446744073709551615", b"9" * 30])
 async def test_an_incarnation_that_is_torn_is_written_anew(
     ring: Ring, torn: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By a power cut, say. The clock tells this life from the last, and the life after it knows of this one."""
+    """By a power cut, say; or beyond what messages carry. The clock tells this life from the last, and the life after it knows of this
+    one."""
     manager = await ring.manager()
     (tmp_path / "a").mkdir()
     path = tmp_path / "a" / "incarnation"
