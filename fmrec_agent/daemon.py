@@ -21,7 +21,7 @@ from typing import Any
 
 from fmrec_agent.dispatcher import Dispatcher
 from fmrec_agent.high_water import HighWater
-from fmrec_agent.learning.learner import Learner, LearnerError
+from fmrec_agent.learning.learner import Learner, LearnerError, LearnerFailed
 from fmrec_agent.learning.loading import load_learner
 from fmrec_agent.retriever import Retriever
 from fmrec_agent.settings import AgentSettings
@@ -56,6 +56,10 @@ INCARNATION_MAX = 2**64 - 1
 """No message carries a greater one."""
 LOUD_FACTS = {"ring_lost", "slept"}
 """What the overlay notices and a user of one agent wants to know; the rest is for log_level debug, and the manager's log."""
+
+
+class MayPass(UserError):
+    """What a user should mend, though the next life may be spared it."""
 
 
 class AgentDaemon:
@@ -136,6 +140,8 @@ class AgentDaemon:
                 self.driver.failed.result()
             if working.done():
                 working.result()
+        except LearnerFailed as error:
+            raise MayPass(f"{self.name} cannot go on learning: {error}") from error
         except LearnerError as error:
             raise UserError(f"{self.name} cannot go on learning: {error}") from error
         finally:

@@ -39,7 +39,7 @@ from functools import partial
 from types import FrameType
 from typing import TextIO
 
-from fmrec_agent.daemon import AgentDaemon
+from fmrec_agent.daemon import AgentDaemon, MayPass
 from fmrec_agent.descriptors import keep_own_descriptors
 from fmrec_agent.high_water import HighWater, high_water_of
 from fmrec_agent.learning.learner import Job, Learner, Tensors
@@ -414,7 +414,7 @@ def _be_agent(settings: AgentSettings, index: int, writer: int, turns: Turns | N
             return await AgentDaemon(settings, index, ready, in_training_thread, turns, high_water).run(stop)
         except UserError as error:
             _say(f"error: {settings.name_of(index)}: {error}", sys.stderr)
-            return USAGE
+            return FAILED if isinstance(error, MayPass) else USAGE
 
     try:
         for number in SIGNALS:

@@ -15,11 +15,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fmrec_agent.launcher import ASKED, Child, Launcher, _forks_iterate, _hand_over
+from fmrec_agent.daemon import MayPass
+from fmrec_agent.high_water import HighWater
+from fmrec_agent.launcher import ASKED, Child, Launcher, _be_agent, _forks_iterate, _hand_over
 from fmrec_agent.settings import AgentSettings
 from protocol.aio.process import UserError
 from protocol.aio.status_client import request_status
@@ -184,6 +187,23 @@ def test_a_learner_that_cannot_be_built_is_a_sentence_and_not_restarted(start: C
     assert all("there is no folder /nowhere" in line for line in errors(command))
     assert "started again" not in "".join(command.err)
     assert "Traceback" not in "".join(command.err)
+
+
+@pytest.mark.parametrize(("error", "code"), [(UserError, 2), (MayPass, 1)])
+def test_who_may_be_spared_what_ended_its_life_is_started_again(
+    error: type[UserError], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Code 2 is for what would end the next life in the same way."""
+
+    async def run(stop: asyncio.Event) -> int:
+        raise error("agent cannot go on learning")
+
+    monkeypatch.setattr("fmrec_agent.launcher.AgentDaemon", lambda *arguments: SimpleNamespace(run=run))
+    reads, writes = os.pipe()
+    assert _be_agent(AgentSettings(), 0, writes, None, HighWater()) == code
+    os.close(reads)
+    os.close(writes)
+    assert capsys.readouterr().err == "error: agent: agent cannot go on learning\n"
 
 
 def test_what_fails_in_the_launchers_warm_up_is_left_to_each_agent(start: Callable[..., Started], two_ports: int) -> None:
