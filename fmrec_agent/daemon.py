@@ -50,6 +50,8 @@ SWITCH_INTERVAL_S = 0.001
 """How long the training thread may keep the interpreter to itself: heartbeats wait no longer than this."""
 PEERS_TRIED = 8
 """Of those that the last life knew, neighbours first, when no seed answers; then the seeds' turn comes again."""
+ROOTLESS_JOINS = 10
+"""A tree to whose root no way was found for as long as so many JOINs may take has none, perhaps for ever: that is said."""
 LEFT_WITHIN_S = 0.5
 """A killed process leaves its port and its folder within milliseconds of what tells its launcher of its death, in either order."""
 INCARNATION_MAX = 2**64 - 1
@@ -90,6 +92,10 @@ class AgentDaemon:
         self._resumed: dict[str, int] | None = None
         self._told: Progress | None = None
         self._lock: FolderLock | None = None
+        self._rooted = False
+        """Has our tree had a root in this life? So its name and task are right."""
+        self._waits_for = ""
+        """What a tree without a root waits for, in words, once it is time to say so."""
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -203,8 +209,11 @@ class AgentDaemon:
 
     async def _report(self) -> None:
         """Progress goes up with the alive messages; and the peers are kept on disk."""
+        loop = asyncio.get_running_loop()
+        joined = loop.time()
         while True:
             self._tell_progress()
+            self._look_for_root(loop.time() - joined)
             neighbours = [peer.address for peer in self.node.pastry.leaf_set]
             self.book.write(neighbours, (peer.address for peer in self.node.detector.lives()), self.me.address)
             await asyncio.sleep(self.parameters.heartbeat_interval_s / 2)
@@ -216,6 +225,18 @@ class AgentDaemon:
         if progress != self._told:
             self._told = progress
             self.driver.dispatch(ReportProgress(self.tree, progress))
+
+    def _look_for_root(self, since_s: float) -> None:
+        """Say once where nobody roots our tree for too long: the manager may have been told another name, or another task."""
+        tree = self.node.scribe.trees.get(self.tree)
+        if self._rooted or (tree is not None and tree.reaches_root):
+            self._rooted, self._waits_for = True, ""
+        elif not self._waits_for and since_s > ROOTLESS_JOINS * self.parameters.join_timeout_s:
+            name, task = self.settings.tree, self.settings.task
+            self._waits_for = f"waiting for a manager that roots tree {name} of task {task}"
+            log.warning(
+                "%s: nobody roots tree %s of task %s: start a manager with it, or set tree and task as the manager's", self.name, name, task
+            )
 
     async def _leave(self, working: asyncio.Task[None]) -> None:
         """Say goodbye, then close everything, each step with a bound. Who fails, or gives way to a later
@@ -313,7 +334,7 @@ class AgentDaemon:
             "address": str(self.me.address),
             "incarnation": self.me.incarnation,
             "role": self.role,
-            "doing": self.worker.doing,
+            "doing": self._waits_for or self.worker.doing,
             "phase": trainer.phase,
             "round": trainer.round,
             "iteration": trainer.iteration,
