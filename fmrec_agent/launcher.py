@@ -401,7 +401,8 @@ def _forks_iterate(iterate: Callable[[], None]) -> bool:
 
 
 def _be_agent(settings: AgentSettings, index: int, writer: int, turns: Turns | None, high_water: HighWater) -> int:
-    """In the child: the agent's whole life; the exit code, which is USAGE for what a user must mend: a restart would not."""
+    """In the child: the agent's whole life; the exit code, which is USAGE for what a user must mend: a restart would not,
+    where it is no MayPass."""
 
     def ready(peer: Peer) -> None:
         told = {"id": int(peer.id), "host": peer.host, "port": peer.port, "incarnation": peer.incarnation}
