@@ -21,7 +21,7 @@ from typing import Any
 
 from fmrec_agent.dispatcher import Dispatcher
 from fmrec_agent.high_water import HighWater
-from fmrec_agent.learning.learner import Learner, LearnerError
+from fmrec_agent.learning.learner import Learner, LearnerError, LearnerFailed
 from fmrec_agent.learning.loading import load_learner
 from fmrec_agent.retriever import Retriever
 from fmrec_agent.settings import AgentSettings
@@ -50,10 +50,18 @@ SWITCH_INTERVAL_S = 0.001
 """How long the training thread may keep the interpreter to itself: heartbeats wait no longer than this."""
 PEERS_TRIED = 8
 """Of those that the last life knew, neighbours first, when no seed answers; then the seeds' turn comes again."""
+ROOTLESS_JOINS = 10
+"""A tree to whose root no way was found for as long as so many JOINs may take has none, perhaps for ever: that is said."""
 LEFT_WITHIN_S = 0.5
 """A killed process leaves its port and its folder within milliseconds of what tells its launcher of its death, in either order."""
+INCARNATION_MAX = 2**64 - 1
+"""No message carries a greater one."""
 LOUD_FACTS = {"ring_lost", "slept"}
 """What the overlay notices and a user of one agent wants to know; the rest is for log_level debug, and the manager's log."""
+
+
+class MayPass(UserError):
+    """What a user should mend, though the next life may be spared it."""
 
 
 class AgentDaemon:
@@ -84,6 +92,10 @@ class AgentDaemon:
         self._resumed: dict[str, int] | None = None
         self._told: Progress | None = None
         self._lock: FolderLock | None = None
+        self._rooted = False
+        """Has our tree had a root in this life? So its name and task are right."""
+        self._waits_for = ""
+        """What a tree without a root waits for, in words, once it is time to say so."""
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -134,6 +146,8 @@ class AgentDaemon:
                 self.driver.failed.result()
             if working.done():
                 working.result()
+        except LearnerFailed as error:
+            raise MayPass(f"{self.name} cannot go on learning: {error}") from error
         except LearnerError as error:
             raise UserError(f"{self.name} cannot go on learning: {error}") from error
         finally:
@@ -195,8 +209,11 @@ class AgentDaemon:
 
     async def _report(self) -> None:
         """Progress goes up with the alive messages; and the peers are kept on disk."""
+        loop = asyncio.get_running_loop()
+        joined = loop.time()
         while True:
             self._tell_progress()
+            self._look_for_root(loop.time() - joined)
             neighbours = [peer.address for peer in self.node.pastry.leaf_set]
             self.book.write(neighbours, (peer.address for peer in self.node.detector.lives()), self.me.address)
             await asyncio.sleep(self.parameters.heartbeat_interval_s / 2)
@@ -208,6 +225,18 @@ class AgentDaemon:
         if progress != self._told:
             self._told = progress
             self.driver.dispatch(ReportProgress(self.tree, progress))
+
+    def _look_for_root(self, since_s: float) -> None:
+        """Say once where nobody roots our tree for too long: the manager may have been told another name, or another task."""
+        tree = self.node.scribe.trees.get(self.tree)
+        if self._rooted or (tree is not None and tree.reaches_root):
+            self._rooted, self._waits_for = True, ""
+        elif not self._waits_for and since_s > ROOTLESS_JOINS * self.parameters.join_timeout_s:
+            name, task = self.settings.tree, self.settings.task
+            self._waits_for = f"waiting for a manager that roots tree {name} of task {task}"
+            log.warning(
+                "%s: nobody roots tree %s of task %s: start a manager with it, or set tree and task as the manager's", self.name, name, task
+            )
 
     async def _leave(self, working: asyncio.Task[None]) -> None:
         """Say goodbye, then close everything, each step with a bound. Who fails, or gives way to a later
@@ -305,7 +334,7 @@ class AgentDaemon:
             "address": str(self.me.address),
             "incarnation": self.me.incarnation,
             "role": self.role,
-            "doing": self.worker.doing,
+            "doing": self._waits_for or self.worker.doing,
             "phase": trainer.phase,
             "round": trainer.round,
             "iteration": trainer.iteration,
@@ -328,9 +357,12 @@ class AgentDaemon:
 
 
 def _after_the_last(path: Path, now: int) -> int:
-    """At least `now`, and more than the incarnation in the file."""
+    """At least `now`, and more than the incarnation in the file, where that can be one."""
     try:
-        return max(now, int(path.read_text()) + 1)
+        last = int(path.read_text())
+        if last >= INCARNATION_MAX:
+            raise ValueError(f"no message carries a later one than {last}")
+        return max(now, last + 1)
     except ValueError as error:
         log.warning("%s is torn (%s): the clock alone tells this life from the last", path, error)
         return now

@@ -4,6 +4,10 @@ Importing torch takes seconds and 200 MiB; a fork of a process that has done so 
 parent warms itself up, forks once for each agent, and stays single-threaded without an event loop, so that it can fork again: an
 agent that dies is there again before anybody misses it (`restart = "on-failure"`).
 
+What it waits for are signals, which are blocked. numpy has started threads before that, which take a signal where the main thread is not
+waiting: they hand it over (`_hand_over`). What is run while it warms up may be a stranger's and have no end: meanwhile SIGINT and SIGTERM
+end it at once (`_interruptible`).
+
 Each child keeps the end of a pipe, its life line. On it the child says that it listens, and that it ends of its own accord; where it
 breaks without that word, the child was killed. This is known a tenth of a second before the kernel has taken the process apart, and its
 last thread was given a turn to die. SIGIO tells of the pipe, as SIGCHLD of the process: one wait for both.
@@ -25,14 +29,17 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import FrameType
 from typing import TextIO
 
-from fmrec_agent.daemon import AgentDaemon
+from fmrec_agent.daemon import AgentDaemon, MayPass
 from fmrec_agent.descriptors import keep_own_descriptors
 from fmrec_agent.high_water import HighWater, high_water_of
 from fmrec_agent.learning.learner import Job, Learner, Tensors
@@ -46,7 +53,10 @@ from protocol.wire.codec import prepare
 log = logging.getLogger("fmrec.launcher")
 
 LEAVE_TIMEOUT_S = 10.0
-SIGNALS = (signal.SIGCHLD, signal.SIGIO, signal.SIGINT, signal.SIGTERM)
+ASKED = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGCHLD, signal.SIGIO, *ASKED)
+LOOK_S = 1.0
+"""A signal that another thread took in the very moment before the wait is seen after this."""
 TRIAL_S = 10
 """A first iteration that takes longer is no start that agents could be spared."""
 FAREWELL = b"ends\n"
@@ -122,6 +132,8 @@ class Launcher:
     def run(self) -> int:
         """Start all, restart those that die where that is asked, until none is left; the exit code. UserError as launch()."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        for number in SIGNALS:
+            signal.signal(number, _hand_over)
         _warm_up(self._settings)
         _say(HEADER)
         refused = self._start_all()
@@ -150,7 +162,7 @@ class Launcher:
         """How long to wait for a signal."""
         due = [self._later[0][0]] if self._later else []
         due += [self._deadline] if self._deadline is not None else []
-        return max(0.0, min(due) - time.monotonic()) if due else 3600.0
+        return min(LOOK_S, max(0.0, min(due) - time.monotonic())) if due else LOOK_S
 
     # --- children -----------------------------------------------------------------------------------------------------
 
@@ -302,21 +314,61 @@ def _warm_up(settings: AgentSettings) -> None:
     pages: import torch, make the validators, build one learner of each role, and iterate once on the CPU, for the first time takes longest:
     in no GPU's context, which would not survive a fork, and not at all where what it leaves would not.
     """
-    import torch
+    with _interruptible():
+        import torch
 
-    torch.set_num_threads(1)
-    "localhost".encode("idna")  # what asking for a host's address imports
-    prepare()
+        torch.set_num_threads(1)
+        "localhost".encode("idna")  # what asking for a host's address imports
+        prepare()
     learning = settings.learning.model_copy(update={"device": "cpu"})
     for role in sorted({settings.role_of(index) for index in range(settings.count)}):
         with contextlib.suppress(Exception):  # each agent says it of itself
-            learner = load_learner(learning, name=settings.name, role=role, index=0)
-            theta = learner.initial_parameters(0)
+            with _interruptible():
+                learner = load_learner(learning, name=settings.name, role=role, index=0)
+                theta = learner.initial_parameters(0)
             iterate = partial(_iterate, learner, theta)
             if _forks_iterate(iterate):
-                iterate()
+                with _interruptible():
+                    iterate()
     gc.collect()
     gc.freeze()
+
+
+def _hand_over(number: int, frame: FrameType | None) -> None:
+    """To the main thread, where this signal is blocked: it is there when that waits for it."""
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, number)
+
+
+@contextmanager
+def _interruptible(trial: int = 0) -> Iterator[None]:
+    """SIGINT and SIGTERM, which are blocked before and afterwards, end this process meanwhile, and the trial of this pid with it. It is
+    not done by an exception: who is interrupted is a stranger, who may catch it.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if trial:
+            _end_trial(trial)
+        with contextlib.suppress(RuntimeError):  # it was being flushed
+            _flush()
+        os._exit(INTERRUPTED if number == signal.SIGINT else FINE)
+
+    handlers = {number: signal.signal(number, end) for number in ASKED}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKED)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _end_trial(pid: int) -> None:
+    """Kill it, and then whom it has forked: it leads a session of its own, or has forked nobody yet."""
+    for kill in (os.kill, os.killpg):
+        with contextlib.suppress(ProcessLookupError):
+            kill(pid, signal.SIGKILL)
 
 
 def _iterate(learner: Learner, theta: Tensors) -> None:
@@ -326,11 +378,12 @@ def _iterate(learner: Learner, theta: Tensors) -> None:
 
 def _forks_iterate(iterate: Callable[[], None]) -> bool:
     """Can forks of a process that has iterated do so, too? Tried with a fork and a fork of it: where there is a GPU, autograd has threads,
-    which a fork has not; and a learner may have some of its own.
+    which a fork has not; and a learner may have some of its own. Called where SIGINT and SIGTERM are blocked.
     """
     pid = os.fork()
     if pid == 0:
         try:
+            os.setsid()
             signal.alarm(TRIAL_S)
             iterate()
             pid = os.fork()
@@ -342,12 +395,14 @@ def _forks_iterate(iterate: Callable[[], None]) -> bool:
             os._exit(FINE if status == 0 else FAILED)
         finally:
             os._exit(FAILED)
-    _, status = os.waitpid(pid, 0)
+    with _interruptible(pid):
+        _, status = os.waitpid(pid, 0)
     return status == 0
 
 
 def _be_agent(settings: AgentSettings, index: int, writer: int, turns: Turns | None, high_water: HighWater) -> int:
-    """In the child: the agent's whole life; the exit code, which is USAGE for what a user must mend: a restart would not."""
+    """In the child: the agent's whole life; the exit code, which is USAGE for what a user must mend: a restart would not,
+    where it is no MayPass."""
 
     def ready(peer: Peer) -> None:
         told = {"id": int(peer.id), "host": peer.host, "port": peer.port, "incarnation": peer.incarnation}
@@ -360,9 +415,11 @@ def _be_agent(settings: AgentSettings, index: int, writer: int, turns: Turns | N
             return await AgentDaemon(settings, index, ready, in_training_thread, turns, high_water).run(stop)
         except UserError as error:
             _say(f"error: {settings.name_of(index)}: {error}", sys.stderr)
-            return USAGE
+            return FAILED if isinstance(error, MayPass) else USAGE
 
     try:
+        for number in SIGNALS:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return run(main)
     except KeyboardInterrupt:  # before run() could see it

@@ -12,7 +12,17 @@ from pydantic import Field, model_validator
 
 from fmrec_agent.learning.learner import Role
 from fmrec_agent.learning.options import LearningOptions
-from protocol.aio.settings import Addresses, LogLevel, Name, OverlaySettings, Settings, StateDir, parse_address
+from protocol.aio.settings import (
+    Addresses,
+    ListenHost,
+    LogLevel,
+    Name,
+    OverlaySettings,
+    Settings,
+    StateDir,
+    out_of_reach,
+    parse_address,
+)
 from protocol.identifiers import Address
 
 FIRST_PORT = 7710
@@ -35,7 +45,7 @@ class AgentSettings(Settings):
     zone: str = Field(default="", max_length=64)
     """The rack or site of these agents, where there are several: agents of one zone are ring neighbours, and overlay.placement says
     whether their replicas stay in it. An agent that moves to another zone is another agent."""
-    host: str = Field(default="127.0.0.1", min_length=1)
+    host: ListenHost = "127.0.0.1"
     """The address to listen at and to be told to peers; of this machine alone, unless it is changed."""
     port: Port | Literal["auto"] = "auto"
     """The first agent's port, the next one's is one higher; "auto" takes the first free one from 7710 upwards, below 32768."""
@@ -93,6 +103,15 @@ class AgentSettings(Settings):
     def seeds(self) -> tuple[Address, ...]:
         """`join`, parsed."""
         return tuple(parse_address(text) for text in self.join)
+
+    @model_validator(mode="after")
+    def _can_be_dialled(self) -> AgentSettings:
+        if (seed := out_of_reach(self.host, self.seeds())) is not None:
+            raise ValueError(
+                f"host ({self.host}) can be dialled from this machine alone, and join names {seed}: "
+                "set host, or the HOST of --listen, to an address of this machine that peers there can dial"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> AgentSettings:

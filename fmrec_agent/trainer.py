@@ -4,7 +4,8 @@ The learner is built in that thread too: torch keeps its number of threads by th
 two cores. Between iterations the thread looks whether it has been told to stop, and takes a snapshot where one is due. The snapshot
 is the only pause that checkpointing costs training; its length is kept in `pause_s`.
 
-What a learner returns as a number may be numpy's or torch's, which no message carries: here it becomes Python's, with the same bits.
+Whatever a learner raises is a LearnerError here (stranger.py). What it returns as a number may be numpy's or torch's, which no message
+carries: here it becomes Python's, with the same bits.
 
 Where a launcher has more agents than processors, an iteration waits for its turn (turns.py); a life's first does not.
 
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fmrec_agent.learning.learner import Contribution, Job, Learner, LearnerError, Tensors
+from fmrec_agent.learning.stranger import asked, contribution_of, state_of
 from fmrec_agent.turns import Turns
 from protocol.wire.codec import pack, unpack
 from protocol.wire.messages import Phase
@@ -157,12 +159,12 @@ class Trainer:
         return (self.phase, self.round, self.theta) == (phase, round_number, theta) and self.done < self.total
 
     async def initial_parameters(self, seed: int) -> Tensors:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, _tidily, self.learner.initial_parameters, seed)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, _tidily, asked, self.learner, "initial_parameters", seed)
 
     async def restore(self, snapshot: Snapshot) -> None:
         """Become what the snapshot says."""
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, _tidily, self.learner.restore, snapshot.tensors, snapshot.extra)
+        await loop.run_in_executor(self._thread, _tidily, asked, self.learner, "restore", snapshot.tensors, snapshot.extra)
         self.phase, self.round, self.theta = snapshot.phase, snapshot.round, snapshot.theta
         self.done, self.total = snapshot.done, snapshot.total
         self.iteration, self.loss = snapshot.iteration, snapshot.loss
@@ -189,13 +191,13 @@ class Trainer:
         try:
             if theta is not None:
                 self._in_turn()
-                self.total = _number(int, "what begin() returned", self.learner.begin(job, theta))
+                self.total = _number(int, "what begin() returned", asked(self.learner, "begin", job, theta))
                 self.phase, self.round, self.theta, self.done = job.kind, job.round, digest, 0
             while self.done < self.total:
                 self._in_turn()
                 if self._stop.is_set():
                     return None
-                self.loss = _number(float, "what step() returned", self.learner.step())
+                self.loss = _number(float, "what step() returned", asked(self.learner, "step"))
                 self.done += 1
                 self.iteration += 1
                 if not self._yielding:
@@ -203,7 +205,7 @@ class Trainer:
                     self._yielding = True
                 if self.iteration % self._checkpoint_every == 0 and self.done < self.total:
                     tell(self._snapshot())
-            return _plain(self.learner.finish()), self._snapshot()
+            return _plain(contribution_of(self.learner)), self._snapshot()
         finally:
             if self._turns is not None:
                 self._turns.end()
@@ -215,7 +217,7 @@ class Trainer:
 
     def _snapshot(self) -> Snapshot:
         began, waited = time.perf_counter(), _waited_s()
-        tensors, extra = self.learner.state()
+        tensors, extra = state_of(self.learner)
         waited = _waited_s() - waited
         self.snapshot_s = time.perf_counter() - began
         self.pause_s = self.snapshot_s - waited

@@ -12,7 +12,17 @@ from pydantic import Field, model_validator
 
 from fmrec_manager.aggregation_rule import AggregationRule, RuleName
 from fmrec_manager.selection import Policy
-from protocol.aio.settings import Addresses, HostPort, LogLevel, Name, OverlaySettings, Settings, StateDir, parse_address
+from protocol.aio.settings import (
+    Addresses,
+    Listen,
+    LogLevel,
+    Name,
+    OverlaySettings,
+    Settings,
+    StateDir,
+    out_of_reach,
+    parse_address,
+)
 from protocol.identifiers import Address
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import RecoveryMode
@@ -94,7 +104,7 @@ class ManagerSettings(Settings):
 
     cluster: Name = "fmrec"
     """Peers of another cluster are refused: two runs on one network never mix."""
-    listen: HostPort = "127.0.0.1:7700"
+    listen: Listen = "127.0.0.1:7700"
     """The address to listen at and to be told to peers; of this machine alone, unless it is changed."""
     join: Addresses = ()
     """Live peers of a ring that exists already; without any, the manager waits to be joined."""
@@ -119,6 +129,15 @@ class ManagerSettings(Settings):
     def seeds(self) -> tuple[Address, ...]:
         """`join`, parsed."""
         return tuple(parse_address(text) for text in self.join)
+
+    @model_validator(mode="after")
+    def _can_be_dialled(self) -> ManagerSettings:
+        if (seed := out_of_reach(self.address.host, self.seeds())) is not None:
+            raise ValueError(
+                f"listen ({self.listen}) can be dialled from this machine alone, and join names {seed}: "
+                "set --listen to an address of this machine that peers there can dial"
+            )
+        return self
 
     @model_validator(mode="after")
     def _standby_knows_where(self) -> ManagerSettings:

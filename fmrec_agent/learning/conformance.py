@@ -25,6 +25,7 @@ import numpy as np
 from fmrec_agent.learning.learner import Contribution, Job, JobKind, Learner, LearnerError, Role, Tensors
 from fmrec_agent.learning.loading import load_learner
 from fmrec_agent.learning.options import LearningOptions
+from fmrec_agent.learning.stranger import state_of, told
 from protocol.identifiers import NodeId, TreeId
 from protocol.knowledge import Knowledge, open_record, seal
 
@@ -94,7 +95,7 @@ def findings(make: Make, role: Role, seed: int = SEED) -> Iterator[Finding]:
         faults = (_faulty_sequel(learner, role, seed, course, moment, where, remedy) for learner, moment in used)
         yield Finding(REUSED, next((fault for fault in faults if fault), None))
     except Exception as error:  # it is a stranger's code, and whatever it raises is the finding
-        yield Finding(WORKS, str(error) if isinstance(error, LearnerError) else f"{type(error).__name__}: {error}")
+        yield Finding(WORKS, str(error) if isinstance(error, LearnerError) else told(error))
 
 
 def elsewhere(options: LearningOptions, role: Role, seed: int = SEED) -> Finding:
@@ -130,14 +131,14 @@ def undisturbed(learner: Learner, role: Role, seed: int) -> Course:
         points = {round(point) for point in np.linspace(0, total, POINTS_MAX)}
         for done in range(total + 1):
             if done in points:
-                course.moments.append(Moment(index, done, total, *learner.state()))
+                course.moments.append(Moment(index, done, total, *state_of(learner)))
                 kept = _state_of(course.moments[-1])
             if done < total:
                 learner.step()
             if _state_of(course.moments[-1]) != kept:
                 course.faults[COPIES] = f"step {done + 1} changed arrays that state() had returned: copy them there"
         contribution = learner.finish()
-        if digest(*learner.state()) != kept:
+        if digest(*state_of(learner)) != kept:
             course.faults[UNCHANGED] = "state() differs before and after finish(): leave what the next job begins from to begin()"
         if fault := _misfit(contribution, theta, role):
             course.faults[FITS] = fault
@@ -233,7 +234,7 @@ def _state_of(moment: Moment) -> str:
 
 def _outcome(contribution: Contribution, learner: Learner) -> str:
     figures = repr((contribution.loss, contribution.samples, sorted(contribution.metrics.items())))
-    return digest(contribution.tensors, f"{figures}{digest(*learner.state())}".encode())
+    return digest(contribution.tensors, f"{figures}{digest(*state_of(learner))}".encode())
 
 
 if __name__ == "__main__":

@@ -37,6 +37,10 @@ class LearnerError(Exception):
     """The learner cannot be built or cannot go on: one sentence that says what, where and what to do."""
 
 
+class LearnerFailed(LearnerError):
+    """It raised what it does not tell of itself: an accident, which another life may be spared."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One piece of work from the manager: `train` yields a contribution to a round, `adapt` fits a target and measures it.

@@ -10,13 +10,13 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fmrec_agent.learning.learner import Learner, LearnerError, Role
 from fmrec_agent.learning.options import LearningOptions, OmniglotOptions, ParkingOptions, SyntheticOptions
+from fmrec_agent.learning.stranger import told
 
 if TYPE_CHECKING:
     from fmrec_agent.learning.gradient_learner import GradientLearner
@@ -41,7 +41,7 @@ def load_learner(options: LearningOptions, *, name: str, role: Role, index: int)
         raise
     except Exception as error:  # it is a stranger's code, and may raise anything
         raise LearnerError(
-            f"learner {options.learner!r} cannot be made ({_told(error)}): "
+            f"learner {options.learner!r} cannot be made ({told(error)}): "
             "mend it; it is called as (options, name=..., role=..., index=...)"
         ) from error
     if not isinstance(learner, Learner):
@@ -107,7 +107,7 @@ def _factory(name: str) -> Factory:
     except ImportError as error:
         raise LearnerError(f"learner {name!r} cannot be imported ({error}): install it, or correct learner") from error
     except Exception as error:  # it is a stranger's code, and may raise anything
-        raise LearnerError(f"learner {name!r} cannot be imported ({_told(error)}): mend its module") from error
+        raise LearnerError(f"learner {name!r} cannot be imported ({told(error)}): mend its module") from error
     factory: Factory | None = getattr(module, attribute, None)
     if factory is None:
         near = ", ".join(difflib.get_close_matches(attribute, dir(module), n=1, cutoff=0.0))
@@ -115,9 +115,3 @@ def _factory(name: str) -> Factory:
     if not callable(factory):
         raise LearnerError(f"learner {name!r} is a {type(factory).__name__}: name a Learner class, or a function that makes a Learner")
     return factory
-
-
-def _told(error: Exception) -> str:
-    """What was raised, and on which line."""
-    at = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error}, raised in {at.filename}, line {at.lineno}"

@@ -30,11 +30,13 @@ class PeerBook:
 
     def read(self) -> tuple[Address, ...]:
         """Whom the last life knew, neighbours first."""
-        if self._path is None or not self._path.exists():
+        if self._path is None:
             return ()
         try:
             found = json.loads(self._path.read_text())
             known = [Address(str(host), int(port)) for host, port in found]
+        except (FileNotFoundError, NotADirectoryError):
+            return ()  # a first life, or one whose folder cannot be made, which write() says
         except (OSError, ValueError, TypeError, OverflowError) as error:  # OverflowError: int(inf)
             logger.warning("%s is passed over (%s): the ring is found through --join or by the peers' own dials", self._path, error)
             return ()

@@ -15,6 +15,7 @@ pydantic-settings is not used for this: it ignores a variable that it does not k
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import tomllib
@@ -81,6 +82,32 @@ def address_argument(option: str, text: str) -> Address:
         raise SettingsError(f"{option} is {toml_value(text)}, but {error}") from None
 
 
+def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The host as an address; None where it is a name."""
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def dialable(host: str) -> str:
+    """The host, where peers that are told of it can dial it; ValueError for one that stands for any address of this machine."""
+    address = _literal(host)
+    if address is not None and address.is_unspecified:
+        raise ValueError("should name one address that peers can dial: they are told it")
+    return host
+
+
+def out_of_reach(host: str, seeds: Sequence[Address]) -> Address | None:
+    """The first seed on another machine, where `host` can be dialled from this one alone. Names are not looked up."""
+    own = _literal(host)
+    if own is None or not own.is_loopback:
+        return None
+    literals = ((seed, _literal(seed.host)) for seed in seeds)
+    return next((seed for seed, at in literals if at is not None and not (at.is_loopback or at.is_unspecified)), None)
+
+
 def _checked_path(path: Path) -> Path:
     if "\0" in str(path):
         raise ValueError("should be a path, and none has the character NUL")
@@ -91,6 +118,11 @@ def _checked_address(text: str) -> str:
     return str(parse_address(text))
 
 
+def _checked_listen(text: str) -> str:
+    dialable(parse_address(text).host)
+    return text
+
+
 def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
@@ -98,6 +130,9 @@ def _split(value: object) -> object:
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """Of a cluster, an agent or a tree: it becomes part of ids, of file names and of lines in logs."""
 HostPort = Annotated[str, AfterValidator(_checked_address)]
+Listen = Annotated[HostPort, AfterValidator(_checked_listen)]
+"""Where to listen, and what peers are told."""
+ListenHost = Annotated[str, StringConstraints(min_length=1), AfterValidator(dialable)]
 Addresses = Annotated[tuple[HostPort, ...], Strict(False), BeforeValidator(_split)]
 """A TOML array, or one string with commas, which is what a variable holds most easily."""
 StateDir = Annotated[Path, Strict(False), AfterValidator(_checked_path)]

@@ -65,8 +65,8 @@ def test_start_launches_with_file_variables_and_options_merged(
 
 
 def test_a_name_is_a_string_whatever_it_looks_like(launched: list[AgentSettings]) -> None:
-    assert main(["start", "--name", "7", "--listen", "0.0.0.0:7720"]) == 0
-    assert (launched[0].name, launched[0].host, launched[0].port) == ("7", "0.0.0.0", 7720)
+    assert main(["start", "--name", "7", "--listen", "10.0.0.7:7720"]) == 0
+    assert (launched[0].name, launched[0].host, launched[0].port) == ("7", "10.0.0.7", 7720)
 
 
 def test_the_launchers_code_is_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

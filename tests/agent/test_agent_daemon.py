@@ -14,14 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fmrec_agent.daemon import AgentDaemon
+from fmrec_agent.daemon import AgentDaemon, MayPass
 from fmrec_agent.settings import AgentSettings
 from protocol.aio.connections import Connections
 from protocol.aio.process import UserError
-from protocol.identifiers import Peer
+from protocol.identifiers import Peer, tree_id
 from protocol.overlay.effects import MembersChanged
-from protocol.wire.values import Departed
-from tests.agent.ring import PARAMETERS, TREE, Manager, Ring, free_port, until
+from protocol.overlay.events import CreateTree, JoinTree
+from protocol.wire.values import Departed, MemberInfo
+from tests.agent import counting
+from tests.agent.ring import PARAMETERS, TREE, Host, Manager, Ring, free_port, until
+
+LINE = 1 + next(at for at, text in enumerate(Path(counting.__file__).read_text().splitlines()) if "raise ZeroDivisionError" in text)
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +92,12 @@ async def test_the_root_hears_how_far_a_learner_is_whose_figures_are_numpys(ring
     ("learner", "error", "said"),
     [
         ("diverging", UserError, "a cannot go on learning: the loss diverged: lower the rate"),
-        ("crashing", ZeroDivisionError, "a mistake in somebody's learner"),
+        (
+            "crashing",
+            MayPass,
+            "a cannot go on learning: step() of learner tests.agent.counting:Counting failed (ZeroDivisionError: a mistake in somebody's "
+            f"learner, raised in {counting.__file__}, line {LINE}): mend it",
+        ),
         (
             "unsealable",
             UserError,
@@ -166,11 +175,12 @@ async def test_a_later_life_resumes_from_its_disk_and_has_a_higher_incarnation(r
     await later.ended()
 
 
-@pytest.mark.parametrize("torn", [b"", b"17\xff", b"17 and a half"])
+@pytest.mark.parametrize("torn", [b"", b"17\xff", b"17 and a half", b"18446744073709551615", b"9" * 30])
 async def test_an_incarnation_that_is_torn_is_written_anew(
     ring: Ring, torn: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By a power cut, say. The clock tells this life from the last, and the life after it knows of this one."""
+    """By a power cut, say; or beyond what messages carry. The clock tells this life from the last, and the life after it knows of this
+    one."""
     manager = await ring.manager()
     (tmp_path / "a").mkdir()
     path = tmp_path / "a" / "incarnation"
@@ -227,5 +237,43 @@ async def test_where_the_disk_cannot_be_written_it_lives_in_memory_and_says_so(
         await until(lambda: manager.brought)
     assert "cannot be used" in caplog.text
     assert "the incarnation is not kept" in caplog.text
+    life.stop.set()
+    assert await life.ended() == 0
+
+
+async def test_a_tree_that_nobody_roots_is_told_once_until_somebody_does(ring: Ring, caplog: pytest.LogCaptureFixture) -> None:
+    """The ring takes any agent in, and a peer that is closer to the treeId takes it as a child; but no order ever comes."""
+    manager = await ring.manager()
+    peer = await ring.agent("peer")
+    tree = tree_id("foo", "counting")
+    peer.driver.dispatch(JoinTree(tree, MemberInfo(peer.me, "peer", "source", 1)))
+    life = Life(manager, tree="foo", overlay={"delay_max_s": 0.05})
+
+    def doing() -> str:
+        return str(json.loads(life.daemon.status())["doing"])
+
+    with caplog.at_level(logging.WARNING):
+        await until(lambda: life.peers and doing() == "waiting for a manager that roots tree foo of task counting")
+        root = Host(tree)
+        await ring.enter(root)
+        root.driver.dispatch(CreateTree(tree))
+        await until(lambda: doing() == "waiting for orders")
+    remedy = "start a manager with it, or set tree and task as the manager's"
+    assert caplog.messages.count(f"a: nobody roots tree foo of task counting: {remedy}") == 1
+    life.stop.set()
+    assert await life.ended() == 0
+
+
+async def test_a_tree_that_had_a_root_is_known_to_be_the_right_one(ring: Ring, caplog: pytest.LogCaptureFixture) -> None:
+    """Its manager may be away for long."""
+    manager = await ring.manager()
+    life = Life(manager)
+    await until(lambda: manager.joined() == {"a"} and life.daemon._rooted)
+    await ring.kill(manager)
+    await until(lambda: not life.daemon.node.scribe.trees[TREE].reaches_root)
+    with caplog.at_level(logging.WARNING):
+        life.daemon._look_for_root(1e9)
+    assert "nobody roots" not in caplog.text
+    assert json.loads(life.daemon.status())["doing"] == "waiting for orders"
     life.stop.set()
     assert await life.ended() == 0

@@ -69,6 +69,13 @@ def test_ports_stay_below_those_of_outgoing_connections_unless_one_is_given() ->
         (["count=1025"], "--set: count is 1025, but should be less than or equal to 1024"),
         (["port=65535", "count=2"], "port (65535) leaves no room for 2 agents below 65536, one port each"),
         (["count=2", f"name={'n' * 64}"], f"name ({'n' * 64}) is too long: with the agent's number it has more than 64 characters"),
+        (["host=0.0.0.0"], '--set: host is "0.0.0.0", but should name one address that peers can dial: they are told it'),
+        (["host="], '--set: host is "", but should have at least 1 character'),
+        (
+            ["join=127.0.0.1:7700,10.0.0.5:7700"],
+            "host (127.0.0.1) can be dialled from this machine alone, and join names 10.0.0.5:7700: "
+            "set host, or the HOST of --listen, to an address of this machine that peers there can dial",
+        ),
         (["task=sinusoid"], "task (sinusoid) must be learning.task.name (parking): set both to the same"),
         (["learning.task.hiden=4"], "--set: learning.task.hiden is no setting; the nearest is learning.task.hidden"),
         (

@@ -15,11 +15,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fmrec_agent.launcher import Child, Launcher, _forks_iterate
+from fmrec_agent.daemon import MayPass
+from fmrec_agent.high_water import HighWater
+from fmrec_agent.launcher import ASKED, Child, Launcher, _be_agent, _forks_iterate, _hand_over
 from fmrec_agent.settings import AgentSettings
 from protocol.aio.process import UserError
 from protocol.aio.status_client import request_status
@@ -186,6 +189,23 @@ def test_a_learner_that_cannot_be_built_is_a_sentence_and_not_restarted(start: C
     assert "Traceback" not in "".join(command.err)
 
 
+@pytest.mark.parametrize(("error", "code"), [(UserError, 2), (MayPass, 1)])
+def test_who_may_be_spared_what_ended_its_life_is_started_again(
+    error: type[UserError], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Code 2 is for what would end the next life in the same way."""
+
+    async def run(stop: asyncio.Event) -> int:
+        raise error("agent cannot go on learning")
+
+    monkeypatch.setattr("fmrec_agent.launcher.AgentDaemon", lambda *arguments: SimpleNamespace(run=run))
+    reads, writes = os.pipe()
+    assert _be_agent(AgentSettings(), 0, writes, None, HighWater()) == code
+    os.close(reads)
+    os.close(writes)
+    assert capsys.readouterr().err == "error: agent: agent cannot go on learning\n"
+
+
 def test_what_fails_in_the_launchers_warm_up_is_left_to_each_agent(start: Callable[..., Started], two_ports: int) -> None:
     """Agents of this learner would live: nobody asks them for theta_0."""
     learner = ["--set", "learning.learner=tests.agent.counting:thetaless"]
@@ -201,6 +221,36 @@ def test_a_stop_during_the_start_is_obeyed(start: Callable[..., Started]) -> Non
     command.until(lambda: command.out)
     command.process.send_signal(signal.SIGTERM)
     assert command.ended(20) == 0
+    assert "Traceback" not in "".join(command.err)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_learner_that_is_never_built_does_not_keep_the_launcher(
+    start: Callable[..., Started], number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    command = start("--count", "2", "--set", "learning.learner=tests.agent.counting:built_late")
+    command.until(lambda: (tmp_path / f"building-{command.process.pid}").exists())
+    command.process.send_signal(number)
+    assert command.ended(5) == code
+    assert (command.out, command.err) == ([], [])
+
+
+def test_a_first_iteration_without_end_does_not_keep_the_launcher_and_nobody_who_tries_it_is_left(
+    start: Callable[..., Started], tmp_path: Path
+) -> None:
+    """It is tried in a fork, and in a fork of that, which have sessions of their own."""
+    command = start("--count", "2", "--set", "learning.learner=tests.agent.counting:stepping_late")
+
+    def trying() -> set[int]:
+        return {int(path.name.partition("-")[2]) for path in tmp_path.glob("stepping-*") if not path.suffix}
+
+    (first,) = command.until(trying)
+    (tmp_path / f"stepping-{first}.go").touch()
+    command.until(lambda: len(trying()) == 2)
+    assert all(alive(pid) for pid in trying())
+    command.process.send_signal(signal.SIGINT)
+    assert command.ended(5) == 130
+    command.until(lambda: not any(alive(pid) for pid in trying()), 5)
     assert "Traceback" not in "".join(command.err)
 
 
@@ -297,6 +347,34 @@ def test_who_is_left_dead_is_said_so_once_and_the_others_outlive_the_launcher(st
     assert "Traceback" not in "".join(command.err)
 
 
+def test_a_signal_that_another_thread_takes_is_handed_over_to_the_one_that_waits() -> None:
+    """numpy's threads begin before the launcher blocks anything. SIGIO would end the process, and its agents were without a launcher."""
+    usual = signal.signal(signal.SIGIO, _hand_over)
+
+    def take() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGIO,))
+        signal.pthread_kill(threading.get_ident(), signal.SIGIO)
+
+    try:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGIO,))
+        taking = threading.Thread(target=take)
+        taking.start()
+        taking.join()
+        assert signal.sigtimedwait((signal.SIGIO,), 5) is not None
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    finally:
+        signal.signal(signal.SIGIO, usual)
+
+
+@pytest.fixture
+def _blocked() -> Iterator[None]:
+    """SIGINT and SIGTERM, as the launcher has them."""
+    usual = signal.pthread_sigmask(signal.SIG_BLOCK, ASKED)
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, usual)
+
+
+@pytest.mark.usefixtures("_blocked")
 @pytest.mark.parametrize(("breaks_at", "survives"), [(99, True), (1, False), (0, False)], ids=["always", "once", "never"])
 def test_an_iteration_before_the_fork_is_tried_in_forks_of_their_own(breaks_at: int, survives: bool) -> None:
     """The first is the launcher's own, the second that of an agent; where either fails, each agent does its first iteration itself."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmrec_agent.learning.learner import Contribution, Job, LearnerError
+from fmrec_agent.learning.learner import Contribution, Job, LearnerError, LearnerFailed
 from fmrec_agent.trainer import Snapshot, Trainer, opened_state
 from fmrec_agent.turns import Turns
 from tests.agent.counting import Counting, Numpys
@@ -305,4 +307,63 @@ async def test_what_is_no_number_is_told_in_a_sentence(made: Made, what: str, va
         facts = {"loss": 0.5, "samples": 10, what: value}
         learner.finish = lambda: Contribution(THETA, **facts)  # type: ignore[arg-type, method-assign]
     with pytest.raises(LearnerError, match=f"^{said}$"):
+        await trainer.run(JOB, THETA, DIGEST, None)
+
+
+@pytest.mark.parametrize("method", ["initial_parameters", "begin", "step", "finish", "state", "restore"])
+async def test_whatever_a_method_raises_is_one_sentence_and_its_traceback_is_for_debug(
+    made: Made, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line is the learner's own, not that of the library in which it came out."""
+
+    def wrong(*arguments: object) -> None:
+        json.loads("{")
+
+    trainer, learner = await made()
+    setattr(learner, method, wrong)
+    line = wrong.__code__.co_firstlineno + 1
+    cause = rf"JSONDecodeError: .*, raised in {__file__}, line {line}"
+    said = rf"^{method}\(\) of learner tests.agent.counting:Counting failed \({cause}\): mend it$"
+    alone = {
+        "initial_parameters": lambda: trainer.initial_parameters(1),
+        "restore": lambda: trainer.restore(Snapshot("train", 1, DIGEST, 2, 10, 2, None, {}, b"?")),
+    }
+    with caplog.at_level(logging.DEBUG, "fmrec.learner"), pytest.raises(LearnerFailed, match=said) as raised:
+        await alone.get(method, lambda: trainer.run(JOB, THETA, DIGEST, None))()
+    assert isinstance(raised.value.__cause__, json.JSONDecodeError)
+    assert [record.levelname for record in caplog.records if record.exc_info] == ["DEBUG"]
+    assert "json/decoder.py" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (None, r"returned None: return \(arrays by name, anything else as bytes\)"),
+        (({}, b"", 1), r"returned \({}, b'', 1\): return \(arrays"),
+        (({}, "text"), r"returned a str beside its arrays: encode it as bytes"),
+        (({}, None), r"returned a NoneType beside its arrays: encode it as bytes"),
+        (([], b""), r"returned a list where numpy arrays by name should be: return a dict of them"),
+        (({"w": [1.0]}, b""), r"returned 'w' as a list: return numpy arrays, by names that are strings"),
+        (({1: np.zeros(1)}, b""), r"returned 1 as a ndarray: return numpy arrays, by names that are strings"),
+    ],
+)
+async def test_a_state_that_no_later_life_could_restore_is_told_at_the_first_snapshot(made: Made, state: object, said: str) -> None:
+    trainer, learner = await made(3)
+    learner.state = lambda: state  # type: ignore[assignment, method-assign, return-value]
+    with pytest.raises(LearnerError, match=rf"^state\(\) of learner tests.agent.counting:Counting {said}"):
+        await trainer.run(JOB, THETA, DIGEST, None)
+    assert learner.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("contribution", "said"),
+    [
+        (None, r"returned None: return a Contribution"),
+        (Contribution({"w": [1.0]}, 0.5, 10), r"returned 'w' as a list: return numpy arrays"),  # type: ignore[dict-item]
+    ],
+)
+async def test_what_is_no_contribution_is_told_in_a_sentence(made: Made, contribution: Contribution, said: str) -> None:
+    trainer, learner = await made()
+    learner.finish = lambda: contribution  # type: ignore[method-assign]
+    with pytest.raises(LearnerError, match=rf"^finish\(\) of learner tests.agent.counting:Counting {said}"):
         await trainer.run(JOB, THETA, DIGEST, None)

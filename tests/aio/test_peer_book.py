@@ -63,6 +63,16 @@ def test_a_torn_file_is_passed_over_in_a_sentence(tmp_path: Path, text: str, cap
     assert PeerBook(path).read() == at(1)
 
 
+def test_one_that_may_not_even_be_looked_for_is_passed_over_in_a_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A name that the system refuses, as it does a folder that this user may not enter."""
+    assert PeerBook(tmp_path / ("a" * 300) / "peers.json").read() == ()
+    assert caplog.text.count("is passed over (") == 1
+    (tmp_path / "file").touch()
+    assert PeerBook(tmp_path / "file" / "peers.json").read() == ()
+    assert PeerBook(tmp_path / "none" / "peers.json").read() == ()
+    assert caplog.text.count("is passed over (") == 1, "where there is none, there is nothing to say"
+
+
 def test_where_it_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a").write_text("a file where the folder should be")
     book = PeerBook(tmp_path / "a" / "peers.json")

@@ -8,7 +8,19 @@ from typing import Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from protocol.aio.settings import Addresses, OverlaySettings, Settings, SettingsError, StateDir, load, nearest, parse_address, show
+from protocol.aio.settings import (
+    Addresses,
+    OverlaySettings,
+    Settings,
+    SettingsError,
+    StateDir,
+    dialable,
+    load,
+    nearest,
+    out_of_reach,
+    parse_address,
+    show,
+)
 from protocol.identifiers import Address
 from protocol.parameters import PRESETS, OverlayParameters
 
@@ -142,3 +154,32 @@ def test_addresses() -> None:
     for wrong in ("", "localhost", ":1", "a:", "a:0", "a:65536", "a:x", "fe80::1:7700", "a:²"):
         with pytest.raises(ValueError, match="should be HOST:PORT"):
             parse_address(wrong)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "::ffff:0.0.0.0"])
+def test_an_address_that_stands_for_any_is_none_to_be_told(host: str) -> None:
+    with pytest.raises(ValueError, match="should name one address that peers can dial"):
+        dialable(host)
+
+
+@pytest.mark.parametrize(
+    ("host", "seed", "beyond"),
+    [
+        ("127.0.0.1", "10.0.0.5", True),
+        ("127.0.1.1", "10.0.0.5", True),
+        ("localhost", "10.0.0.5", True),
+        ("::1", "fe80::1", True),
+        ("::ffff:127.0.0.1", "10.0.0.5", True),
+        ("127.0.0.1", "127.0.0.2", False),
+        ("::1", "localhost", False),
+        ("127.0.0.1", "0.0.0.0", False),
+        ("127.0.0.1", "manager.example", False),
+        ("host.example", "10.0.0.5", False),
+        ("10.0.0.7", "10.0.0.5", False),
+        ("10.0.0.7", "127.0.0.1", False),
+    ],
+)
+def test_a_seed_on_another_machine_cannot_dial_loopback(host: str, seed: str, beyond: bool) -> None:
+    """What a name stands for is not looked up."""
+    near = Address("127.0.0.1", 7700)
+    assert out_of_reach(dialable(host), (near, Address(seed, 7700))) == (Address(seed, 7700) if beyond else None)

@@ -79,6 +79,8 @@ def job_done(learner: Learner, job: Job, theta: Tensors) -> Contribution:
         (broken_learners.KeepsWhatWasGivenUp, "a round that is begun again", "job 1, begun anew after 2 of 3 steps, ended with other"),
         (broken_learners.KeepsItsFirstTheta, "restored after other work", "into a learner that had worked, it ended job 1 with"),
         (broken_learners.HasNothingToDo, "it can be taken through two jobs", "begin() returned 0: a job has at least one iteration"),
+        (broken_learners.SpeaksOfItsState, "it can be taken through two jobs", "returned a str beside its arrays: encode it as bytes"),
+        (broken_learners.Raises, "it can be taken through two jobs", f"ValueError: no data, raised in {broken_learners.__file__}, line "),
     ],
 )
 def test_a_broken_promise_is_found_and_told(broken: type[Sound], promise: str, told: str) -> None:

@@ -60,10 +60,10 @@ def test_serve_gets_file_variables_and_options_merged(
 ) -> None:
     (tmp_path / "manager.toml").write_text("[tree.main]\nrounds = 1\nseed = 4\n")
     monkeypatch.setenv("FMREC_TREE__MAIN__ROUNDS", "10")
-    options = ["--listen", "0.0.0.0:7800", "--state-dir", "st", "--join", "a:1", "--set", "tree.main.recovery=drop"]
+    options = ["--listen", "10.0.0.7:7800", "--state-dir", "st", "--join", "a:1", "--set", "tree.main.recovery=drop"]
     assert main(["serve", "manager.toml", *options]) == 0
     tree = TreeSettings(rounds=10, seed=4, recovery="drop")
-    assert served == [ManagerSettings(listen="0.0.0.0:7800", state_dir=Path("st"), join=("a:1",), tree={"main": tree})]
+    assert served == [ManagerSettings(listen="10.0.0.7:7800", state_dir=Path("st"), join=("a:1",), tree={"main": tree})]
 
 
 def test_a_standby_is_told_where_the_ring_is(served: list[ManagerSettings], capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,13 @@ def test_a_source_that_names_trees_replaces_the_default_one() -> None:
             "tree.main: aggregation krum with byzantine = 1 and krum_selected = 8 needs 9 contributions a round: set sources_min to 9",
         ),
         (["listen=7700"], '--set: listen is "7700", but should be HOST:PORT'),
+        (["listen=0.0.0.0:7700"], '--set: listen is "0.0.0.0:7700", but should name one address that peers can dial: they are told it'),
+        (["listen=[::]:7700"], '--set: listen is "[::]:7700", but should name one address that peers can dial'),
+        (
+            ["join=127.0.0.1:7710,10.0.0.5:7710"],
+            "listen (127.0.0.1:7700) can be dialled from this machine alone, and join names 10.0.0.5:7710: "
+            "set --listen to an address of this machine that peers there can dial",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(overrides: list[str], told: str) -> None:
