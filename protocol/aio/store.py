@@ -136,6 +136,7 @@ class RecordStore:
             return
         del self._records[summary.key]
         self._bytes -= held[0].record_bytes
+        self._on_disk.pop(summary.key, None)  # its file is there for a while yet, and is not to be relied on
         self._changed(summary.key)
 
     def held(self) -> list[RecordSummary]:
@@ -219,10 +220,8 @@ class RecordStore:
                 self._failed[key] = f"the record is in memory only: {why}"
             if not self._disk_failed:
                 self._said(f"records are kept in memory only: {why}")
-        elif held is not None:
-            self._on_disk[key] = held[0].order
-        else:
-            self._on_disk.pop(key, None)
+        elif held is not None and key in self._records and self._records[key][0].order >= held[0].order:
+            self._on_disk[key] = held[0].order  # unless it was discarded meanwhile: then the file goes with the next batch
         self._disk_failed = error is not None
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from protocol.aio.store import RecordStore
+from protocol.aio.synced_file import sync_directory
 from protocol.chunks import bind, verify
 from protocol.identifiers import agent_id, tree_id
 from protocol.wire.values import RecordSummary
@@ -280,6 +282,54 @@ async def test_who_waits_for_a_record_that_is_discarded_is_told(tmp_path: Path, 
     assert await waiting in (None, f"version 1 of {agent_id('c', 'a').short} was discarded meanwhile")
     await held.close()
     assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("version", [3, 2])
+async def test_what_was_discarded_is_not_settled_by_the_file_that_is_being_deleted(
+    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A holder that is brought a record again which it has just let go says that it has it when it is back on the disk."""
+    held, _ = store(tmp_path)
+    held.put(*record(3))
+    await held.flush()
+    deleting, go_on = threading.Event(), threading.Event()
+    sync = sync_directory
+
+    def slow(directory: Path) -> None:
+        deleting.set()
+        assert go_on.wait(10)
+        sync(directory)
+
+    monkeypatch.setattr("protocol.aio.store.sync_directory", slow)
+    held.discard(record(3)[0])
+    assert await asyncio.to_thread(deleting.wait, 10)
+    held.put(*record(version))
+    assert not held.is_settled(record(version)[0])
+    go_on.set()
+    assert await held.settled(record(version)[0]) is None
+    assert (await reloaded(tmp_path))[0] == [record(version)[0]]
+    await held.close()
+
+
+async def test_what_was_discarded_while_it_was_written_settles_no_older_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, _ = store(tmp_path)
+    writing, go_on = threading.Event(), threading.Event()
+    sync = sync_directory
+
+    def slow(directory: Path) -> None:
+        writing.set()
+        assert go_on.wait(10)
+        sync(directory)
+
+    monkeypatch.setattr("protocol.aio.store.sync_directory", slow)
+    held.put(*record(3))
+    assert await asyncio.to_thread(writing.wait, 10)
+    held.discard(record(3)[0])
+    held.put(*record(2))
+    go_on.set()
+    assert await held.settled(record(2)[0]) is None
+    assert (await reloaded(tmp_path))[0] == [record(2)[0]]
+    await held.close()
 
 
 async def test_a_huge_file_that_is_no_record_is_not_read(tmp_path: Path) -> None:
