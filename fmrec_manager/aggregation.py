@@ -106,8 +106,9 @@ class Aggregator:
         return stepped, weights
 
     def state(self) -> dict[str, Array]:
-        """What the next step reads beside theta, as arrays by name: copies, on the CPU."""
+        """What the next step reads beside theta, and whose it is, as arrays by name: copies, on the CPU."""
         return {
+            "optimizer": np.frombuffer(self._optimizer.encode(), dtype=np.uint8).copy(),
             "steps": np.array([self._steps], dtype=np.int64),
             **{name: vector.cpu().numpy().copy() for name, vector in self._vectors.items()},
         }
@@ -117,12 +118,14 @@ class Aggregator:
         steps = state.get("steps")
         if steps is None or steps.shape != (1,) or steps.dtype != np.int64 or steps[0] < 0:
             raise AggregationError("the optimizer's state has no count of its steps")
-        vectors = {name: vector for name, vector in state.items() if name != "steps"}
+        another = f"the state is of another optimizer than {self._optimizer}"
+        # Moments of one name are not one thing; before the first step there are none. An earlier FMRec kept no name.
+        if steps[0] and "optimizer" in state and (name := state["optimizer"].tobytes().decode("ascii", "replace")) != self._optimizer:
+            raise AggregationError(f"{another}: it is of {name}")
+        vectors = {name: vector for name, vector in state.items() if name not in ("optimizer", "steps")}
         expected = STATE_VECTORS[self._optimizer] if steps[0] else ()
         if set(vectors) != set(expected):
-            raise AggregationError(
-                f"the state is of another optimizer than {self._optimizer}: it holds {sorted(vectors)}, not {sorted(expected)}"
-            )
+            raise AggregationError(f"{another}: it holds {sorted(vectors)}, not {sorted(expected)}")
         for name, vector in vectors.items():
             if vector.dtype != np.float64 or vector.ndim != 1 or not np.isfinite(vector).all():
                 raise AggregationError(f"{name} of the optimizer's state is not a finite vector of float64")

@@ -252,6 +252,28 @@ def test_the_state_of_another_optimizer_or_model_is_refused() -> None:
         adam.aggregate({"w": np.ones(2, np.float32)}, {})
 
 
+@pytest.mark.parametrize(("was", "is_now"), [("adam", "yogi"), ("yogi", "adam")])
+def test_moments_of_one_name_are_not_taken_for_those_of_another_optimizer(was: Optimizer, is_now: Optimizer) -> None:
+    before, after = aggregator(was), aggregator(is_now)
+    after.restore(before.state())  # of which no step was made
+    before.aggregate(tensors(np.random.default_rng(1)), round_of(1))
+    with pytest.raises(AggregationError, match=f"the state is of another optimizer than {is_now}: it is of {was}"):
+        after.restore(before.state())
+    assert after.state()["steps"] == 0
+
+
+def test_a_state_that_does_not_say_its_optimizer_is_known_by_its_moments() -> None:
+    """Records of an earlier FMRec are gone on from."""
+    before, theta = aggregator("adam"), tensors(np.random.default_rng(1))
+    before.aggregate(theta, round_of(1))
+    unnamed = {name: array for name, array in before.state().items() if name != "optimizer"}
+    after = aggregator("adam")
+    after.restore(unnamed)
+    assert {name: array.tobytes() for name, array in after.state().items()} == {n: a.tobytes() for n, a in before.state().items()}
+    with pytest.raises(AggregationError, match="another optimizer than momentum: it holds"):
+        aggregator("momentum").restore(unnamed)
+
+
 def test_read_only_arrays_as_they_come_from_the_wire_will_do() -> None:
     gradient = np.frombuffer(np.ones(2, np.float32).tobytes(), dtype=np.float32)
     stepped, _ = aggregator().aggregate({"w": gradient}, {AGENTS[0]: ({"w": gradient}, 1, 1.0)})

@@ -311,16 +311,17 @@ async def test_it_goes_on_from_its_disk(hosted: Hosted, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("before", "change", "said"),
     [
-        ({"seed": 9}, "it is of a run with seed 1, and the settings say 9"),
-        ({"server_optimizer": "adam"}, "the state is of another optimizer than adam"),
+        ({}, {"seed": 9}, "it is of a run with seed 1, and the settings say 9"),
+        ({}, {"server_optimizer": "adam"}, "the state is of another optimizer than adam"),
+        ({"server_optimizer": "adam"}, {"server_optimizer": "yogi"}, "the state is of another optimizer than yogi: it is of adam"),
     ],
 )
 async def test_settings_that_do_not_fit_the_record_are_told_in_a_sentence(
-    hosted: Hosted, tmp_path: Path, change: dict[str, Any], said: str
+    hosted: Hosted, tmp_path: Path, before: dict[str, Any], change: dict[str, Any], said: str
 ) -> None:
-    await stopped_after_round_0(hosted, tmp_path)
+    await stopped_after_round_0(hosted, tmp_path, **before)
     host = await hosted(tmp_path, **change)
     sentence = await failure(host)
     assert sentence.startswith("tree main cannot go on from its record, version 2: ")
