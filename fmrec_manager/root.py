@@ -337,19 +337,20 @@ class Root:
         work = self.work
         if work is None or not self._is_open(phase, record.round) or record.owner in work.slots or record.owner not in work.expected:
             return []
-        return self._give_up(work, record.owner, reason, now)
+        return self._give_up(work, (record.owner,), reason, now)
 
-    def unusable(self, agent: NodeId, reason: str, now: float) -> list[Order]:
-        """Aggregating has failed on this agent's contribution: it is given up for this round."""
+    def unusable(self, agents: Iterable[NodeId], reason: str, now: float) -> list[Order]:
+        """Aggregating has failed on the contributions of these agents: they are given up for this round."""
         if self.work is None or self.stage != "aggregating":
             return []
-        self.work.slots.pop(agent, None)
-        return self._give_up(self.work, agent, reason, now)
+        return self._give_up(self.work, tuple(agents), reason, now)
 
-    def _give_up(self, work: Round, agent: NodeId, reason: str, now: float) -> list[Order]:
-        work.missing[agent] = reason
+    def _give_up(self, work: Round, agents: tuple[NodeId, ...], reason: str, now: float) -> list[Order]:
+        for agent in agents:
+            work.slots.pop(agent, None)
+            work.missing[agent] = reason
         self.stage = work.phase
-        return [Say("contribution_refused", {"agent": agent, "reason": reason}), *self._judge(now)]
+        return [*(Say("contribution_refused", {"agent": agent, "reason": reason}) for agent in agents), *self._judge(now)]
 
     def _commit(self, now: float) -> list[Order]:
         if not self.candidacy.promised:
