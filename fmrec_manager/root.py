@@ -21,6 +21,7 @@
 8. Which sources train is a function of the run's seed, the round, the members and what their contributions said so far, all of which
    the record keeps: so a later life of the root chooses the same (selection.py). In mode substitute the dead of whom nothing was found
    that may stand in are passed over; where those who were chosen cannot fill a round any more, others are.
+9. Where the tree's record is on our disk and cannot be read, nothing is begun: the root waits for one who has a copy, or for people.
 """
 
 from __future__ import annotations
@@ -164,10 +165,16 @@ class Root:
         self.stage, self.reason = "locating", "enough members: looking for an earlier run on them"
         return [LocateOwn()]
 
-    def located(self, found: Resumed | None, certain: bool, now: float) -> list[Order]:
-        """The tree's own record: resume, or begin. certain: where none was found, everyone who might hold one was heard."""
+    def located(self, found: Resumed | None, certain: bool, now: float, unread: str = "") -> list[Order]:
+        """The tree's own record: resume, or begin. certain: where none was found, everyone who might hold one was heard. unread: where one
+        is on our disk that cannot be read (rule 9), else empty."""
         if self.stage != "locating":
             return []
+        if found is None and unread:
+            reason = f"the record in {unread} cannot be read: restore it, or remove it to begin anew, and start again"
+            orders: list[Order] = [Say("not_begun", {"reason": reason})] if reason != self.reason else []
+            self.reason, self._deadline = reason, now + LOOK_AGAIN_S
+            return orders
         if found is None and not certain:
             self.reason = "looking for an earlier run: a neighbour has not answered, or could not deliver it"
             self._deadline = now + LOOK_AGAIN_S

@@ -194,7 +194,7 @@ class TreeHost:
             case RetrievalEnded() if effect.request == OWN_RECORD:
                 # Only while it is looked for: to take an old theta in the middle of a run would undo it.
                 found = self._resume(effect) if self.root.stage == "locating" else None
-                self._obey(self.root.located(found, effect.none_left, now))
+                self._obey(self.root.located(found, effect.none_left, now, str(self.store.unread(self.tree, self.tree) or "")))
             case RetrievalEnded():
                 self._spawn(self._retrieved(effect))
             case ElectorAnswered():

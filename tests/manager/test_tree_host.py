@@ -375,6 +375,53 @@ async def test_a_record_without_a_ledger_is_told_in_a_sentence(hosted: Hosted, t
     assert sentence.startswith("tree main cannot go on from its record, version 9: its round state cannot be read")
 
 
+def damaged(state_dir: Path) -> tuple[Path, bytes]:
+    """The one record on disk, of which a bit has flipped."""
+    (path,) = state_dir.glob("trees/main/*.record")
+    flipped = bytearray(path.read_bytes())
+    flipped[-20] ^= 1
+    path.write_bytes(flipped)
+    return path, bytes(flipped)
+
+
+async def test_a_record_on_disk_that_cannot_be_read_is_never_begun_over(
+    hosted: Hosted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P2: nobody else has a copy, and all who are needed have come: the tree waits for people, says so once, and leaves the file alone."""
+    caplog.set_level("INFO", "fmrec")
+    await stopped_after_round_0(hosted, tmp_path)
+    path, content = damaged(tmp_path)
+    host = await hosted(tmp_path)
+    said = f"the record in {path} cannot be read: restore it, or remove it to begin anew, and start again"
+    await until(host, lambda: host.root.reason == said)
+    members(host, "a", "b")
+    for _ in range(2):
+        host(RetrievalEnded(OWN_RECORD, None, (), 0.0, 0.0, 0))
+    assert (host.root.stage, host.document()["reason"]) == ("locating", said)
+    assert host.root.next_deadline(0.0) is not None, "it looks again"
+    assert caplog.text.count("not_begun") == 1
+    await host.store.flush()
+    assert path.read_bytes() == content
+    path.unlink()
+    assert (await in_round_0(await hosted(tmp_path))).root.next_round == 0, "whoever removes it begins anew"
+
+
+async def test_a_record_that_the_disk_has_lost_comes_from_the_ring(hosted: Hosted, tmp_path: Path) -> None:
+    before = await stopped_after_round_0(hosted, tmp_path)
+    held = before.store.get(before.tree, before.tree)
+    assert held is not None
+    path, content = damaged(tmp_path)
+    host = await hosted(tmp_path)
+    await until(host, lambda: "cannot be read" in host.root.reason)
+    host.store.put(*held)  # as a look that finds a copy does
+    host(RetrievalEnded(OWN_RECORD, held[0], (), 0.0, 0.0, 1))
+    await committed(host, 3)
+    assert (host.root.stage, host.root.next_round) == ("train", 1)
+    await host.store.flush()
+    assert path.with_suffix(".record.damaged").read_bytes() == content
+    assert (await hosted(tmp_path)).store.held()[0].version == 3
+
+
 async def test_a_root_whose_clock_is_behind_that_of_the_record_steps_down(hosted: Hosted) -> None:
     """What it would write looks older than what is there, to every holder."""
     host = await hosted()
