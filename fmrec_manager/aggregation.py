@@ -18,7 +18,7 @@ All tensors are laid end to end by name into one vector. A round that fails leav
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -48,12 +48,12 @@ STATE_VECTORS: Mapping[Optimizer, tuple[str, ...]] = {
 class AggregationError(Exception):
     """No theta came of this: one sentence that names the agent and the tensor. Nothing was changed.
 
-    agent: whose contribution it was, None where it was nobody's.
+    agents: whose contributions it was; empty where it was nobody's.
     """
 
-    def __init__(self, reason: str, agent: NodeId | None = None) -> None:
+    def __init__(self, reason: str, *agents: NodeId) -> None:
         super().__init__(reason)
-        self.agent = agent
+        self.agents = agents
 
 
 class Aggregator:
@@ -99,15 +99,19 @@ class Aggregator:
         delta, vectors = self._delta(mean, steps)
         for name, vector in vectors.items():
             if not vector.isfinite().all():
-                self._blame_greatest(layout, contributions, name)
+                self._blame_greatest(contributions, layout.tensors, f"{name} of the optimizer's state", "")
         layout.check_finite(theta)
         stepped = layout.unflat((self._vector(layout.flat(theta)) - delta).cpu().numpy())
+        for name, tensor in stepped.items():
+            if not np.isfinite(tensor).all():
+                self._blame_greatest(contributions, [name], "theta", ", or lower server_rate")
         self._steps, self._vectors = steps, vectors
         return stepped, weights
 
     def state(self) -> dict[str, Array]:
-        """What the next step reads beside theta, as arrays by name: copies, on the CPU."""
+        """What the next step reads beside theta, and whose it is, as arrays by name: copies, on the CPU."""
         return {
+            "optimizer": np.frombuffer(self._optimizer.encode(), dtype=np.uint8).copy(),
             "steps": np.array([self._steps], dtype=np.int64),
             **{name: vector.cpu().numpy().copy() for name, vector in self._vectors.items()},
         }
@@ -117,12 +121,14 @@ class Aggregator:
         steps = state.get("steps")
         if steps is None or steps.shape != (1,) or steps.dtype != np.int64 or steps[0] < 0:
             raise AggregationError("the optimizer's state has no count of its steps")
-        vectors = {name: vector for name, vector in state.items() if name != "steps"}
+        another = f"the state is of another optimizer than {self._optimizer}"
+        # Moments of one name are not one thing; before the first step there are none. An earlier FMRec kept no name.
+        if steps[0] and "optimizer" in state and (name := state["optimizer"].tobytes().decode("ascii", "replace")) != self._optimizer:
+            raise AggregationError(f"{another}: it is of {name}")
+        vectors = {name: vector for name, vector in state.items() if name not in ("optimizer", "steps")}
         expected = STATE_VECTORS[self._optimizer] if steps[0] else ()
         if set(vectors) != set(expected):
-            raise AggregationError(
-                f"the state is of another optimizer than {self._optimizer}: it holds {sorted(vectors)}, not {sorted(expected)}"
-            )
+            raise AggregationError(f"{another}: it holds {sorted(vectors)}, not {sorted(expected)}")
         for name, vector in vectors.items():
             if vector.dtype != np.float64 or vector.ndim != 1 or not np.isfinite(vector).all():
                 raise AggregationError(f"{name} of the optimizer's state is not a finite vector of float64")
@@ -167,17 +173,20 @@ class Aggregator:
         for agent in sorted(contributions):
             layout.check_finite(contributions[agent][0], agent)
 
-    def _blame_greatest(self, layout: _Layout, contributions: Mapping[NodeId, tuple[Tensors, int, float]], vector: str) -> NoReturn:
-        """AggregationError for the contribution with the greatest value: no aggregate has a greater one."""
+    def _blame_greatest(
+        self, contributions: Mapping[NodeId, tuple[Tensors, int, float]], names: Iterable[str], what: str, remedy: str
+    ) -> NoReturn:
+        """AggregationError for the contribution with the greatest value in these tensors: no aggregate has a greater one."""
+        names = tuple(names)
         greatest = {
             (agent, name): float(np.abs(tensors[name]).max(initial=0.0))
             for agent, (tensors, _, _) in sorted(contributions.items())
-            for name in layout.tensors
+            for name in names
         }
         agent, name = max(greatest, key=greatest.__getitem__)
         raise AggregationError(
-            f"tensor {name} of agent {agent.short} makes {vector} of the optimizer's state overflow: "
-            f"it has a value of {greatest[agent, name]:.3g}",
+            f"tensor {name} of agent {agent.short} makes {what} overflow: it has a value of {greatest[agent, name]:.3g}; "
+            f"look at the data of this agent{remedy}",
             agent,
         )
 
@@ -190,7 +199,8 @@ class Aggregator:
                 raise AggregationError(f"agent {agent.short} has {samples} samples and the factor {factor}: neither may be below 0", agent)
             shares[agent] = factor * (samples if self._weighting == "samples" else 1)
         if not shares or (self._rule.name == "weighted_mean" and not math.fsum(shares.values()) > 0):
-            raise AggregationError(f"none of {len(shares)} contributions has a weight above 0")
+            remedy = "give these agents data, or set weighting to uniform"
+            raise AggregationError(f"none of {len(shares)} contributions has a weight above 0: {remedy}", *shares)
         return shares
 
     def _vector(self, flat: Array) -> torch.Tensor:
@@ -243,23 +253,22 @@ class _Layout:
     def check_finite(self, tensors: Tensors, agent: NodeId | None = None) -> None:
         """AggregationError for the first tensor that holds a value that is not finite."""
         whose = f"of agent {agent.short}" if agent is not None else "of theta"
+        at_fault = () if agent is None else (agent,)
         for name in self.tensors:
             if not np.isfinite(tensors[name]).all():
-                raise AggregationError(f"tensor {name} {whose} holds a value that is not finite", agent)
+                raise AggregationError(f"tensor {name} {whose} holds a value that is not finite", *at_fault)
 
     def flat(self, theta: Tensors) -> Array:
         """theta end to end, in the order of its names."""
         return np.concatenate([theta[name].ravel() for name in self.tensors])
 
     def unflat(self, flat: Array) -> dict[str, Array]:
-        """The vector as tensors with theta's order of names; AggregationError where a value does not fit the tensor's dtype."""
+        """The vector as tensors with theta's order of names; a value that does not fit the tensor's dtype is infinite there."""
         cut: dict[str, Array] = {}
         start = 0
         for name, (shape, dtype) in self.tensors.items():
             end = start + math.prod(shape)
             with np.errstate(over="ignore"):
                 cut[name] = flat[start:end].astype(dtype).reshape(shape)
-            if not np.isfinite(cut[name]).all():
-                raise AggregationError(f"the step makes tensor {name} of theta overflow: lower server_rate")
             start = end
         return {name: cut[name] for name in self.order}

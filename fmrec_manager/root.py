@@ -21,6 +21,7 @@
 8. Which sources train is a function of the run's seed, the round, the members and what their contributions said so far, all of which
    the record keeps: so a later life of the root chooses the same (selection.py). In mode substitute the dead of whom nothing was found
    that may stand in are passed over; where those who were chosen cannot fill a round any more, others are.
+9. Where the tree's record is on our disk and cannot be read, nothing is begun: the root waits for one who has a copy, or for people.
 """
 
 from __future__ import annotations
@@ -164,10 +165,16 @@ class Root:
         self.stage, self.reason = "locating", "enough members: looking for an earlier run on them"
         return [LocateOwn()]
 
-    def located(self, found: Resumed | None, certain: bool, now: float) -> list[Order]:
-        """The tree's own record: resume, or begin. certain: where none was found, everyone who might hold one was heard."""
+    def located(self, found: Resumed | None, certain: bool, now: float, unread: str = "") -> list[Order]:
+        """The tree's own record: resume, or begin. certain: where none was found, everyone who might hold one was heard. unread: where one
+        is on our disk that cannot be read (rule 9), else empty."""
         if self.stage != "locating":
             return []
+        if found is None and unread:
+            reason = f"the record in {unread} cannot be read: restore it, or remove it to begin anew, and start again"
+            orders: list[Order] = [Say("not_begun", {"reason": reason})] if reason != self.reason else []
+            self.reason, self._deadline = reason, now + LOOK_AGAIN_S
+            return orders
         if found is None and not certain:
             self.reason = "looking for an earlier run: a neighbour has not answered, or could not deliver it"
             self._deadline = now + LOOK_AGAIN_S
@@ -337,19 +344,20 @@ class Root:
         work = self.work
         if work is None or not self._is_open(phase, record.round) or record.owner in work.slots or record.owner not in work.expected:
             return []
-        return self._give_up(work, record.owner, reason, now)
+        return self._give_up(work, (record.owner,), reason, now)
 
-    def unusable(self, agent: NodeId, reason: str, now: float) -> list[Order]:
-        """Aggregating has failed on this agent's contribution: it is given up for this round."""
+    def unusable(self, agents: Iterable[NodeId], reason: str, now: float) -> list[Order]:
+        """Aggregating has failed on the contributions of these agents: they are given up for this round."""
         if self.work is None or self.stage != "aggregating":
             return []
-        self.work.slots.pop(agent, None)
-        return self._give_up(self.work, agent, reason, now)
+        return self._give_up(self.work, tuple(agents), reason, now)
 
-    def _give_up(self, work: Round, agent: NodeId, reason: str, now: float) -> list[Order]:
-        work.missing[agent] = reason
+    def _give_up(self, work: Round, agents: tuple[NodeId, ...], reason: str, now: float) -> list[Order]:
+        for agent in agents:
+            work.slots.pop(agent, None)
+            work.missing[agent] = reason
         self.stage = work.phase
-        return [Say("contribution_refused", {"agent": agent, "reason": reason}), *self._judge(now)]
+        return [*(Say("contribution_refused", {"agent": agent, "reason": reason}) for agent in agents), *self._judge(now)]
 
     def _commit(self, now: float) -> list[Order]:
         if not self.candidacy.promised:

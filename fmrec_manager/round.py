@@ -28,6 +28,7 @@ from protocol.wire.values import RecordSummary
 Standing = Literal["alive", "suspect", "dead", "left"]
 Verdict = Literal["wait", "recover", "close", "halt"]
 Way = Literal["upload", "replica", "substitute"]
+TOLD_MAX = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ def _judge(now: float, work: Round, standing: Mapping[NodeId, Standing], terms: 
     if not waiting:
         if work.slots:
             return "close", f"{len(work.slots)} of {len(work.expected)} contributed", ()
-        return "halt", "nobody is left to contribute", ()
+        return "halt", "; ".join(["nobody is left to contribute", *_given_up(work)]), ()
     late = now >= work.late_at(terms)
     gone = [agent for agent in waiting if standing.get(agent, "dead") == "dead"]
     lost = [agent for agent in (waiting if late else gone) if agent not in work.recovering and agent not in work.tried]
@@ -146,6 +147,15 @@ def _judge(now: float, work: Round, standing: Mapping[NodeId, Standing], terms: 
         names = ", ".join(agent.short for agent in waiting)
         return "halt", f"waited {terms.exact_wait_s:.0f} s for {names}: restart it under its name", tuple(waiting)
     return "wait", f"{len(waiting)} of {len(work.expected)} are awaited", tuple(waiting)
+
+
+def _given_up(work: Round) -> list[str]:
+    """Why they were given up, and who: the first TOLD_MAX reasons, and so many agents of each."""
+    whose: dict[str, list[str]] = {}
+    for agent, why in work.missing.items():
+        whose.setdefault(why, []).append(agent.short)
+    told = [(why, ", ".join(agents[:TOLD_MAX]), len(agents) - TOLD_MAX) for why, agents in whose.items()]
+    return [f"{names}{f' and {more} others' if more > 0 else ''}: {why}" for why, names, more in told[:TOLD_MAX]]
 
 
 def _judge_drop(

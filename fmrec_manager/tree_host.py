@@ -194,7 +194,7 @@ class TreeHost:
             case RetrievalEnded() if effect.request == OWN_RECORD:
                 # Only while it is looked for: to take an old theta in the middle of a run would undo it.
                 found = self._resume(effect) if self.root.stage == "locating" else None
-                self._obey(self.root.located(found, effect.none_left, now))
+                self._obey(self.root.located(found, effect.none_left, now, str(self.store.unread(self.tree, self.tree) or "")))
             case RetrievalEnded():
                 self._spawn(self._retrieved(effect))
             case ElectorAnswered():
@@ -341,7 +341,7 @@ class TreeHost:
         self._obey(self.root.tick(self._loop.time()))
 
     async def _aggregate(self, order: Aggregate) -> None:
-        """Fold the contributions into theta, off the loop; AggregationError gives up the one that is at fault."""
+        """Fold the contributions into theta, off the loop; AggregationError gives up those that are at fault."""
         from fmrec_manager.aggregation import AggregationError
 
         knowledge = {agent: self._knowledge[slot.record.digest] for agent, slot in order.slots.items()}
@@ -349,9 +349,9 @@ class TreeHost:
         try:
             theta, weights = await asyncio.to_thread(self.aggregator.aggregate, self.theta, parts)
         except AggregationError as error:
-            if error.agent is None:
+            if not error.agents:
                 raise UserError(f"tree {self.name}, round {order.round}: {error}") from error
-            self._obey(self.root.unusable(error.agent, str(error), self._loop.time()))
+            self._obey(self.root.unusable(error.agents, str(error), self._loop.time()))
             return
         self.theta = theta
         kept = {found.record.digest for found in self.root.left_behind.values() if found.record is not None}
@@ -418,6 +418,8 @@ def _unfit(knowledge: Knowledge) -> str | None:
     tensors = knowledge.tensors.get(group, {})
     if not tensors and knowledge.phase != "adapt":
         return f"the record holds no {group}"
+    if knowledge.phase == "init" and not any(tensor.size for tensor in tensors.values()):
+        return "theta_0 holds no values: look at the model that the learner makes"
     if knowledge.phase != "init" and (knowledge.loss is None or not math.isfinite(knowledge.loss)):
         return f"the loss is {knowledge.loss}: {remedy}"
     for name, tensor in tensors.items():

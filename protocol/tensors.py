@@ -98,7 +98,11 @@ def read(section: memoryview) -> dict[str, Array]:
 
 
 def _place(name: str, entry: Any) -> tuple[int, int, str, np.dtype[Any], list[int]]:
-    """Begin, end, name, type and shape of a tensor. ValueError where its entry is none."""
+    """Begin, end, name, type and shape of a tensor. ValueError where its entry is none, or its name one that could not be written."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:  # an escape in JSON may stand for half a character
+        raise ValueError(f"tensor {name!r} has a name that is no text") from error
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if dtype in _DTYPES:
             if all(type(number) is int and number >= 0 for number in (*shape, begin, end)):

@@ -8,8 +8,10 @@
 2. Bytes are received straight into the buffer that becomes the record, and each chunk is checked before it counts.
 3. Limits: BEGUN_MAX transfers that we begin are under way at once, the others wait; SERVED_MAX that others begin, more are refused as
    busy. A fetch of a version that is not here waits for it, provide_max_s at most, and takes nobody's place meanwhile; WAITING_MAX do.
-   record_bytes_max bounds each record, and together all that are being pushed here or broke off; broken ones give way first.
-4. Time: a transfer in which no byte moves for stall_max_s is given up, and one that takes longer than transfer_timeout_s.
+   record_bytes_max bounds each record, compressed or not, and together all that are being pushed here or broke off; broken ones give way
+   first. What is brought to be used counts as it will be when it is open.
+4. Time: a transfer in which no byte moves for stall_max_s is given up, and one that takes longer than transfer_timeout_s. Who is brought a
+   record has as much again for what it does with it, by the length of what is in it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from protocol.aio.inflow import Inflow
 from protocol.aio.link import Link, LinkClosed
 from protocol.aio.unfinished import Unfinished
 from protocol.assembly import Assembly, runs_of
-from protocol.chunks import Data, Front, front_of, named
+from protocol.chunks import Data, Front, front_of, named, read_front
 from protocol.errors import MalformedMessage, RecordInvalid, RemoteProtocolError
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.parameters import OverlayParameters
@@ -116,16 +118,19 @@ class Bulk:
 
     async def push(self, local: Peer, remote: Peer, summary: RecordSummary, data: Data, purpose: Purpose) -> PushOutcome:
         """Moves the record to `remote`. Never raises for what the network or the other side does."""
-        timeout_s = self._parameters.transfer_timeout_s(summary.record_bytes)
+        try:
+            front = front_of(summary, data)
+        except RecordInvalid as error:
+            return PushOutcome("failed", str(error))
+        timeout_s = self._parameters.transfer_timeout_s(max(summary.record_bytes, front.content_bytes))
         link: Link | None = None
         try:
             async with asyncio.timeout(timeout_s), self._begun:
-                front = front_of(summary, data)
                 link = await self._open_link(local, remote)
                 return await self._push_on(link, summary, front, data, purpose)
         except TimeoutError:
             return PushOutcome("failed", f"the transfer took longer than {timeout_s:.3g} s")
-        except (DialFailed, LinkClosed, RemoteProtocolError, RecordInvalid) as error:
+        except (DialFailed, LinkClosed, RemoteProtocolError) as error:
             return PushOutcome("failed", str(error))
         finally:
             if link is not None:
@@ -210,29 +215,38 @@ class Bulk:
             return
         try:
             front = await receive_front(link, offer.front_bytes, self._parameters)
+            content_bytes = max(record.record_bytes, self._content_bytes(record, read_front(record, front)))
         except RecordInvalid as error:
             link.send(BulkRefuse(str(error)))
             return
         # Room is made for who has begun to send, not for who has announced it.
-        if not self._room_for(record):
+        taken = content_bytes if purpose == "upload" else record.record_bytes
+        if not self._room_for(taken):
             link.refuse(Refusal("busy", f"{self._receiving_bytes} bytes of other records are being received here"))
             return
-        self._receiving_bytes += record.record_bytes
+        self._receiving_bytes += taken
         assembly: Assembly | None = None
         try:
             async with asyncio.timeout(self._parameters.transfer_timeout_s(record.record_bytes)):
                 assembly = await self._assembly(link.local.id, record, front)
                 await self._receive(link, assembly)
+            async with asyncio.timeout(self._parameters.transfer_timeout_s(content_bytes)):
                 reason = await handler.accept(record, assembly.data, purpose, link.peer)
         except RecordInvalid as error:
             reason = str(error)
         finally:
-            self._receiving_bytes -= record.record_bytes
+            self._receiving_bytes -= taken
             self._keep(assembly)
         link.send(BulkStored() if reason is None else BulkRefuse(reason))
 
-    def _room_for(self, record: RecordSummary) -> bool:
-        most = self._parameters.record_bytes_max - record.record_bytes
+    def _content_bytes(self, record: RecordSummary, front: Front) -> int:
+        """How long this record is when it is open. RecordInvalid where that is more than may be."""
+        if front.content_bytes > (most := self._parameters.record_bytes_max):
+            raise RecordInvalid(f"{named(record)} has {front.content_bytes} bytes of content where at most {most} may be")
+        return front.content_bytes
+
+    def _room_for(self, size: int) -> bool:
+        most = self._parameters.record_bytes_max - size
         while self._receiving_bytes + self._unfinished.bytes_kept > most and self._unfinished.give_way():
             pass
         return self._receiving_bytes <= most
@@ -300,10 +314,11 @@ class Bulk:
             self.moved.sent_bytes += len(chunks)
 
     async def _assembly(self, local: NodeId, summary: RecordSummary, front: bytearray) -> Assembly:
-        """The record's assembly, with what is here of it. RecordInvalid where summary and front don't fit."""
+        """The record's assembly, with what is here of it. RecordInvalid where summary and front don't fit, or as for _content_bytes()."""
         assembly = self._unfinished.take(summary.digest) or Assembly(summary, front)
         if assembly.summary != summary:
             raise RecordInvalid(f"{named(summary)} has the bytes of {named(assembly.summary)} which is another")
+        self._content_bytes(summary, assembly.front)
         before = sum(map(assembly.length, assembly.here()))
         sources: list[tuple[Front, Data, list[int]]] = []
         sources += [(other.front, other.data, other.here()) for other in self._unfinished.of(*summary.key)]
@@ -321,7 +336,7 @@ class Bulk:
 
     def _keep(self, assembly: Assembly | None) -> None:
         """For the next transfer of this record, or of one that is like it; unless it is complete, or there is no room."""
-        if assembly is not None and not assembly.complete and self._room_for(assembly.summary):
+        if assembly is not None and not assembly.complete and self._room_for(assembly.summary.record_bytes):
             self._unfinished.keep(assembly)
 
 

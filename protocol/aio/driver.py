@@ -24,7 +24,7 @@ from protocol.aio.bulk import BulkError, Purpose, PushOutcome
 from protocol.aio.connections import Connections
 from protocol.aio.promises import PromiseFile
 from protocol.aio.store import RecordStore
-from protocol.errors import LocalProtocolError, RemoteProtocolError
+from protocol.errors import LocalProtocolError, RecordInvalid, RemoteProtocolError
 from protocol.identifiers import Address, NodeId, Peer, TreeId
 from protocol.knowledge import Data
 from protocol.overlay.effects import CancelTransfer, Dial, DialSeed, Discard, Disconnect, Effect, Fetch, KeepPromises, Notify, Push, Send
@@ -68,7 +68,8 @@ class Application(Protocol):
         """One effect that is for the application. It may dispatch()."""
 
     async def on_upload(self, summary: RecordSummary, data: Data, sender: Peer) -> str | None:
-        """A verified record that was sent to be used, not to be kept: None when it was taken, else why not."""
+        """A verified record that was sent to be used, not to be kept: None when it was taken, else why not. RecordInvalid where it cannot
+        be opened: its sender is told."""
 
 
 class Driver:
@@ -181,6 +182,8 @@ class Driver:
         if purpose == "upload":
             try:
                 return await self._application.on_upload(summary, data, sender)
+            except RecordInvalid as error:
+                return str(error)
             except Exception as error:
                 self._fail(error)
                 return "the receiver failed"

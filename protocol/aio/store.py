@@ -5,9 +5,11 @@
    synced too; without a directory, when it is in memory. A holder says that it has stored a record when it is settled. What that costs
    is the disk's time for a sync, in the background (scripts/bench_bulk.py --only disk measures it); training does not wait for it.
 3. A kill at any moment leaves the old file or the new one. Files that nobody finished are removed at the next start.
-4. Nothing that the disk does raises. A file that is no whole record is passed over and said; it stays, for people to look at. A write
-   that fails leaves the record in memory, unsettled, and is said once, until the disk works again. The holder counts all the same, as
-   one without a directory does: else a full disk, which processes of one machine share, would end the run that it was to protect.
+4. Nothing that the disk does raises. A file that is no whole record is passed over and said; it stays, for people to look at, and under
+   another name (DAMAGED) once its own is needed. Into a folder that could not be read nothing is written. Where a record may be that
+   was not read, unread() tells: its owner may not want to begin anew. A write that fails leaves the record in memory, unsettled, and is
+   said once, until the disk works again. The holder counts all the same, as one without a directory does: else a full disk, which
+   processes of one machine share, would end the run that it was to protect.
 5. bytes_max bounds what others may bring and what is fetched of others, a file's own length what is read of it.
 
 A file is what a push would send, with its own check before it, so that a flipped bit is noticed wherever it is:
@@ -20,8 +22,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
+import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,6 +44,9 @@ MAGIC = b"FMRec\x00r2"
 CHECK_BYTES = 32
 HEADER_BYTES_MAX = 4096
 SUFFIX = ".record"
+DAMAGED = ".damaged"
+"""Ends the name of a file that could not be read, and whose own name was needed for another."""
+FILE_NAME = re.compile(rf"([0-9a-f]{{32}})-([0-9a-f]{{32}}){re.escape(SUFFIX)}")
 SYNCED_TOGETHER_BYTES_MAX = 16 * 1024 * 1024
 """Records that wait for the disk share one sync of the directory, up to this; a small one never waits for many large ones."""
 
@@ -62,6 +71,8 @@ class RecordStore:
         self._thread = ThreadPoolExecutor(1, "records") if directory is not None else None
         self._failed: dict[Key, str] = {}  # keys whose last write failed, and why
         self._disk_failed = False  # said already
+        self._unread: set[Key] = set()  # keys whose file is there and could not be read
+        self._folder_unread: OSError | None = None
 
     def __len__(self) -> int:
         """How many records are held."""
@@ -136,21 +147,30 @@ class RecordStore:
             return
         del self._records[summary.key]
         self._bytes -= held[0].record_bytes
+        self._on_disk.pop(summary.key, None)  # its file is there for a while yet, and is not to be relied on
         self._changed(summary.key)
 
     def held(self) -> list[RecordSummary]:
         """What is held, by owner and tree."""
         return [self._records[key][0] for key in sorted(self._records)]
 
+    def unread(self, owner: NodeId, tree: TreeId) -> Path | None:
+        """Where a record of (owner, tree) may be that load() could not read: its file, or the folder. None where there is none, or where
+        another has taken its place since."""
+        if self._directory is not None and self._folder_unread is not None:
+            return self._directory
+        return self._directory / _file_name((owner, tree)) if self._directory is not None and (owner, tree) in self._unread else None
+
     async def load(self) -> None:
         """Reads the directory, making it where it is missing; what it holds is put(), without being written again. All of it: a cap that
         was lowered since keeps out what comes, and loses nothing that was kept."""
         if self._directory is None or self._thread is None:
             return
-        found, sentences = await asyncio.get_running_loop().run_in_executor(self._thread, _read_all, self._directory)
-        for sentence in sentences:
+        read = await asyncio.get_running_loop().run_in_executor(self._thread, _read_all, self._directory)
+        self._unread, self._folder_unread = read.unread, read.folder_unread
+        for sentence in read.sentences:
             self._said(sentence)
-        for summary, data in found:
+        for summary, data in read.found:
             if self.put(summary, data):
                 self._unwritten.pop(summary.key, None)
                 self._on_disk[summary.key] = summary.order
@@ -194,7 +214,14 @@ class RecordStore:
         try:
             while self._unwritten:
                 batch = self._next_batch()
-                failures = await loop.run_in_executor(self._thread, _write_batch, self._directory, batch)
+                if self._folder_unread is not None:
+                    failures = dict.fromkeys(batch, self._folder_unread)
+                else:
+                    damaged = self._unread & batch.keys()
+                    for path in [self._directory / _file_name(key) for key in sorted(damaged)] if not self._disk_failed else ():
+                        self._said(f"{path} is set aside as *{DAMAGED}: it could not be read, and its name is needed")
+                    failures = await loop.run_in_executor(self._thread, _write_batch, self._directory, batch, damaged)
+                    self._unread -= batch.keys() - failures.keys()
                 for key, held in batch.items():
                     self._written(key, held, failures.get(key))
                     _wake(self._settling, key)
@@ -219,10 +246,8 @@ class RecordStore:
                 self._failed[key] = f"the record is in memory only: {why}"
             if not self._disk_failed:
                 self._said(f"records are kept in memory only: {why}")
-        elif held is not None:
-            self._on_disk[key] = held[0].order
-        else:
-            self._on_disk.pop(key, None)
+        elif held is not None and key in self._records and self._records[key][0].order >= held[0].order:
+            self._on_disk[key] = held[0].order  # unless it was discarded meanwhile: then the file goes with the next batch
         self._disk_failed = error is not None
 
 
@@ -235,11 +260,14 @@ def _wake(waiting: dict[Key, set[asyncio.Future[None]]], key: Key) -> None:
 # --- the disk, in the worker thread -----------------------------------------------------------------------------------
 
 
-def _write_batch(directory: Path, batch: dict[Key, Held | None]) -> dict[Key, OSError]:
-    """Each file becomes its record, or goes; then the directory is synced. What failed, whose old files are as they were."""
+def _write_batch(directory: Path, batch: dict[Key, Held | None], damaged: set[Key]) -> dict[Key, OSError]:
+    """Each file becomes its record, or goes; then the directory is synced. What failed, whose old files are as they were. damaged: keys
+    whose old file stays, under another name."""
     failures: dict[Key, OSError] = {}
     for key, held in batch.items():
         try:
+            if key in damaged:
+                _set_aside(directory / _file_name(key))
             _replace(directory / _file_name(key), held)
         except OSError as error:
             failures[key] = error
@@ -263,15 +291,40 @@ def _replace(path: Path, held: Held | None) -> None:
     replace_file(path, (MAGIC, digest_of(header), header, held[1]))
 
 
-def _read_all(directory: Path) -> tuple[list[Held], list[str]]:
-    """Every record in the directory, and a sentence for each file that is none."""
-    found: list[Held] = []
-    sentences: list[str] = []
+def _set_aside(path: Path) -> None:
+    """Gives a file that could not be read the first name for such that is free. It keeps its own until another file takes that: who is
+    killed in between finds it there."""
+    names = (path.with_suffix(f"{path.suffix}{number}{DAMAGED}") for number in chain(("",), count(2)))
+    if not path.exists():
+        return
+    aside = next(name for name in names if not name.exists() or name.samefile(path))
+    if aside.exists():
+        return
+    try:
+        aside.hardlink_to(path)
+    except OSError:  # not every file system has links
+        path.rename(aside)
+
+
+@dataclass(slots=True)
+class _Read:
+    """What a directory holds: every record, the keys of files that are none, and a sentence for each of these and of others' files."""
+
+    found: list[Held] = field(default_factory=list)
+    unread: set[Key] = field(default_factory=set)
+    sentences: list[str] = field(default_factory=list)
+    folder_unread: OSError | None = None
+
+
+def _read_all(directory: Path) -> _Read:
+    read = _Read()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         paths = sorted(directory.iterdir())
     except OSError as error:
-        return [], [f"no records were read: {directory} cannot be used ({error.strerror or error})"]
+        read.sentences.append(f"no records were read: {directory} cannot be used ({error.strerror or error})")
+        read.folder_unread = error if _may_be_there(directory) else None
+        return read
     for path in paths:
         if path.suffix == UNFINISHED:
             with contextlib.suppress(OSError):
@@ -279,13 +332,26 @@ def _read_all(directory: Path) -> tuple[list[Held], list[str]]:
             continue
         try:
             if path.suffix != SUFFIX:
-                raise RecordInvalid("it is none of ours")
-            found.append(_read(path))
+                raise RecordInvalid("it could not be read, and was set aside" if path.suffix == DAMAGED else "it is none of ours")
+            read.found.append(_read(path))
+            continue
         except (RecordInvalid, RemoteProtocolError) as error:
-            sentences.append(f"{path} is passed over: {error}")
+            read.sentences.append(f"{path} is passed over: {error}")
         except OSError as error:
-            sentences.append(f"{path} is passed over: it cannot be read ({error.strerror or error})")
-    return found, sentences
+            read.sentences.append(f"{path} is passed over: it cannot be read ({error.strerror or error})")
+        if (named := FILE_NAME.fullmatch(path.name)) is not None:
+            read.unread.add((NodeId(int(named[1], 16)), TreeId(int(named[2], 16))))
+    return read
+
+
+def _may_be_there(directory: Path) -> bool:
+    """Is this a folder, or can that not be told?"""
+    try:
+        return stat.S_ISDIR(directory.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
 
 
 def _read(path: Path) -> Held:

@@ -32,8 +32,13 @@ def noise(size: int, version: int = 1, changed: int = 0) -> tuple[RecordSummary,
     return _record([frozen, trained], version)
 
 
-def _record(sections: list[bytes], version: int) -> tuple[RecordSummary, bytes]:
-    digest, data = bind([[section] for section in sections])
+def compressed(size: int, version: int = 1) -> tuple[RecordSummary, bytes]:
+    """Zeros of so many bytes, of which next to nothing is left on the wire."""
+    return _record([bytes(size)], version, compress=True)
+
+
+def _record(sections: list[bytes], version: int, *, compress: bool = False) -> tuple[RecordSummary, bytes]:
+    digest, data = bind([[section] for section in sections], compress=compress)
     return RecordSummary(OWNER, TREE, version, 1, 0, 0, False, len(data), digest), bytes(data)
 
 

@@ -19,7 +19,7 @@ from protocol.identifiers import Peer, agent_id
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Ping
 from protocol.wire.moving import BulkAccept, BulkFetch, BulkPush, BulkRefuse, BulkWant
-from tests.aio.shelf import OWNER, TREE, Shelf, Start, fetch, offer, push, record
+from tests.aio.shelf import OWNER, TREE, Shelf, Start, compressed, fetch, offer, push, record
 
 HASTY = OverlayParameters(delay_max_s=0.1)
 
@@ -322,3 +322,43 @@ async def test_a_link_gives_way_to_others_after_each_megabyte(pair: tuple[Any, A
         turn[0].cancel()
     assert sum(between) > 20_000_000
     assert max(between) <= TURN_BYTES_MAX + 2000, "raw bytes, and the frames of the other end, which is on this loop too"
+
+
+@pytest.mark.parametrize("purpose", ["replica", "upload"])
+async def test_what_would_be_longer_than_may_be_once_it_is_open_moves_neither_way(start: Start, purpose: str) -> None:
+    """P7: some kilobytes on the wire may open to as much as somebody likes."""
+    small = OverlayParameters(record_bytes_max=1_000_000)
+    a, b, shelf = await start("a"), await start("b", parameters=small), Shelf()
+    for process in (a, b):
+        process.connections.bulk.serve(process.peer.id, shelf)
+    summary, data = compressed(1_000_001)
+    assert len(data) < 2000
+    outcome = await push(a, b, summary, data, purpose)
+    said = f"the record of {OWNER.short}, version 1, has 1000001 bytes of content where at most 1000000 may be"
+    assert outcome == PushOutcome("refused", said)
+    assert not shelf.taken
+    shelf.offers[OWNER, TREE] = summary, data
+    with pytest.raises(BulkError, match=said):
+        await fetch(b, a)
+    assert (await push(a, b, *compressed(1_000_000), purpose)).outcome == "stored"
+    assert b.connections.bulk._receiving_bytes == 0
+
+
+async def test_who_opens_what_it_was_brought_has_time_and_room_by_the_length_of_what_is_in_it(start: Start) -> None:
+    """Eight megabytes that were a kilobyte on the wire: a transfer of that would be over in 0.2 s."""
+    slow = replace(HASTY, transfer_floor_bytes_per_s=1_000_000, record_bytes_max=10_000_000)
+    a, b, shelf = await start("a", parameters=slow), await start("b", parameters=slow), Shelf()
+    b.connections.bulk.serve(b.peer.id, shelf)
+    room: list[int] = []
+
+    async def opens(*arguments: Any) -> str | None:
+        room.append(b.connections.bulk._receiving_bytes)
+        await asyncio.sleep(3 * slow.probe_timeout_s)
+        return None
+
+    shelf.accept = opens  # type: ignore[method-assign]
+    summary, data = compressed(8_000_000)
+    assert await push(a, b, summary, data, "upload") == PushOutcome("stored")
+    assert await push(a, b, summary, data, "replica") == PushOutcome("stored")
+    assert room == [8_000_000, len(data)], "a copy that is only kept is never opened"
+    assert b.connections.bulk._receiving_bytes == 0

@@ -14,7 +14,7 @@ import pytest
 from protocol.aio.driver import Driver
 from protocol.aio.store import RecordStore
 from protocol.chunks import bind
-from protocol.errors import RemoteProtocolError
+from protocol.errors import RecordInvalid, RemoteProtocolError
 from protocol.identifiers import Address, Peer, agent_id, tree_id
 from protocol.overlay import effects, events
 from protocol.parameters import OverlayParameters
@@ -221,6 +221,22 @@ async def test_uploads_go_to_the_application(host: Any) -> None:
     assert b.daemon.uploads == [(*record(2), a.peer), (*record(1), a.peer)]
     assert not b.node.events
     assert b.store.held() == []
+
+
+async def test_an_upload_that_cannot_be_opened_is_refused_and_the_rest_goes_on(host: Any) -> None:
+    """P7: whoever sent it is told, and nobody else hears of it."""
+    a, b = await host("a"), await host("b")
+    taken = b.daemon.on_upload
+
+    async def unreadable(*arguments: Any) -> str | None:
+        raise RecordInvalid("the record cannot be read: tensor 't' has a name that is no text")
+
+    b.daemon.on_upload = unreadable
+    outcome = await a.driver.upload(b.peer, *record(2))
+    assert (outcome.outcome, outcome.reason) == ("refused", "the record cannot be read: tensor 't' has a name that is no text")
+    assert not b.driver.failed.done()
+    b.daemon.on_upload = taken
+    assert (await a.driver.upload(b.peer, *record(2))).outcome == "stored"
 
 
 async def test_a_daemon_fetches_for_itself(host: Any) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from protocol.aio.store import RecordStore
+from protocol.aio.synced_file import sync_directory
 from protocol.chunks import bind, verify
 from protocol.identifiers import agent_id, tree_id
 from protocol.wire.values import RecordSummary
@@ -160,6 +162,103 @@ async def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path: Path) -> None:
         assert (found, len(said)) == ([], 1), f"byte {at} of {len(good)}"
 
 
+async def test_a_file_that_cannot_be_read_is_told_by_key_and_never_replaced(tmp_path: Path) -> None:
+    """Its name goes to a newer record, its bytes stay; and the owner, who may not want to begin anew, is told."""
+    held, _ = store(tmp_path)
+    for owner in ("a", "b"):
+        held.put(*record(1, owner))
+    await held.close()
+    path = tmp_path / f"{agent_id('c', 'a')}-{TREE}.record"
+    for version, kept in ((2, ".record.damaged"), (3, ".record2.damaged")):
+        flipped = bytearray(path.read_bytes())
+        flipped[-1] ^= 1
+        path.write_bytes(flipped)
+        held, said = store(tmp_path)
+        await held.load()
+        assert (held.unread(agent_id("c", "a"), TREE), held.unread(agent_id("c", "b"), TREE)) == (path, None)
+        assert path.read_bytes() == flipped, "looking changes nothing"
+        held.put(*record(version))
+        assert await held.settled(record(version)[0]) is None
+        assert held.unread(agent_id("c", "a"), TREE) is None
+        await held.close()
+        assert path.with_suffix(kept).read_bytes() == flipped
+        assert any(f"{path} is set aside" in sentence for sentence in said)
+    found, said = await reloaded(tmp_path)
+    assert {(summary.owner, summary.version) for summary in found} == {(agent_id("c", "a"), 3), (agent_id("c", "b"), 1)}
+    assert len(said) == 2
+    assert all("could not be read, and was set aside" in sentence for sentence in said)
+
+
+@pytest.mark.parametrize("links", [True, False])
+async def test_a_damaged_file_keeps_its_name_until_another_is_written(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in between, or with a disk that is full, the next life must not take the folder for one that never had the record. Without
+    links a file has one name at a time."""
+    held, _ = store(tmp_path)
+    held.put(*record(1))
+    await held.close()
+    (path,) = files_in(tmp_path)
+    path.write_bytes(b"torn")
+    held, _ = store(tmp_path)
+    await held.load()
+
+    def unable(*arguments: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not links:
+        monkeypatch.setattr(os, "link", unable)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", unable)
+        for version in (2, 3):
+            held.put(*record(version))
+            await held.flush()
+    assert {each.name for each in files_in(tmp_path)} == {f"{path.name}.damaged", *([path.name] if links else [])}
+    held.put(*record(4))
+    await held.close()
+    assert (tmp_path / f"{path.name}.damaged").read_bytes() == b"torn"
+    assert (await reloaded(tmp_path))[0] == [record(4)[0]]
+
+
+async def test_what_is_discarded_takes_no_damaged_file_with_it(tmp_path: Path) -> None:
+    held, _ = store(tmp_path)
+    held.put(*record(1))
+    await held.close()
+    (path,) = files_in(tmp_path)
+    path.write_bytes(b"torn")
+    held, _ = store(tmp_path)
+    await held.load()
+    held.put(*record(2))
+    held.discard(record(2)[0])
+    await held.close()
+    assert [(each.name, each.read_bytes()) for each in files_in(tmp_path)] == [(f"{path.name}.damaged", b"torn")]
+
+
+async def test_into_a_folder_that_could_not_be_read_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, _ = store(tmp_path)
+    held.put(*record(1))
+    await held.close()
+    before = {path: path.read_bytes() for path in files_in(tmp_path)}
+
+    def broken(folder: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", broken)
+        held, said = store(tmp_path)
+        await held.load()
+    assert held.unread(agent_id("c", "a"), TREE) == tmp_path
+    held.put(*record(2))
+    assert "in memory only" in str(await held.settled(record(2)[0]))
+    await held.close()
+    assert {path: path.read_bytes() for path in files_in(tmp_path)} == before
+    assert len(said) == 2
+    missing, _ = store(tmp_path / "new")
+    await missing.load()
+    assert missing.unread(agent_id("c", "a"), TREE) is None, "there is nothing that could be lost"
+    await missing.close()
+
+
 async def test_a_full_disk_costs_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held, said = store(tmp_path)
     held.put(*record(1))
@@ -191,6 +290,7 @@ async def test_a_directory_that_cannot_be(tmp_path: Path) -> None:
     await held.close()
     assert len(said) == 2
     assert all("cannot be" in sentence for sentence in said)
+    assert held.unread(agent_id("c", "a"), TREE) is None, "where no folder is there is no record"
 
 
 async def test_without_a_directory_a_record_is_settled_at_once() -> None:
@@ -280,6 +380,54 @@ async def test_who_waits_for_a_record_that_is_discarded_is_told(tmp_path: Path, 
     assert await waiting in (None, f"version 1 of {agent_id('c', 'a').short} was discarded meanwhile")
     await held.close()
     assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("version", [3, 2])
+async def test_what_was_discarded_is_not_settled_by_the_file_that_is_being_deleted(
+    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A holder that is brought a record again which it has just let go says that it has it when it is back on the disk."""
+    held, _ = store(tmp_path)
+    held.put(*record(3))
+    await held.flush()
+    deleting, go_on = threading.Event(), threading.Event()
+    sync = sync_directory
+
+    def slow(directory: Path) -> None:
+        deleting.set()
+        assert go_on.wait(10)
+        sync(directory)
+
+    monkeypatch.setattr("protocol.aio.store.sync_directory", slow)
+    held.discard(record(3)[0])
+    assert await asyncio.to_thread(deleting.wait, 10)
+    held.put(*record(version))
+    assert not held.is_settled(record(version)[0])
+    go_on.set()
+    assert await held.settled(record(version)[0]) is None
+    assert (await reloaded(tmp_path))[0] == [record(version)[0]]
+    await held.close()
+
+
+async def test_what_was_discarded_while_it_was_written_settles_no_older_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, _ = store(tmp_path)
+    writing, go_on = threading.Event(), threading.Event()
+    sync = sync_directory
+
+    def slow(directory: Path) -> None:
+        writing.set()
+        assert go_on.wait(10)
+        sync(directory)
+
+    monkeypatch.setattr("protocol.aio.store.sync_directory", slow)
+    held.put(*record(3))
+    assert await asyncio.to_thread(writing.wait, 10)
+    held.discard(record(3)[0])
+    held.put(*record(2))
+    go_on.set()
+    assert await held.settled(record(2)[0]) is None
+    assert (await reloaded(tmp_path))[0] == [record(2)[0]]
+    await held.close()
 
 
 async def test_a_huge_file_that_is_no_record_is_not_read(tmp_path: Path) -> None:

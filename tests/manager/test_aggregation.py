@@ -198,7 +198,7 @@ def test_a_contribution_that_does_not_fit_is_refused_by_name_and_changes_nothing
     before = subject.state()
     with pytest.raises(AggregationError, match=f"tensor {says}") as refused:
         subject.aggregate(theta, spoilt(spoil))
-    assert refused.value.agent == AGENTS[4]
+    assert refused.value.agents == (AGENTS[4],)
     assert AGENTS[4].short in str(refused.value)
     after = subject.state()
     assert all(np.array_equal(before[name], after[name]) for name in before | after)
@@ -211,6 +211,22 @@ def test_a_step_that_overflows_is_refused_and_changes_nothing() -> None:
     assert subject.state()["steps"] == 0
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
+def test_a_step_that_overflows_is_the_fault_of_the_greatest_value_in_the_tensor_that_does(optimizer: Optimizer) -> None:
+    """3e38 is finite in float32, and so is theta; 1e200 is nothing in float64."""
+    subject, theta = aggregator(optimizer), {"v": np.ones(1), "w": np.full(2, -1e38, np.float32)}
+    given = {
+        AGENTS[0]: ({"v": np.full(1, 1e200), "w": np.ones(2, np.float32)}, 1, 1.0),
+        AGENTS[1]: ({"v": np.ones(1), "w": np.array([3e38, 1.0], np.float32)}, 99, 1.0),
+    }
+    with pytest.raises(AggregationError, match=r"tensor w .* makes theta overflow: it has a value of 3e\+38") as refused:
+        subject.aggregate(theta, given)
+    assert refused.value.agents == (AGENTS[1],)
+    del given[AGENTS[1]]
+    stepped, _ = subject.aggregate(theta, given)
+    assert stepped["v"].tolist() == [-1e200]
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "yogi"])
 def test_a_step_whose_moments_overflow_is_refused_and_changes_nothing(optimizer: Optimizer) -> None:
     """1e160 is finite, and its square is not: the moment would stay infinite, and theta where it is, for good."""
@@ -219,7 +235,7 @@ def test_a_step_whose_moments_overflow_is_refused_and_changes_nothing(optimizer:
     before = subject.state()
     with pytest.raises(AggregationError, match=r"tensor w .* makes moment_2 of the optimizer's state overflow") as refused:
         subject.aggregate(theta, {AGENTS[0]: ({"w": np.ones(2)}, 9, 1.0), AGENTS[1]: ({"w": np.array([1e160, 1.0])}, 1, 1.0)})
-    assert refused.value.agent == AGENTS[1]
+    assert refused.value.agents == (AGENTS[1],)
     after = subject.state()
     assert all(np.array_equal(before[name], after[name]) for name in before | after)
     moved, _ = subject.aggregate(theta, {AGENTS[0]: ({"w": np.ones(2)}, 1, 1.0)})
@@ -230,8 +246,9 @@ def test_weights_that_make_no_mean_are_refused() -> None:
     theta = {"w": np.ones(1, np.float32)}
     with pytest.raises(AggregationError, match="none of 0 contributions"):
         aggregator().aggregate(theta, {})
-    with pytest.raises(AggregationError, match="none of 1 contributions"):
-        aggregator().aggregate(theta, {AGENTS[0]: (theta, 0, 1.0)})
+    with pytest.raises(AggregationError, match="none of 2 contributions has a weight above 0: give these agents data") as refused:
+        aggregator().aggregate(theta, dict.fromkeys(AGENTS[:2], (theta, 0, 1.0)))
+    assert refused.value.agents == tuple(sorted(AGENTS[:2]))
     with pytest.raises(AggregationError, match="neither may be below 0"):
         aggregator().aggregate(theta, {AGENTS[0]: (theta, 5, float("nan"))})
     with pytest.raises(AggregationError, match="only float32 and float64"):
@@ -250,6 +267,28 @@ def test_the_state_of_another_optimizer_or_model_is_refused() -> None:
             aggregator("momentum").restore(state)
     with pytest.raises(AggregationError, match=r"moment_1 .* has 116 values, theta has 2"):
         adam.aggregate({"w": np.ones(2, np.float32)}, {})
+
+
+@pytest.mark.parametrize(("was", "is_now"), [("adam", "yogi"), ("yogi", "adam")])
+def test_moments_of_one_name_are_not_taken_for_those_of_another_optimizer(was: Optimizer, is_now: Optimizer) -> None:
+    before, after = aggregator(was), aggregator(is_now)
+    after.restore(before.state())  # of which no step was made
+    before.aggregate(tensors(np.random.default_rng(1)), round_of(1))
+    with pytest.raises(AggregationError, match=f"the state is of another optimizer than {is_now}: it is of {was}"):
+        after.restore(before.state())
+    assert after.state()["steps"] == 0
+
+
+def test_a_state_that_does_not_say_its_optimizer_is_known_by_its_moments() -> None:
+    """Records of an earlier FMRec are gone on from."""
+    before, theta = aggregator("adam"), tensors(np.random.default_rng(1))
+    before.aggregate(theta, round_of(1))
+    unnamed = {name: array for name, array in before.state().items() if name != "optimizer"}
+    after = aggregator("adam")
+    after.restore(unnamed)
+    assert {name: array.tobytes() for name, array in after.state().items()} == {n: a.tobytes() for n, a in before.state().items()}
+    with pytest.raises(AggregationError, match="another optimizer than momentum: it holds"):
+        aggregator("momentum").restore(unnamed)
 
 
 def test_read_only_arrays_as_they_come_from_the_wire_will_do() -> None:

@@ -165,7 +165,7 @@ def test_what_aggregation_says_too_late_changes_nothing() -> None:
     play = stage("exact")
     play.begins(*SOURCES)
     play.uploads("a", 0)
-    assert play.took(play.root.unusable(named("a"), "tensor w is missing", play.now)) == []
+    assert play.took(play.root.unusable([named("a")], "tensor w is missing", play.now)) == []
     assert play.root.work is not None
     assert list(play.root.work.slots) == [named("a")]
 
@@ -175,7 +175,7 @@ def test_what_aggregation_cannot_use_is_given_up_and_the_rest_folded_in() -> Non
     play.begins(*SOURCES)
     for name in SOURCES:
         play.uploads(name, 0)
-    play.took(play.root.unusable(named("b"), "tensor w is missing", play.now))
+    play.took(play.root.unusable([named("b")], "tensor w is missing", play.now))
     assert sorted(play.last(Aggregate).slots) == sorted([named("a"), named("c")])
     play.aggregated()
     play.is_durable()
@@ -186,9 +186,25 @@ def test_where_nothing_can_be_used_the_tree_halts_and_the_next_upload_ends_that(
     play = stage("exact", sources_min=1)
     play.begins("a")
     play.took(play.root.unfit(record("a", 0), "train", "the loss is nan", play.now))
-    assert (play.root.stage, play.root.reason) == ("halted", "nobody is left to contribute")
+    assert (play.root.stage, play.root.reason) == ("halted", f"nobody is left to contribute; {named('a').short}: the loss is nan")
     assert play.uploads("a", 0) is None
     assert play.root.stage == "aggregating"
+
+
+def test_contributions_that_no_mean_can_be_made_of_are_given_up_together_and_named() -> None:
+    """And the round is opened anew for whoever comes."""
+    play = stage("exact")
+    play.begins(*SOURCES)
+    for name in SOURCES:
+        play.uploads(name, 0)
+    play.took(play.root.unusable(sorted(map(named, SOURCES)), "no weight is above 0", play.now))
+    assert play.root.stage == "halted"
+    who = ", ".join(agent.short for agent in sorted(map(named, SOURCES)))
+    assert play.root.reason == f"nobody is left to contribute; {who}: no weight is above 0"
+    assert len(play.said("contribution_refused")) == 3
+    play.joins("d")
+    play.closes(0, *SOURCES, "d")
+    assert play.story() == ["init 0", "train 0", "aggregate 0 of 3", "train 0", "aggregate 0 of 4", "train 1"]
 
 
 # --- promise P6: committed before announced ----------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def _something(play: Stage, chance: random.Random, lives: dict[str, int]) -> Non
         play.retrieved(target.number, found if chance.random() < 0.7 else None)
     elif what == "aggregated" and root.stage == "aggregating":
         if chance.random() < 0.2:
-            play.took(root.unusable(chance.choice(list(play.last(Aggregate).slots)), "odd", play.now))
+            play.took(root.unusable([chance.choice(list(play.last(Aggregate).slots))], "odd", play.now))
         else:
             play.aggregated()
     elif what == "durable" and root.version:

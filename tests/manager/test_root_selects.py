@@ -130,7 +130,7 @@ def test_a_contribution_that_cannot_be_used_may_leave_too_few() -> None:
     play.begins("a", "b", "c")
     for name in "abc":
         play.uploads(name, 0)
-    play.took(play.root.unusable(named("b"), "tensor w is missing", play.now))
+    play.took(play.root.unusable([named("b")], "tensor w is missing", play.now))
     assert play.root.stage == "halted"
     assert play.root.reason.startswith("the weighted mean needs 3 contributions, and there are 2")
     play.took(play.root.members_changed([replace(info("d"))], [], play.now))

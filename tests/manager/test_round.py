@@ -98,6 +98,14 @@ def test_a_halt_names_whom_to_restart() -> None:
     assert "restart it under its name" in reason
 
 
+def test_where_nobody_is_left_it_is_said_why_and_who() -> None:
+    many = {NodeId(number): "the loss is nan" for number in range(1, 8)}
+    work = Round(3, "train", 0.0, (*AGENTS, *many), missing={A: "died", B: "left", **many})
+    _, reason, _ = judge(EARLY, work, {C: "left"}, terms("exact"))
+    named = ", ".join(NodeId(number).short for number in range(1, 5))
+    assert reason == f"nobody is left to contribute; {A.short}: died; {B.short}: left; {named} and 3 others: the loss is nan"
+
+
 def test_a_member_that_nobody_knows_counts_as_dead() -> None:
     assert judge(EARLY, under_way(**AB), {A: "alive", B: "alive"}, terms("exact"))[0] == "recover"
 

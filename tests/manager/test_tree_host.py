@@ -180,7 +180,7 @@ async def test_a_contribution_of_another_shape_is_given_up(hosted: Hosted) -> No
     np.testing.assert_array_equal(host.theta["w"], np.full(3, -0.5))
 
 
-@pytest.mark.parametrize("theta", [{}, {"w": np.array([np.nan])}, {"steps": np.array([1])}])
+@pytest.mark.parametrize("theta", [{}, {"w": np.zeros((0, 3))}, {"w": np.array([np.nan])}, {"steps": np.array([1])}])
 async def test_a_theta_0_that_no_round_can_use_is_refused(hosted: Hosted, theta: Any) -> None:
     host = await hosted()
     await until(host, lambda: host.root.stage == "waiting")
@@ -267,11 +267,50 @@ async def test_a_replica_fills_the_slot_and_its_owner_comes_too_late(hosted: Hos
     await committed(host, 2)
 
 
-async def test_a_step_that_overflows_ends_in_a_sentence(hosted: Hosted) -> None:
+async def test_whose_step_overflows_theta_is_given_up_and_the_rest_folded_in(hosted: Hosted) -> None:
+    """3e38 is a figure that float32 has, and theta, which is negative, has none beyond it."""
+    host = await hosted(server_rate=1.0)
+    await until(host, lambda: host.root.stage == "waiting")
+    members(host, "a", "b")
+    await until(host, lambda: host.root.stage == "init")
+    assert await bring(host, "a", 0, {"w": np.full(3, -1e38, np.float32)}, "init") is None
+    await committed(host, 1)
+    assert await bring(host, "a", 0, {"w": np.full(3, 3e38, np.float32)}, samples=90) is None
+    assert await bring(host, "b", 0, {"w": np.ones(3, np.float32)}) is None
+    await committed(host, 2)
+    np.testing.assert_array_equal(host.theta["w"], np.full(3, -1e38, np.float32))
+
+
+async def test_a_server_rate_that_overflows_with_everybody_halts_the_tree(hosted: Hosted) -> None:
     host = await in_round_0(await hosted(server_rate=1e300))
     for name in AGENTS:
         await bring(host, name, 0, {"w": np.full(3, 1e300)})
-    assert await failure(host) == "tree main, round 0: the step makes tensor w of theta overflow: lower server_rate"
+    await until(host, lambda: host.root.stage == "halted")
+    assert host.root.reason.startswith("nobody is left to contribute; ")
+    assert all(f"tensor w of agent {peer.id.short} makes theta overflow" in host.root.reason for peer in AGENTS.values())
+    assert "lower server_rate" in host.root.reason
+
+
+async def test_a_round_without_a_sample_halts_the_tree_in_each_life_of_the_manager(hosted: Hosted, tmp_path: Path) -> None:
+    """One of two trains a round, and has no data: nothing was learnt, so theta stays; and it may yet bring something."""
+    one = {"selection": "fraction", "selection_fraction": 0.5}
+    first = await in_round_0(await hosted(tmp_path, **one))
+    await first.store.flush()
+    later = await hosted(tmp_path, **one)
+    await until(later, lambda: later.root.stage == "committing")
+    members(later, "a", "b")
+    await committed(later, 2)
+    for host in (first, later):
+        assert host.root.work is not None
+        (chosen,) = host.root.work.expected
+        (name,) = (name for name, peer in AGENTS.items() if peer.id == chosen)
+        assert await bring(host, name, 0, samples=0) is None
+        await until(host, lambda host=host: host.root.stage == "halted")  # type: ignore[misc]
+        assert host.root.reason.startswith(f"nobody is left to contribute; {chosen.short}: none of 1 contributions has a weight above 0")
+        np.testing.assert_array_equal(host.theta["w"], ZERO["w"])
+    assert await bring(later, name, 0) is None
+    await committed(later, 3)
+    np.testing.assert_array_equal(later.theta["w"], np.full(3, -0.5))
 
 
 async def test_its_own_old_record_changes_nothing_in_the_middle_of_a_run(hosted: Hosted) -> None:
@@ -311,16 +350,17 @@ async def test_it_goes_on_from_its_disk(hosted: Hosted, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("before", "change", "said"),
     [
-        ({"seed": 9}, "it is of a run with seed 1, and the settings say 9"),
-        ({"server_optimizer": "adam"}, "the state is of another optimizer than adam"),
+        ({}, {"seed": 9}, "it is of a run with seed 1, and the settings say 9"),
+        ({}, {"server_optimizer": "adam"}, "the state is of another optimizer than adam"),
+        ({"server_optimizer": "adam"}, {"server_optimizer": "yogi"}, "the state is of another optimizer than yogi: it is of adam"),
     ],
 )
 async def test_settings_that_do_not_fit_the_record_are_told_in_a_sentence(
-    hosted: Hosted, tmp_path: Path, change: dict[str, Any], said: str
+    hosted: Hosted, tmp_path: Path, before: dict[str, Any], change: dict[str, Any], said: str
 ) -> None:
-    await stopped_after_round_0(hosted, tmp_path)
+    await stopped_after_round_0(hosted, tmp_path, **before)
     host = await hosted(tmp_path, **change)
     sentence = await failure(host)
     assert sentence.startswith("tree main cannot go on from its record, version 2: ")
@@ -333,6 +373,53 @@ async def test_a_record_without_a_ledger_is_told_in_a_sentence(hosted: Hosted, t
     await before.store.flush()
     sentence = await failure(await hosted(tmp_path))
     assert sentence.startswith("tree main cannot go on from its record, version 9: its round state cannot be read")
+
+
+def damaged(state_dir: Path) -> tuple[Path, bytes]:
+    """The one record on disk, of which a bit has flipped."""
+    (path,) = state_dir.glob("trees/main/*.record")
+    flipped = bytearray(path.read_bytes())
+    flipped[-20] ^= 1
+    path.write_bytes(flipped)
+    return path, bytes(flipped)
+
+
+async def test_a_record_on_disk_that_cannot_be_read_is_never_begun_over(
+    hosted: Hosted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P2: nobody else has a copy, and all who are needed have come: the tree waits for people, says so once, and leaves the file alone."""
+    caplog.set_level("INFO", "fmrec")
+    await stopped_after_round_0(hosted, tmp_path)
+    path, content = damaged(tmp_path)
+    host = await hosted(tmp_path)
+    said = f"the record in {path} cannot be read: restore it, or remove it to begin anew, and start again"
+    await until(host, lambda: host.root.reason == said)
+    members(host, "a", "b")
+    for _ in range(2):
+        host(RetrievalEnded(OWN_RECORD, None, (), 0.0, 0.0, 0))
+    assert (host.root.stage, host.document()["reason"]) == ("locating", said)
+    assert host.root.next_deadline(0.0) is not None, "it looks again"
+    assert caplog.text.count("not_begun") == 1
+    await host.store.flush()
+    assert path.read_bytes() == content
+    path.unlink()
+    assert (await in_round_0(await hosted(tmp_path))).root.next_round == 0, "whoever removes it begins anew"
+
+
+async def test_a_record_that_the_disk_has_lost_comes_from_the_ring(hosted: Hosted, tmp_path: Path) -> None:
+    before = await stopped_after_round_0(hosted, tmp_path)
+    held = before.store.get(before.tree, before.tree)
+    assert held is not None
+    path, content = damaged(tmp_path)
+    host = await hosted(tmp_path)
+    await until(host, lambda: "cannot be read" in host.root.reason)
+    host.store.put(*held)  # as a look that finds a copy does
+    host(RetrievalEnded(OWN_RECORD, held[0], (), 0.0, 0.0, 1))
+    await committed(host, 3)
+    assert (host.root.stage, host.root.next_round) == ("train", 1)
+    await host.store.flush()
+    assert path.with_suffix(".record.damaged").read_bytes() == content
+    assert (await hosted(tmp_path)).store.held()[0].version == 3
 
 
 async def test_a_root_whose_clock_is_behind_that_of_the_record_steps_down(hosted: Hosted) -> None:

@@ -16,7 +16,8 @@ from protocol.aio.opening import OPENED_IN_PLACE_BYTES_MAX, opened
 from protocol.chunks import bind, content_of, verify
 from protocol.errors import LocalProtocolError, RecordInvalid
 from protocol.identifiers import agent_id, tree_id
-from protocol.knowledge import Knowledge, from_upper_half, open_record, seal, upper_half
+from protocol.knowledge import Array, Knowledge, from_upper_half, open_record, seal, upper_half
+from protocol.tensors import laid_out
 
 
 def knowledge() -> Knowledge:
@@ -196,3 +197,30 @@ def test_rounding_twice_changes_nothing() -> None:
     weights = np.random.default_rng(4).normal(size=1000).astype("f4")
     once = from_upper_half(upper_half(weights))
     np.testing.assert_array_equal(from_upper_half(upper_half(once)), once)
+
+
+def test_what_there_is_no_memory_for_is_no_record_that_can_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P7: whoever sends more than fits here costs itself a sentence, and not the process."""
+
+    def full(section: memoryview) -> None:
+        raise MemoryError
+
+    summary, data = seal(knowledge())
+    monkeypatch.setattr("protocol.knowledge.read", full)
+    with pytest.raises(RecordInvalid, match="version 7, cannot be opened: there is no memory for what is in it"):
+        open_record(summary, data)
+
+
+def test_a_tensor_whose_name_could_not_be_written_again_is_refused_on_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P7: JSON has an escape for half a character, which is no text: whoever took it would fail when it seals its own record."""
+
+    def by_escape(tensors: dict[str, Array]) -> list[Array]:
+        first, *rest = laid_out(tensors)
+        header = bytes(first)[8:].replace(b'"b"', b'"\\ud800"').rstrip()
+        header += b" " * (-len(header) % 8)
+        return [np.frombuffer(len(header).to_bytes(8, "little") + header, np.uint8), *rest]
+
+    monkeypatch.setattr("protocol.knowledge.laid_out", by_escape)
+    summary, data = seal(knowledge())
+    with pytest.raises(RecordInvalid, match=r"version 7, cannot be read: tensor '\\ud800' has a name that is no text"):
+        open_record(summary, data)

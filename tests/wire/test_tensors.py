@@ -102,6 +102,7 @@ def test_the_entry_that_the_lies_below_begin_from_is_read() -> None:
         lie(entry(shape=[1], data_offsets=[0, 4])),
         lie(entry(data_offsets=[8, 0])),
         lie(entry(data_offsets=[0])),
+        lie({"w\ud800": entry()["t"]}),
         lie(entry(), bytes(7)),
         lie(entry() | {"u": entry()["t"]}),
         lie({"t": 1}),
