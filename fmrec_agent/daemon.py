@@ -36,7 +36,7 @@ from protocol.aio.process import UserError, check_identity, listen_port, try_por
 from protocol.aio.promises import PromiseFile
 from protocol.aio.store import RecordStore
 from protocol.aio.synced_file import replace_file, sync_directory
-from protocol.errors import RecordInvalid
+from protocol.errors import OutOfMemory, RecordInvalid
 from protocol.identifiers import Address, Peer, agent_id, tree_id
 from protocol.knowledge import Data
 from protocol.overlay.effects import Activated, Durable, Effect, MulticastReceived, Notify, Quit, RetrievalEnded
@@ -189,6 +189,8 @@ class AgentDaemon:
         """Our own newest record, wherever it is. None is a first start, or a loss, which the manager has then reported as one."""
         try:
             found = await self.retriever.newest(self.me.id, self.tree)
+        except OutOfMemory as error:
+            raise MayPass(f"{self.name} cannot go on from its newest record: {error}") from error
         except RecordInvalid as error:
             raise UserError(
                 f"the newest record of {self.name} cannot be opened: {error}; start it with the version of FMRec that made the record, "
@@ -203,6 +205,8 @@ class AgentDaemon:
         self._resumed = {"version": record.version, "round": record.round, "iteration": record.iteration}
         try:
             await self.worker.restore(record, knowledge)
+        except LearnerFailed:
+            raise
         except LearnerError as error:
             raise UserError(f"the record of {self.name} (version {record.version}) does not fit its learner: {error}") from error
         log.info("%s: goes on from version %d, round %d, iteration %d", self.name, record.version, record.round, record.iteration)

@@ -322,7 +322,7 @@ def _warm_up(settings: AgentSettings) -> None:
         prepare()
     learning = settings.learning.model_copy(update={"device": "cpu"})
     for role in sorted({settings.role_of(index) for index in range(settings.count)}):
-        with contextlib.suppress(Exception):  # each agent says it of itself
+        with contextlib.suppress(Exception, SystemExit):  # each agent says it of itself
             with _interruptible():
                 learner = load_learner(learning, name=settings.name, role=role, index=0)
                 theta = learner.initial_parameters(0)

@@ -171,7 +171,7 @@ class Root:
         if self.stage != "locating":
             return []
         if found is None and unread:
-            reason = f"the record in {unread} cannot be read: restore it, or remove it to begin anew, and start again"
+            reason = f"{unread}, and start again"
             orders: list[Order] = [Say("not_begun", {"reason": reason})] if reason != self.reason else []
             self.reason, self._deadline = reason, now + LOOK_AGAIN_S
             return orders

@@ -31,7 +31,7 @@ from protocol.aio.driver import Driver
 from protocol.aio.opening import opened
 from protocol.aio.process import UserError
 from protocol.aio.store import RecordStore
-from protocol.errors import RecordInvalid
+from protocol.errors import OutOfMemory, RecordInvalid
 from protocol.identifiers import Address, Peer, tree_id
 from protocol.knowledge import Array, Data, Knowledge, open_record, seal
 from protocol.overlay.effects import Activated, Durable, Effect, ElectorAnswered, MembersChanged, Notify, Quit, RetrievalEnded
@@ -194,7 +194,7 @@ class TreeHost:
             case RetrievalEnded() if effect.request == OWN_RECORD:
                 # Only while it is looked for: to take an old theta in the middle of a run would undo it.
                 found = self._resume(effect) if self.root.stage == "locating" else None
-                self._obey(self.root.located(found, effect.none_left, now, str(self.store.unread(self.tree, self.tree) or "")))
+                self._obey(self.root.located(found, effect.none_left, now, self.store.unread(self.tree, self.tree)))
             case RetrievalEnded():
                 self._spawn(self._retrieved(effect))
             case ElectorAnswered():
@@ -288,6 +288,9 @@ class TreeHost:
             if ledger.seed != self.settings.seed:
                 raise RecordInvalid(f"it is of a run with seed {ledger.seed}, and the settings say {self.settings.seed}")
             self.aggregator.restore(knowledge.tensors.get("server", {}))
+        except OutOfMemory as error:
+            self._fail(UserError(f"tree {self.name} cannot go on yet: {error}, and start again"))
+            return None
         except (RecordInvalid, AggregationError) as error:
             # Never a silent restart from zero (promise P2).
             problem = f"tree {self.name} cannot go on from its record, version {record.version}: {error}"

@@ -4,6 +4,7 @@
     ├── LocalProtocolError        we erred: the caller asked for what the state does not allow; state is unchanged
     │   ├── UnknownTree           the tree was neither joined nor created here
     │   └── RecordInvalid         the bytes are no record, or not the record that they are said to be
+    │       └── OutOfMemory       there is no room here to open them in
     └── RemoteProtocolError       the peer erred: its connection is dropped with this reason, and nothing else happens
         ├── FrameTooLong          a length above the limit of the channel
         ├── MalformedMessage      not msgpack, an unknown shape, a field of the wrong type
@@ -28,6 +29,10 @@ class UnknownTree(LocalProtocolError):
 
 class RecordInvalid(LocalProtocolError):
     """The bytes are not a record, or not the one that they are said to be."""
+
+
+class OutOfMemory(RecordInvalid):
+    """There is no memory for what is in the record. Of a peer's that is reason enough to refuse it; our own may be opened later."""
 
 
 class RemoteProtocolError(ProtocolError):

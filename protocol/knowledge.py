@@ -28,7 +28,7 @@ import numpy as np
 
 from protocol.chunks import Data as Data
 from protocol.chunks import bind, content_of, front_of, named
-from protocol.errors import LocalProtocolError, MalformedMessage, RecordInvalid
+from protocol.errors import LocalProtocolError, MalformedMessage, OutOfMemory, RecordInvalid
 from protocol.identifiers import NodeId, TreeId
 from protocol.tensors import Array as Array
 from protocol.tensors import laid_out, read
@@ -110,12 +110,13 @@ def seal(knowledge: Knowledge, *, compress: bool = False, rounded: bool = False)
 
 def open_record(summary: RecordSummary, data: Data, groups: Collection[str] | None = None, *, checked: bool = False) -> Knowledge:
     """What is inside, verified. The arrays are copies and may be written to. RecordInvalid where these are not all the bytes that the
-    summary names, or where they are but are no record, or another record than the summary says, or more than there is memory for. groups:
-    of tensors that are wanted; all where it is None. checked: each chunk has been held against its digest already, and is not again."""
+    summary names, or where they are but are no record, or another record than the summary says; OutOfMemory where there is no room for what
+    is in it. groups: of tensors that are wanted; all where it is None. checked: each chunk has been held against its digest already, and is
+    not again."""
     try:
         return _opened(summary, data, groups, checked)
     except MemoryError as error:
-        raise RecordInvalid(f"{named(summary)} cannot be opened: there is no memory for what is in it") from error
+        raise OutOfMemory(f"{named(summary)} cannot be opened: there is no memory for what is in it: free some") from error
 
 
 def _opened(summary: RecordSummary, data: Data, groups: Collection[str] | None, checked: bool) -> Knowledge:

@@ -39,7 +39,7 @@ def load_learner(options: LearningOptions, *, name: str, role: Role, index: int)
         learner = factory(options, name=name, role=role, index=index)
     except LearnerError:
         raise
-    except Exception as error:  # it is a stranger's code, and may raise anything
+    except (Exception, SystemExit) as error:  # it is a stranger's code, and may raise anything
         raise LearnerError(
             f"learner {options.learner!r} cannot be made ({told(error)}): "
             "mend it; it is called as (options, name=..., role=..., index=...)"
@@ -106,7 +106,7 @@ def _factory(name: str) -> Factory:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise LearnerError(f"learner {name!r} cannot be imported ({error}): install it, or correct learner") from error
-    except Exception as error:  # it is a stranger's code, and may raise anything
+    except (Exception, SystemExit) as error:  # it is a stranger's code, and may raise anything
         raise LearnerError(f"learner {name!r} cannot be imported ({told(error)}): mend its module") from error
     factory: Factory | None = getattr(module, attribute, None)
     if factory is None:

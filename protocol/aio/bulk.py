@@ -122,7 +122,8 @@ class Bulk:
             front = front_of(summary, data)
         except RecordInvalid as error:
             return PushOutcome("failed", str(error))
-        timeout_s = self._parameters.transfer_timeout_s(max(summary.record_bytes, front.content_bytes))
+        timeouts_s = map(self._parameters.transfer_timeout_s, (summary.record_bytes, max(summary.record_bytes, front.content_bytes)))
+        timeout_s = sum(timeouts_s)
         link: Link | None = None
         try:
             async with asyncio.timeout(timeout_s), self._begun:

@@ -15,9 +15,11 @@ pydantic-settings is not used for this: it ignores a variable that it does not k
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import json
 import re
+import socket
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -83,12 +85,26 @@ def address_argument(option: str, text: str) -> Address:
 
 
 def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The host as an address; None where it is a name."""
+    """The host as an address, in all forms that the system takes for one; None where it is a name."""
+    host = "127.0.0.1" if host.lower() == "localhost" else host.strip("[]")
     try:
-        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return None
+        try:
+            return ipaddress.IPv4Address(socket.inet_aton(host))  # 0, 127.1
+        except (OSError, ValueError):
+            return None
     return getattr(address, "ipv4_mapped", None) or address
+
+
+def _is_ours(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Is it one of this machine's? Where that can't be told, it is."""
+    try:
+        with socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_STREAM) as asked:
+            asked.bind((str(address), 0))
+    except OSError as error:
+        return error.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 def dialable(host: str) -> str:
@@ -100,12 +116,12 @@ def dialable(host: str) -> str:
 
 
 def out_of_reach(host: str, seeds: Sequence[Address]) -> Address | None:
-    """The first seed on another machine, where `host` can be dialled from this one alone. Names are not looked up."""
+    """The first seed that is on another machine, where `host` can be dialled from this one alone. Names are not looked up."""
     own = _literal(host)
     if own is None or not own.is_loopback:
         return None
     literals = ((seed, _literal(seed.host)) for seed in seeds)
-    return next((seed for seed, at in literals if at is not None and not (at.is_loopback or at.is_unspecified)), None)
+    return next((seed for seed, at in literals if at is not None and not _is_ours(at)), None)
 
 
 def _checked_path(path: Path) -> Path:

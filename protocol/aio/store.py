@@ -46,7 +46,7 @@ HEADER_BYTES_MAX = 4096
 SUFFIX = ".record"
 DAMAGED = ".damaged"
 """Ends the name of a file that could not be read, and whose own name was needed for another."""
-FILE_NAME = re.compile(rf"([0-9a-f]{{32}})-([0-9a-f]{{32}}){re.escape(SUFFIX)}")
+FILE_NAME = re.compile(rf"([0-9a-f]{{32}})-([0-9a-f]{{32}}){re.escape(SUFFIX)}(?:\d*{re.escape(DAMAGED)})?")
 SYNCED_TOGETHER_BYTES_MAX = 16 * 1024 * 1024
 """Records that wait for the disk share one sync of the directory, up to this; a small one never waits for many large ones."""
 
@@ -71,7 +71,7 @@ class RecordStore:
         self._thread = ThreadPoolExecutor(1, "records") if directory is not None else None
         self._failed: dict[Key, str] = {}  # keys whose last write failed, and why
         self._disk_failed = False  # said already
-        self._unread: set[Key] = set()  # keys whose file is there and could not be read
+        self._unread: dict[Key, Path] = {}  # what is there of a key, and could not be read, where nothing else is
         self._folder_unread: OSError | None = None
 
     def __len__(self) -> int:
@@ -154,12 +154,13 @@ class RecordStore:
         """What is held, by owner and tree."""
         return [self._records[key][0] for key in sorted(self._records)]
 
-    def unread(self, owner: NodeId, tree: TreeId) -> Path | None:
-        """Where a record of (owner, tree) may be that load() could not read: its file, or the folder. None where there is none, or where
+    def unread(self, owner: NodeId, tree: TreeId) -> str:
+        """Where a record of (owner, tree) may be that load() could not read, and what to do, in words. Empty where there is none, or where
         another has taken its place since."""
-        if self._directory is not None and self._folder_unread is not None:
-            return self._directory
-        return self._directory / _file_name((owner, tree)) if self._directory is not None and (owner, tree) in self._unread else None
+        if self._folder_unread is not None:
+            return f"the folder {self._directory} cannot be read: see to that"
+        found = self._unread.get((owner, tree))
+        return f"the record in {found} cannot be read: restore it, or remove it to begin anew" if found is not None else ""
 
     async def load(self) -> None:
         """Reads the directory, making it where it is missing; what it holds is put(), without being written again. All of it: a cap that
@@ -217,11 +218,12 @@ class RecordStore:
                 if self._folder_unread is not None:
                     failures = dict.fromkeys(batch, self._folder_unread)
                 else:
-                    damaged = self._unread & batch.keys()
-                    for path in [self._directory / _file_name(key) for key in sorted(damaged)] if not self._disk_failed else ():
-                        self._said(f"{path} is set aside as *{DAMAGED}: it could not be read, and its name is needed")
-                    failures = await loop.run_in_executor(self._thread, _write_batch, self._directory, batch, damaged)
-                    self._unread -= batch.keys() - failures.keys()
+                    damaged = self._unread.keys() & batch.keys()
+                    replaced, failures = await loop.run_in_executor(self._thread, _write_batch, self._directory, batch, damaged)
+                    for key in sorted(damaged & replaced):
+                        path = self._unread.pop(key)
+                        if path.suffix == SUFFIX:
+                            self._said(f"{path} was set aside as *{DAMAGED}: it could not be read, and its name was needed")
                 for key, held in batch.items():
                     self._written(key, held, failures.get(key))
                     _wake(self._settling, key)
@@ -260,22 +262,24 @@ def _wake(waiting: dict[Key, set[asyncio.Future[None]]], key: Key) -> None:
 # --- the disk, in the worker thread -----------------------------------------------------------------------------------
 
 
-def _write_batch(directory: Path, batch: dict[Key, Held | None], damaged: set[Key]) -> dict[Key, OSError]:
-    """Each file becomes its record, or goes; then the directory is synced. What failed, whose old files are as they were. damaged: keys
-    whose old file stays, under another name."""
+def _write_batch(directory: Path, batch: dict[Key, Held | None], damaged: set[Key]) -> tuple[set[Key], dict[Key, OSError]]:
+    """Each file becomes its record, or goes; then the directory is synced. Whose files are others now, and what failed: that may be the
+    sync alone. damaged: keys whose old file stays, under another name."""
+    replaced: set[Key] = set()
     failures: dict[Key, OSError] = {}
     for key, held in batch.items():
         try:
             if key in damaged:
                 _set_aside(directory / _file_name(key))
             _replace(directory / _file_name(key), held)
+            replaced.add(key)
         except OSError as error:
             failures[key] = error
     try:
         sync_directory(directory)
     except OSError as error:
         failures |= dict.fromkeys(batch, error)
-    return failures
+    return replaced, failures
 
 
 def _file_name(key: Key) -> str:
@@ -308,10 +312,11 @@ def _set_aside(path: Path) -> None:
 
 @dataclass(slots=True)
 class _Read:
-    """What a directory holds: every record, the keys of files that are none, and a sentence for each of these and of others' files."""
+    """What a directory holds: every record, the files that are none and whose they would be, where there is no record of that key, and a
+    sentence for each of these and of others' files."""
 
     found: list[Held] = field(default_factory=list)
-    unread: set[Key] = field(default_factory=set)
+    unread: dict[Key, Path] = field(default_factory=dict)
     sentences: list[str] = field(default_factory=list)
     folder_unread: OSError | None = None
 
@@ -340,7 +345,10 @@ def _read_all(directory: Path) -> _Read:
         except OSError as error:
             read.sentences.append(f"{path} is passed over: it cannot be read ({error.strerror or error})")
         if (named := FILE_NAME.fullmatch(path.name)) is not None:
-            read.unread.add((NodeId(int(named[1], 16)), TreeId(int(named[2], 16))))
+            # In order of their names: the file that was set aside first, after one that has its own name.
+            read.unread.setdefault((NodeId(int(named[1], 16)), TreeId(int(named[2], 16))), path)
+    for summary, _ in read.found:
+        read.unread.pop(summary.key, None)
     return read
 
 

@@ -21,7 +21,7 @@ verdict needs evidence: a host that refuses a fresh dial, or silence that severa
    those of ring and trees, too) to themselves once more, up to `local_health_max` times, believes no doubts of others in whom it has
    heard lately, and recovers with time.
 8. The higher incarnation of an id wins at once: the lower one is dead ("restarted as ..."); a lower one that speaks is told so. But where
-   the higher one was not heard lately, it is put on trial instead, and counts no longer when it is dead: a clock may have been set back.
+   nobody has heard the higher one lately, it is put on trial instead, and counts no longer when it is dead: a clock may have been set back.
    A later life that others tell of, and that nobody finds, kills nobody: the life that was heard stands.
 9. The dead are remembered and dialled again, with doubling waits and jitter: in the long run one in `retry_max_s` of those that fell
    silent, and a few of those that refused. Who is forgotten for whom, so that a partition of any length heals: suspicion.py. Who refused
@@ -112,7 +112,7 @@ class Detector:
     # --- hearing ------------------------------------------------------------------------------------------------------
 
     def heard(self, peer: Peer, now: float) -> tuple[bool, list[Effect]]:
-        """The peer itself was heard. False: an older life, to be ignored (it has been told)."""
+        """The peer itself was heard. False: an older life, to be ignored (it has been told, or will be when the later one is heard)."""
         identifier = peer.id
         known = self._lives.get(identifier)
         if known is not None and known.incarnation == peer.incarnation and identifier not in self._suspects:
@@ -124,7 +124,7 @@ class Detector:
                 self._unanswered.pop(identifier, None)
             return True, []
         if known is not None and peer.incarnation < known.incarnation:
-            if self.heard_at(identifier) < now - self._parameters.silence_max_s:
+            if self.heard_at(identifier) < now - self._parameters.silence_max_s and identifier not in self._vouched:
                 return False, self.suspect(known, "an earlier life of it speaks", now)
             return False, [Send(peer, Superseded(known))]
         effects: list[Effect] = []

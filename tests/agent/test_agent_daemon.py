@@ -175,6 +175,28 @@ async def test_a_later_life_resumes_from_its_disk_and_has_a_higher_incarnation(r
     await later.ended()
 
 
+@pytest.mark.parametrize("learner", ["roomless", "counting"])
+async def test_a_record_for_which_there_is_no_room_now_may_be_gone_on_from_later(
+    ring: Ring, learner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither on the learner's device, nor in memory: another life may be luckier, and nobody is told to begin anew."""
+    manager = await ring.manager()
+    life = Life(manager, state_dir=tmp_path)
+    await ordered(manager, life)
+    await until(lambda: manager.brought)
+    life.stop.set()
+    await life.ended()
+
+    def full(*arguments: Any, **options: Any) -> Any:
+        raise MemoryError
+
+    if learner == "counting":
+        monkeypatch.setattr("protocol.knowledge._opened", full)
+    said = {"roomless": "CUDA out of memory", "counting": "there is no memory for what is in it: free some"}
+    with pytest.raises(MayPass, match=said[learner]):
+        await Life(manager, learner, state_dir=tmp_path).ended()
+
+
 @pytest.mark.parametrize("torn", [b"", b"17\xff", b"17 and a half", b"18446744073709551615", b"9" * 30])
 async def test_an_incarnation_that_is_torn_is_written_anew(
     ring: Ring, torn: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -72,8 +72,8 @@ def test_ports_stay_below_those_of_outgoing_connections_unless_one_is_given() ->
         (["host=0.0.0.0"], '--set: host is "0.0.0.0", but should name one address that peers can dial: they are told it'),
         (["host="], '--set: host is "", but should have at least 1 character'),
         (
-            ["join=127.0.0.1:7700,10.0.0.5:7700"],
-            "host (127.0.0.1) can be dialled from this machine alone, and join names 10.0.0.5:7700: "
+            ["join=127.0.0.1:7700,192.0.2.5:7700"],
+            "host (127.0.0.1) can be dialled from this machine alone, and join names 192.0.2.5:7700: "
             "set host, or the HOST of --listen, to an address of this machine that peers there can dial",
         ),
         (["task=sinusoid"], "task (sinusoid) must be learning.task.name (parking): set both to the same"),

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from protocol.aio.bulk import BEGUN_MAX, WAITING_MAX, BulkError, PushOutcome
+from protocol.aio.fetching import receive_front
 from protocol.aio.link import TURN_BYTES_MAX, Link, LinkClosed
 from protocol.chunks import FRONT_BYTES_MAX, front_bytes
 from protocol.identifiers import Peer, agent_id
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Ping
-from protocol.wire.moving import BulkAccept, BulkFetch, BulkPush, BulkRefuse, BulkWant
+from protocol.wire.moving import BulkAccept, BulkFetch, BulkPush, BulkRefuse, BulkStored, BulkWant
 from tests.aio.shelf import OWNER, TREE, Shelf, Start, compressed, fetch, offer, push, record
 
 HASTY = OverlayParameters(delay_max_s=0.1)
@@ -342,6 +343,28 @@ async def test_what_would_be_longer_than_may_be_once_it_is_open_moves_neither_wa
         await fetch(b, a)
     assert (await push(a, b, *compressed(1_000_000), purpose)).outcome == "stored"
     assert b.connections.bulk._receiving_bytes == 0
+
+
+async def test_who_brings_a_record_has_the_patience_that_the_other_side_may_need(start: Start) -> None:
+    """To receive it, and then to do something with it: given up before that, it would be brought once more."""
+    limits = OverlayParameters(delay_max_s=0.5)
+    a, b = await start("a", parameters=limits), await start("b")
+    summary, data = record()
+    long_s = 0.6 * limits.transfer_timeout_s(summary.record_bytes)
+
+    async def serve(link: Link) -> None:
+        offer = await link.receive()
+        assert isinstance(offer, BulkPush)
+        await receive_front(link, offer.front_bytes, limits)
+        await asyncio.sleep(long_s)
+        link.send(BulkWant(((0, 1),)))
+        await link.receive_into(deque([memoryview(bytearray(summary.record_bytes - offer.front_bytes))]), lambda count: None, 1.0)
+        await asyncio.sleep(long_s)
+        link.send(BulkStored())
+        await link.closed()
+
+    b.connections.bulk.serve_link = serve
+    assert await push(a, b, summary, data) == PushOutcome("stored")
 
 
 async def test_who_opens_what_it_was_brought_has_time_and_room_by_the_length_of_what_is_in_it(start: Start) -> None:

@@ -156,7 +156,7 @@ def test_addresses() -> None:
             parse_address(wrong)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "::ffff:0.0.0.0"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]", "::ffff:0.0.0.0", "0", "0.0", "0x0"])
 def test_an_address_that_stands_for_any_is_none_to_be_told(host: str) -> None:
     with pytest.raises(ValueError, match="should name one address that peers can dial"):
         dialable(host)
@@ -165,17 +165,19 @@ def test_an_address_that_stands_for_any_is_none_to_be_told(host: str) -> None:
 @pytest.mark.parametrize(
     ("host", "seed", "beyond"),
     [
-        ("127.0.0.1", "10.0.0.5", True),
-        ("127.0.1.1", "10.0.0.5", True),
-        ("localhost", "10.0.0.5", True),
-        ("::1", "fe80::1", True),
-        ("::ffff:127.0.0.1", "10.0.0.5", True),
+        ("127.0.0.1", "192.0.2.5", True),
+        ("127.0.1.1", "192.0.2.5", True),
+        ("localhost", "192.0.2.5", True),
+        ("LOCALHOST", "192.0.2.5", True),
+        ("127.1", "192.0.2.5", True),
+        ("::1", "192.0.2.5", True),
+        ("::ffff:127.0.0.1", "192.0.2.5", True),
         ("127.0.0.1", "127.0.0.2", False),
         ("::1", "localhost", False),
         ("127.0.0.1", "0.0.0.0", False),
         ("127.0.0.1", "manager.example", False),
-        ("host.example", "10.0.0.5", False),
-        ("10.0.0.7", "10.0.0.5", False),
+        ("host.example", "192.0.2.5", False),
+        ("10.0.0.7", "192.0.2.5", False),
         ("10.0.0.7", "127.0.0.1", False),
     ],
 )

@@ -175,14 +175,15 @@ async def test_a_file_that_cannot_be_read_is_told_by_key_and_never_replaced(tmp_
         path.write_bytes(flipped)
         held, said = store(tmp_path)
         await held.load()
-        assert (held.unread(agent_id("c", "a"), TREE), held.unread(agent_id("c", "b"), TREE)) == (path, None)
+        assert held.unread(agent_id("c", "a"), TREE) == f"the record in {path} cannot be read: restore it, or remove it to begin anew"
+        assert not held.unread(agent_id("c", "b"), TREE)
         assert path.read_bytes() == flipped, "looking changes nothing"
         held.put(*record(version))
         assert await held.settled(record(version)[0]) is None
-        assert held.unread(agent_id("c", "a"), TREE) is None
+        assert not held.unread(agent_id("c", "a"), TREE)
         await held.close()
         assert path.with_suffix(kept).read_bytes() == flipped
-        assert any(f"{path} is set aside" in sentence for sentence in said)
+        assert any(f"{path} was set aside" in sentence for sentence in said)
     found, said = await reloaded(tmp_path)
     assert {(summary.owner, summary.version) for summary in found} == {(agent_id("c", "a"), 3), (agent_id("c", "b"), 1)}
     assert len(said) == 2
@@ -214,9 +215,36 @@ async def test_a_damaged_file_keeps_its_name_until_another_is_written(
             held.put(*record(version))
             await held.flush()
     assert {each.name for each in files_in(tmp_path)} == {f"{path.name}.damaged", *([path.name] if links else [])}
+    next_life, _ = store(tmp_path)
+    await next_life.load()
+    assert str(path) in next_life.unread(agent_id("c", "a"), TREE)
+    await next_life.close()
     held.put(*record(4))
     await held.close()
     assert (tmp_path / f"{path.name}.damaged").read_bytes() == b"torn"
+    assert (await reloaded(tmp_path))[0] == [record(4)[0]]
+
+
+async def test_where_the_folder_cannot_be_synced_no_good_file_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, _ = store(tmp_path)
+    held.put(*record(1))
+    await held.close()
+    (path,) = files_in(tmp_path)
+    path.write_bytes(b"torn")
+    held, said = store(tmp_path)
+    await held.load()
+
+    def unable(directory: Path) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr("protocol.aio.store.sync_directory", unable)
+    for version in (2, 3, 4):
+        held.put(*record(version))
+        await held.flush()
+    await held.close()
+    assert {each.name for each in files_in(tmp_path)} == {path.name, f"{path.name}.damaged"}
+    assert not held.unread(agent_id("c", "a"), TREE)
+    assert len(said) == 3, "passed over, set aside, in memory only"
     assert (await reloaded(tmp_path))[0] == [record(4)[0]]
 
 
@@ -247,7 +275,7 @@ async def test_into_a_folder_that_could_not_be_read_nothing_is_written(tmp_path:
         patched.setattr(Path, "iterdir", broken)
         held, said = store(tmp_path)
         await held.load()
-    assert held.unread(agent_id("c", "a"), TREE) == tmp_path
+    assert held.unread(agent_id("c", "a"), TREE) == f"the folder {tmp_path} cannot be read: see to that"
     held.put(*record(2))
     assert "in memory only" in str(await held.settled(record(2)[0]))
     await held.close()
@@ -255,7 +283,7 @@ async def test_into_a_folder_that_could_not_be_read_nothing_is_written(tmp_path:
     assert len(said) == 2
     missing, _ = store(tmp_path / "new")
     await missing.load()
-    assert missing.unread(agent_id("c", "a"), TREE) is None, "there is nothing that could be lost"
+    assert not missing.unread(agent_id("c", "a"), TREE), "there is nothing that could be lost"
     await missing.close()
 
 
@@ -290,7 +318,7 @@ async def test_a_directory_that_cannot_be(tmp_path: Path) -> None:
     await held.close()
     assert len(said) == 2
     assert all("cannot be" in sentence for sentence in said)
-    assert held.unread(agent_id("c", "a"), TREE) is None, "where no folder is there is no record"
+    assert not held.unread(agent_id("c", "a"), TREE), "where no folder is there is no record"
 
 
 async def test_without_a_directory_a_record_is_settled_at_once() -> None:

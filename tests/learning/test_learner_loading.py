@@ -84,6 +84,8 @@ def test_a_learner_that_is_not_there_is_one_sentence(name: str, message: str) ->
     [
         ("def own(:", r"cannot be imported \(SyntaxError: .*\): mend its module"),
         ("raise ValueError('a mistake')", r"cannot be imported \(ValueError: a mistake, raised in .*_learner.py, line 1\): mend"),
+        ("raise SystemExit('enough')", r"cannot be imported \(SystemExit: enough, raised in .*_learner.py, line 1\): mend"),
+        ("def own(*_, **__):\n    raise SystemExit", r"cannot be made \(SystemExit, raised in .*, line 2\): mend it"),
         ("own = 3", r"is a int: name a Learner class, or a function that makes a Learner"),
         ("def own(options): ...", r"cannot be made \(TypeError: .*'name'.*\): mend it; it is called as \(options, name="),
         ("def own(*_, **__):\n    open('no.csv')", r"cannot be made \(FileNotFoundError: .*'no.csv', raised in .*, line 2\): mend it"),

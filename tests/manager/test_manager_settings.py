@@ -66,8 +66,8 @@ def test_a_source_that_names_trees_replaces_the_default_one() -> None:
         (["listen=0.0.0.0:7700"], '--set: listen is "0.0.0.0:7700", but should name one address that peers can dial: they are told it'),
         (["listen=[::]:7700"], '--set: listen is "[::]:7700", but should name one address that peers can dial'),
         (
-            ["join=127.0.0.1:7710,10.0.0.5:7710"],
-            "listen (127.0.0.1:7700) can be dialled from this machine alone, and join names 10.0.0.5:7710: "
+            ["join=127.0.0.1:7710,192.0.2.5:7710"],
+            "listen (127.0.0.1:7700) can be dialled from this machine alone, and join names 192.0.2.5:7710: "
             "set --listen to an address of this machine that peers there can dial",
         ),
     ],

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from protocol.overlay import effects as fx
+from protocol.overlay.detector import VOUCHED_MAX
 from protocol.overlay.suspicion import Errands
 from protocol.wire.messages import Heartbeat, IndirectAnswer, IndirectProbe, Superseded, Suspected
 from tests.overlay.scene import FRIENDS, ME, P, deaths, detector, facts, of, on_trial, peer, run_timers, sent, watching
@@ -218,6 +219,21 @@ def test_rule_8_a_later_life_that_lives_is_found_by_that_trial() -> None:
     judge.heard(A, now)
     assert not of(fx.PeerDied, judge.dial_ended(later, later, False, "", now + 0.1))
     assert judge.heard(A, now + 0.2) == (False, [fx.Send(A, Superseded(later))])
+
+
+def test_rule_8_a_later_life_that_lives_for_others_is_not_tried_to_death() -> None:
+    """Our way to it is cut, others answer for it again and again, and the earlier life, which was stopped, has woken up."""
+    judge, later, now = detector(friends=FRIENDS), replace(A, incarnation=1000, port=7), 2 * P.silence_max_s
+    judge.heard(later, 0.0)
+    told: list[fx.Effect] = []
+    for _ in range(2 * VOUCHED_MAX):
+        welcome, effects = judge.heard(A, now)
+        assert not welcome
+        told += [effect for effect in effects if effect == fx.Send(A, Superseded(later))]
+        for helper, probe in sent(judge.dial_ended(later, None, False, "silent", now + 0.01), IndirectProbe):
+            assert not of(fx.PeerDied, judge.indirect_answer(helper, IndirectAnswer(probe.suspect, "answered"), now + 0.02))
+        now += P.heartbeat_interval_s
+    assert len(told) == 2 * VOUCHED_MAX - 1, "once its life has been vouched for"
 
 
 def test_rule_8_a_restart_found_by_the_trial_is_the_death_of_the_earlier_life() -> None:
