@@ -124,7 +124,8 @@ class Detector:
                 self._unanswered.pop(identifier, None)
             return True, []
         if known is not None and peer.incarnation < known.incarnation:
-            if self.heard_at(identifier) < now - self._parameters.silence_max_s and identifier not in self._vouched:
+            unheard = self.heard_at(identifier) < now - self._parameters.silence_max_s
+            if unheard and self._vouched.pop(identifier, None) is None:  # the word of others is good for one answer
                 return False, self.suspect(known, "an earlier life of it speaks", now)
             return False, [Send(peer, Superseded(known))]
         effects: list[Effect] = []

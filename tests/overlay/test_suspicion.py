@@ -233,7 +233,10 @@ def test_rule_8_a_later_life_that_lives_for_others_is_not_tried_to_death() -> No
         for helper, probe in sent(judge.dial_ended(later, None, False, "silent", now + 0.01), IndirectProbe):
             assert not of(fx.PeerDied, judge.indirect_answer(helper, IndirectAnswer(probe.suspect, "answered"), now + 0.02))
         now += P.heartbeat_interval_s
-    assert len(told) == 2 * VOUCHED_MAX - 1, "once its life has been vouched for"
+    assert len(told) == VOUCHED_MAX, "whenever its life has been vouched for"
+    judge.heard(A, now)
+    assert of(fx.PeerDied, judge.dial_ended(later, None, True, "refused", now + 0.01)), "and when it is dead, that is found"
+    assert judge.heard(A, now + 0.02)[0]
 
 
 def test_rule_8_a_restart_found_by_the_trial_is_the_death_of_the_earlier_life() -> None:
