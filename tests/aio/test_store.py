@@ -190,19 +190,25 @@ async def test_a_file_that_cannot_be_read_is_told_by_key_and_never_replaced(tmp_
     assert all("could not be read, and was set aside" in sentence for sentence in said)
 
 
+async def torn(folder: Path) -> tuple[Path, RecordStore, list[str]]:
+    """A file that cannot be read, the store that has passed it over, and what that has said."""
+    held, _ = store(folder)
+    held.put(*record(1))
+    await held.close()
+    (path,) = files_in(folder)
+    path.write_bytes(b"torn")
+    held, said = store(folder)
+    await held.load()
+    return path, held, said
+
+
 @pytest.mark.parametrize("links", [True, False])
 async def test_a_damaged_file_keeps_its_name_until_another_is_written(
     links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in between, or with a disk that is full, the next life must not take the folder for one that never had the record. Without
     links a file has one name at a time."""
-    held, _ = store(tmp_path)
-    held.put(*record(1))
-    await held.close()
-    (path,) = files_in(tmp_path)
-    path.write_bytes(b"torn")
-    held, _ = store(tmp_path)
-    await held.load()
+    path, held, _ = await torn(tmp_path)
 
     def unable(*arguments: Any) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
@@ -226,13 +232,7 @@ async def test_a_damaged_file_keeps_its_name_until_another_is_written(
 
 
 async def test_where_the_folder_cannot_be_synced_no_good_file_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held, _ = store(tmp_path)
-    held.put(*record(1))
-    await held.close()
-    (path,) = files_in(tmp_path)
-    path.write_bytes(b"torn")
-    held, said = store(tmp_path)
-    await held.load()
+    path, held, said = await torn(tmp_path)
 
     def unable(directory: Path) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
@@ -249,13 +249,7 @@ async def test_where_the_folder_cannot_be_synced_no_good_file_is_set_aside(tmp_p
 
 
 async def test_what_is_discarded_takes_no_damaged_file_with_it(tmp_path: Path) -> None:
-    held, _ = store(tmp_path)
-    held.put(*record(1))
-    await held.close()
-    (path,) = files_in(tmp_path)
-    path.write_bytes(b"torn")
-    held, _ = store(tmp_path)
-    await held.load()
+    path, held, _ = await torn(tmp_path)
     held.put(*record(2))
     held.discard(record(2)[0])
     await held.close()
