@@ -55,12 +55,10 @@ class Durability:
         self._repair_s = repair_s(cluster.parameters, record_bytes)
         self._durable: dict[RecordKey, Order] = {}
         """The newest version of each record that its owner was told is durable."""
-        self._durable_at: dict[RecordKey, float] = {}
-        """Since when it is."""
         self._copies: dict[RecordKey, dict[int, tuple[Process, Order, float]]] = {}
         """On living nodes, by life: what each holds, and since when."""
         self._settling: dict[RecordKey, deque[tuple[float, Order]]] = {}
-        """What became durable, and when: the last that was a repair ago, and all since."""
+        """What became durable, and when: the last that was a repair ago, and all since, the newest at the end."""
         self._gone_abroad: dict[RecordKey, float] = {}
         """When a holder in another zone than the owner's died last."""
         self._alone: dict[RecordKey, float] = {}
@@ -128,7 +126,7 @@ class Durability:
         self.durables += 1
         if self._durable.get(record.key, (0, 0)) < record.order:
             self._durable[record.key] = record.order
-            self._durable_at[record.key] = now = self._cluster.clock.now
+            now = self._cluster.clock.now
             settling = self._settling.setdefault(record.key, deque())
             settling.append((now, record.order))
             while len(settling) > 1 and settling[1][0] <= now - self._repair_s:
@@ -178,7 +176,7 @@ class Durability:
         self.retrieved += ended.record is not None
         now = self._cluster.clock.now
         began, durable = now - ended.located_s - ended.transferred_s, self._durable.get(key)
-        if durable is None or found >= durable or self._closed or self._durable_at[key] > began:
+        if durable is None or found >= durable or self._closed or self._settling[key][-1][0] > began:
             return
         self.retrieved_behind += 1
         holders = self._holders(key, durable)
@@ -192,7 +190,7 @@ class Durability:
         this process since; else nothing."""
         key = owner, self._tree
         durable = self._durable.get(key)
-        if durable is None or key in self._lost or self._durable_at[key] > since:
+        if durable is None or key in self._lost or self._settling[key][-1][0] > since:
             return []
         early = self._holders(key, durable, since)
         reached = [holder for holder in early if reached_since(self._cluster, process, holder, since - self._window_s)]
