@@ -256,7 +256,7 @@ class Bulk:
         """Until the assembly is complete. RecordInvalid where a chunk is wrong."""
         wrong: list[int] = []
 
-        def came(size: int) -> None:
+        def came(inflow: Inflow, size: int) -> None:
             self.moved.received_bytes += size
 
         if not assembly.complete:

@@ -200,14 +200,14 @@ class Fetching:
     async def _flow(self, peer: Peer, link: Link, assembly: Assembly, striping: Striping) -> None:
         share = striping.join(peer, self._loop.time())
 
-        def more() -> None:
+        def more(inflow: Inflow) -> None:
             if runs := striping.next_runs(share, self._loop.time()):
                 inflow.ask(runs)
 
-        def came(size: int) -> None:
+        def came(inflow: Inflow, size: int) -> None:
             self.received_bytes += size
             striping.heard(share, size, self._loop.time())
-            more()
+            more(inflow)
 
         def arrived(index: int) -> None:
             striping.arrived(share, index)
@@ -217,7 +217,7 @@ class Fetching:
 
         inflow = Inflow(link, assembly, arrived, wrong, came)
         while not assembly.complete:
-            more()  # also what another holder has left since: whoever leaves wakes those who are idle, and none who is about to be
+            more(inflow)  # also what another holder has left since: whoever leaves wakes those who are idle, and none who is about to be
             if inflow.awaits:
                 await inflow.flow(self._parameters.stall_max_s)
             else:

@@ -15,7 +15,8 @@ from protocol.wire.moving import BulkWant
 
 
 class Inflow:
-    """on_right and on_wrong are told of each chunk, on_bytes of progress, after these; all in the transport's own call.
+    """on_right and on_wrong are told of each chunk, on_bytes of progress, after these; all in the transport's own call. None of them
+    should know this object: the record's memory would not be free before the garbage collector has found the two.
 
     What comes after a wrong chunk is received all the same; who does not want it aborts the link.
     """
@@ -26,7 +27,7 @@ class Inflow:
         assembly: Assembly,
         on_right: Callable[[int], None],
         on_wrong: Callable[[int], None],
-        on_bytes: Callable[[int], None],
+        on_bytes: Callable[[Inflow, int], None],
     ) -> None:
         self._link = link
         self._assembly = assembly
@@ -61,4 +62,4 @@ class Inflow:
             index = chunks.popleft()
             (self._on_right if assembly.check(index) else self._on_wrong)(index)
         self._of_chunk = whole
-        self._on_bytes(size)
+        self._on_bytes(self, size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -42,6 +43,17 @@ async def test_a_record_is_pushed_and_fetched(pair: tuple[Any, Any, Shelf], size
     found, fetched = await fetch(a, b)
     assert (found, bytes(fetched)) == (summary, data)
     assert b.connections.bulk._receiving_bytes == 0
+
+
+async def test_a_fetched_record_is_free_when_it_is_let_go(pair: tuple[Any, Any, Shelf]) -> None:
+    """Its memory is not kept by whatever fetched it until the garbage collector comes: the next record's would be new each time."""
+    a, b, shelf = pair
+    shelf.offers[OWNER, TREE] = record(10_000_000)
+    _, data = await fetch(a, b)
+    whole = data.obj
+    del data
+    await asyncio.sleep(0)
+    assert sys.getrefcount(whole) == 2, "somebody has it still"
 
 
 async def test_heartbeats_go_on_while_a_record_moves(pair: tuple[Any, Any, Shelf]) -> None:
