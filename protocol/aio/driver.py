@@ -22,12 +22,26 @@ from typing import Any, Protocol
 from protocol.aio.alarm import Alarm
 from protocol.aio.bulk import BulkError, Purpose, PushOutcome
 from protocol.aio.connections import Connections
+from protocol.aio.fetching import Holders
 from protocol.aio.promises import PromiseFile
 from protocol.aio.store import RecordStore
 from protocol.errors import LocalProtocolError, RecordInvalid, RemoteProtocolError
 from protocol.identifiers import Address, NodeId, Peer, TreeId
 from protocol.knowledge import Data
-from protocol.overlay.effects import CancelTransfer, Dial, DialSeed, Discard, Disconnect, Effect, Fetch, KeepPromises, Notify, Push, Send
+from protocol.overlay.effects import (
+    CancelTransfer,
+    Dial,
+    DialSeed,
+    Discard,
+    Disconnect,
+    Effect,
+    Fetch,
+    FetchAlso,
+    KeepPromises,
+    Notify,
+    Push,
+    Send,
+)
 from protocol.overlay.events import (
     DialEnded,
     Event,
@@ -72,6 +86,12 @@ class Application(Protocol):
         be opened: its sender is told."""
 
 
+def not_before(when: float) -> float:
+    """Loop time in whole milliseconds. uvloop counts these, and rounds to the nearest: half of all timers would ring early."""
+    rounded = math.ceil(when * 1000) / 1000
+    return rounded if rounded >= when else rounded + 0.001
+
+
 class Driver:
     """Made with everything it joins; start() puts the node on the network, close() takes it off. promises: the file that the node's come
     from, where it keeps any."""
@@ -99,6 +119,7 @@ class Driver:
         self._armed_for: float | None = None  # the deadline that the timer stands for, in loop time
         self._tasks: set[asyncio.Task[None]] = set()
         self._transfers: dict[int, asyncio.Task[None]] = {}
+        self._holders: dict[int, Holders] = {}  # from whom transfers come
         self._unsendable: set[str] = set()  # kinds of messages that once could not be sent
         self._closed = False
 
@@ -126,11 +147,9 @@ class Driver:
         finally:
             self._handling = False
 
-    async def fetch(
-        self, peer: Peer, owner: NodeId, tree: TreeId, version: int, patience_s: float = 0.0, others: tuple[Peer, ...] = ()
-    ) -> tuple[RecordSummary, Data]:
+    async def fetch(self, peer: Peer, owner: NodeId, tree: TreeId, version: int, patience_s: float = 0.0) -> tuple[RecordSummary, Data]:
         """Bulk.fetch() for this node. The record goes to the caller only: neither the store nor the node hears of it."""
-        return await self._connections.bulk.fetch(self.node.self_peer, (peer, *others), owner, tree, version, patience_s)
+        return await self._connections.bulk.fetch(self.node.self_peer, (peer,), owner, tree, version, patience_s)
 
     async def upload(self, peer: Peer, summary: RecordSummary, data: Data) -> PushOutcome:
         """Gives the record to the application at `peer`. Never raises for what the network or the other side does."""
@@ -231,8 +250,14 @@ class Driver:
             case Push():
                 self._transfers[effect.transfer] = self._spawn(self._push(effect))
             case Fetch():
-                self._transfers[effect.transfer] = self._spawn(self._fetch(effect))
+                holders = Holders((effect.peer, *effect.others), open=effect.open)
+                self._holders[effect.transfer] = holders
+                self._transfers[effect.transfer] = self._spawn(self._fetch(effect, holders))
+            case FetchAlso(transfer, others):
+                if known := self._holders.get(transfer):
+                    known.complete(others)
             case CancelTransfer(transfer):
+                self._holders.pop(transfer, None)
                 if task := self._transfers.pop(transfer, None):
                     task.cancel()
             case Discard(record):
@@ -257,8 +282,7 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
         self._armed_for = when
-        # uvloop counts whole milliseconds and rounds to the nearest: upwards, or half of all timers would ring early.
-        self._timer = None if when is None else Alarm(self._loop, math.ceil(when * 1000) / 1000, self._ring)
+        self._timer = None if when is None else Alarm(self._loop, not_before(when), self._ring)
 
     def _ring(self) -> None:
         self._timer = self._armed_for = None
@@ -296,11 +320,11 @@ class Driver:
         self._transfers.pop(effect.transfer, None)
         self.dispatch(PushEnded(effect.transfer, outcome.outcome, outcome.reason))
 
-    async def _fetch(self, effect: Fetch) -> None:
+    async def _fetch(self, effect: Fetch, holders: Holders) -> None:
         wanted, ended = effect.record, FetchEnded(effect.transfer, None)
         try:
             self._check_room(wanted)
-            summary, data = await self.fetch(effect.peer, wanted.owner, wanted.tree, wanted.version, others=effect.others)
+            summary, data = await self._connections.bulk.fetch(self.node.self_peer, holders, wanted.owner, wanted.tree, wanted.version)
             self._check_room(summary)
             self.store.put(summary, data)
             held = self.store.get(*wanted.key)
@@ -308,6 +332,7 @@ class Driver:
         except BulkError as error:
             ended = FetchEnded(effect.transfer, None, str(error))
         self._transfers.pop(effect.transfer, None)
+        self._holders.pop(effect.transfer, None)
         self.dispatch(ended)
 
     def _check_room(self, record: RecordSummary) -> None:

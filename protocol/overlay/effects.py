@@ -69,13 +69,23 @@ class Push:
 class Fetch:
     """Bring the record from `peer` into the store and verify it. Ends in FetchEnded.
 
-    others: hold this very record too. They are asked as well where it is large, and for the rest where `peer` does not deliver.
+    others: hold this very record too. They are asked as well where it is large, and for the rest where `peer` does not deliver. open: more
+    of them may be found meanwhile; FetchAlso says when that is over.
     """
 
     transfer: int
     peer: Peer
     record: RecordSummary
     others: tuple[Peer, ...] = ()
+    open: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FetchAlso:
+    """These, and no others, hold the record too that is being fetched."""
+
+    transfer: int
+    others: tuple[Peer, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +152,8 @@ class RetrievalEnded:
     """record: verified and held here, or None where `holdings` is empty or no holder could deliver.
 
     complete: everyone who might hold one was heard. sure: fewer than a write quorum were not, so that a holder of what is durable was.
-    located_s, transferred_s: how long the look-up and the transfer took; attempts: holders that were asked.
+    located_s: until it was known whom to ask for it, or that nobody need be. transferred_s: from there until it was here, and known to be
+    the newest. attempts: holders that were asked.
     """
 
     request: int
@@ -268,7 +279,7 @@ class DeliverBody:
 
 
 Effect = (
-    Send | KeepPromises | Dial | DialSeed | Disconnect | Push | Fetch | CancelTransfer | Discard
+    Send | KeepPromises | Dial | DialSeed | Disconnect | Push | Fetch | FetchAlso | CancelTransfer | Discard
     | Activated | Delivered | MulticastReceived | MembersChanged | Durable | RetrievalEnded | RootAnswered | ElectorAnswered | Quit | Notify
     | PeerDied | PeerCleared | LeafSetChanged | Suspect | RouteBody | DeliverBody
 )  # fmt: skip

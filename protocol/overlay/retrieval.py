@@ -1,8 +1,12 @@
 """Retrievals: look up who holds a record, fetch the newest version, verified; where a holder fails, the next one.
 
     looking up --answer--> fetching --verified--> ended        no answer, or nothing yet and somebody unheard: look up again
+               --early word--> looking up and fetching --answer--> fetching on, or ended where it is here, or fetching what is newer
     fetching --failed--> fetching from the next holder --none left--> ended: lost, and said, never a silent zero
                     --the next holds an older version, and somebody was not heard--> look up again, and hear everyone
+
+The answer says which version is the newest; whoever is known before to hold one is asked for it meanwhile, for that is it in nearly
+every case, and the last of a leaf set to answer takes as long as many a transfer.
 
 Our own record, after a restart, must not be older than what was called durable: while somebody in the neighbourhood is unheard, who might
 hold a newer version, we ask again, until `verdict_max_s` is over and everyone there has answered or is dead. And an owner does not go on
@@ -17,7 +21,7 @@ from itertools import count
 
 from protocol.identifiers import NodeId, Peer, TreeId, rank
 from protocol.overlay.deadlines import Deadlines
-from protocol.overlay.effects import CancelTransfer, Effect, Fetch, RetrievalEnded, RouteBody
+from protocol.overlay.effects import CancelTransfer, Effect, Fetch, FetchAlso, RetrievalEnded, RouteBody
 from protocol.overlay.far_places import opposite
 from protocol.overlay.placement import RecordKey, is_possible
 from protocol.parameters import OverlayParameters
@@ -26,6 +30,8 @@ from protocol.wire.values import Holding, RecordSummary
 
 LOOK_UPS_MAX = 3
 """Look-ups of one retrieval that nobody answers, or that find nothing while somebody is unheard."""
+EARLY_MAX = 3
+"""Fetches of one retrieval that begin on an early word: each newer version that is told of gives up the one before."""
 ASKS_MAX = 5
 """Retrievals of an owner's own record that find nothing while somebody is unheard."""
 
@@ -52,7 +58,12 @@ class Retrieval:
     holdings: tuple[Holding, ...] = ()
     untried: list[Holding] = field(default_factory=list)
     transfer: int | None = None
-    fetching: RecordSummary | None = None
+    fetching: Holding | None = None
+    """What the transfer is to bring, and from whom; None where there is none."""
+    asked: tuple[RecordSummary, float] | None = None
+    """The last record that a holder was asked for, and since when."""
+    brought: Holding | None = None
+    """What came before the answer."""
     attempts: int = 0
     reason: str = ""
     complete: bool = False
@@ -89,10 +100,8 @@ class Retrievals:
 
     def retrieve(self, request: int, owner: NodeId, tree: TreeId, now: float) -> list[Effect]:
         """Find the newest record of (owner, tree) and bring it here. Asked again under the same number, it begins anew and ends once."""
-        before = self._retrievals.get(request)
-        self._deadlines.drop(("fetch", request))
+        given_up = self._give_up(request) if request in self._retrievals else []
         self._retrievals[request] = Retrieval(owner, tree, now, next(self._numbers))
-        given_up = [CancelTransfer(before.transfer)] if before is not None and before.transfer is not None else []
         return [*given_up, *self._look_up(request, now)]
 
     def _look_up_again(self, request: int, now: float) -> list[Effect]:
@@ -104,7 +113,8 @@ class Retrievals:
         wanted = self._retrievals[request]
         self._deadlines.set(("look_up", request), now + self._parameters.look_up_timeout_s)
         wanted.replies.clear()
-        look_up = LookUp(wanted.number, wanted.owner, wanted.tree, self._me, all=wanted.look_ups > 1)
+        again = wanted.look_ups > 1
+        look_up = LookUp(wanted.number, wanted.owner, wanted.tree, self._me, all=again, early=not again)
         near: list[Effect] = [RouteBody(wanted.owner, look_up)]
         return [*near, RouteBody(opposite(wanted.owner), replace(look_up, far=True))] if self._looks_far else near
 
@@ -114,10 +124,24 @@ class Retrievals:
         request, wanted = next(((r, w) for r, w in self._retrievals.items() if w.number == reply.request), (0, None))
         if wanted is None or wanted.located is not None:
             return []
+        if reply.more:
+            return self._begin_early(request, reply, now)
         wanted.replies[reply.far] = reply
         if len(wanted.replies) < 1 + self._looks_far:
             return []
         return self._located(request, merged(wanted.replies.values()), now)
+
+    def _begin_early(self, request: int, reply: LookUpReply, now: float) -> list[Effect]:
+        """The newest of what is known so far, unless it is here or on its way."""
+        wanted = self._retrievals[request]
+        known = [holding for holding in reply.holdings if self._is_credible(holding, wanted) and holding.holder.id != self._me.id]
+        if not known or wanted.attempts >= EARLY_MAX:
+            return []
+        newest = max(known, key=lambda holding: holding.record.order)
+        ours = [self._held.get(newest.record.key), wanted.fetching.record if wanted.fetching is not None else None]
+        if any(record is not None and record.order >= newest.record.order for record in ours):
+            return []
+        return [*self._give_up(request), self._fetch(request, newest, tuple(known), now, open_=True)]
 
     def _located(self, request: int, reply: LookUpReply, now: float) -> list[Effect]:
         wanted = self._retrievals[request]
@@ -126,15 +150,27 @@ class Retrievals:
             return self._look_up_again(request, now)
         self._deadlines.drop(("look_up", request))
         wanted.located = now
-        mine = self._held.get((wanted.owner, wanted.tree))
-        # Each holder once, and no more of them than an honest answer names; among equals our own copy, which needs no transfer.
+        # Each holder once, and no more of them than an honest answer names; among equals what is here, which needs no transfer.
         said = {holding.holder.id: holding for holding in reply.holdings if self._is_credible(holding, wanted)}
         said.pop(self._me.id, None)
-        found = [*([Holding(self._me, mine)] if mine is not None else []), *said.values()]
+        here = self._here(wanted)
+        found = [*here, *(holding for holding in said.values() if holding not in here)]
         newest = sorted(found, key=lambda holding: holding.record.order, reverse=True)
         wanted.holdings = tuple(newest[: (1 + self._looks_far) * (self._parameters.leaf_set_size + 1)])
         wanted.untried = list(wanted.holdings)
-        return self._fetch_next(request, now)
+        if wanted.transfer is None or wanted.fetching is None:
+            return self._fetch_next(request, now)
+        if newest and newest[0].record.order > wanted.fetching.record.order:
+            return [*self._give_up(request), *self._fetch_next(request, now)]
+        wanted.untried = [holding for holding in wanted.untried if holding != wanted.fetching]
+        return [FetchAlso(wanted.transfer, self._others(wanted.fetching, wanted.untried))]
+
+    def _here(self, wanted: Retrieval) -> list[Holding]:
+        """Our own copy, under the name of who brought it meanwhile."""
+        mine = self._held.get((wanted.owner, wanted.tree))
+        if wanted.brought is not None and wanted.brought.record == mine:
+            return [wanted.brought]
+        return [Holding(self._me, mine)] if mine is not None else []
 
     def _asks_again(self, wanted: Retrieval, reply: LookUpReply, now: float) -> bool:
         """Somebody has not been heard: is that no answer?"""
@@ -158,15 +194,34 @@ class Retrievals:
         if not wanted.untried:
             return self._ends(request, None, now, wanted.reason or "no live node holds a record of it")
         holding = wanted.untried.pop(0)
-        record = holding.record
+        if holding in self._here(wanted):
+            if holding.holder.id == self._me.id:
+                wanted.attempts += 1
+            return self._ends(request, holding.record, now, "held here")
+        return [self._fetch(request, holding, tuple(wanted.untried), now)]
+
+    def _fetch(self, request: int, holding: Holding, known: tuple[Holding, ...], now: float, *, open_: bool = False) -> Fetch:
+        """known: who may hold this record as well. open_: there may be others."""
+        wanted, record = self._retrievals[request], holding.record
         wanted.attempts += 1
-        if holding.holder.id == self._me.id:
-            return self._ends(request, record, now, "held here")
-        wanted.transfer, wanted.fetching = self._number(), record
+        wanted.transfer, wanted.fetching = self._number(), holding
+        if wanted.asked is None or wanted.asked[0] != record:
+            wanted.asked = record, now
         timeout_s = self._parameters.transfer_timeout_s(record.record_bytes) + self._parameters.delay_max_s
         self._deadlines.set(("fetch", request), now + timeout_s)
-        others = tuple(other.holder for other in wanted.untried if other.record == record and other.holder.id != self._me.id)
-        return [Fetch(wanted.transfer, holding.holder, record, others)]
+        return Fetch(wanted.transfer, holding.holder, record, self._others(holding, known), open_)
+
+    def _others(self, holding: Holding, known: Iterable[Holding]) -> tuple[Peer, ...]:
+        """Who else holds this very record."""
+        apart = {self._me.id, holding.holder.id}
+        return tuple(other.holder for other in known if other.record == holding.record and other.holder.id not in apart)
+
+    def _give_up(self, request: int) -> list[Effect]:
+        """What is on its way is not wanted any more."""
+        wanted = self._retrievals[request]
+        self._deadlines.drop(("fetch", request))
+        transfer, wanted.transfer, wanted.fetching = wanted.transfer, None, None
+        return [CancelTransfer(transfer)] if transfer is not None else []
 
     def _may_be_elsewhere(self, wanted: Retrieval) -> bool:
         """All who hold the newest version that was found have failed: may one hold it who was not heard?"""
@@ -181,18 +236,24 @@ class Retrievals:
             return None
         wanted = self._retrievals[request]
         self._deadlines.drop(("fetch", request))
-        if record is not None and wanted.fetching is not None and record.order < wanted.fetching.order:
-            reason = f"the holder said version {wanted.fetching.version} and gave {record.version}"
+        fetched, wanted.transfer, wanted.fetching = wanted.fetching, None, None
+        if record is not None and fetched is not None and record.order < fetched.record.order:
+            reason = f"the holder said version {fetched.record.version} and gave {record.version}"
             record = None
         if record is None:
-            wanted.transfer, wanted.reason = None, reason
-            return self._fetch_next(request, now)
-        return self._ends(request, record, now, "")
+            wanted.reason = reason
+        if wanted.located is None:
+            wanted.brought = Holding(fetched.holder, record) if record is not None and fetched is not None else wanted.brought
+            return []
+        return self._fetch_next(request, now) if record is None else self._ends(request, record, now, "")
 
     def _ends(self, request: int, record: RecordSummary | None, now: float, reason: str) -> list[Effect]:
         wanted = self._retrievals.pop(request)
         self._deadlines.drop(("look_up", request))
-        located = wanted.located if wanted.located is not None else now
+        if wanted.asked is not None and wanted.asked[0] == record:
+            located = wanted.asked[1]
+        else:
+            located = wanted.located if wanted.located is not None else now
         times = located - wanted.began, now - located
         return [RetrievalEnded(request, record, wanted.holdings, *times, wanted.attempts, reason, wanted.complete, wanted.sure)]
 
@@ -214,11 +275,9 @@ class Retrievals:
             return self._located(request, replace(heard, silent=heard.silent + self._parameters.write_quorum), now)
         if wanted.look_ups >= LOOK_UPS_MAX:
             wanted.located = now
-            mine = self._held.get((wanted.owner, wanted.tree))
-            if mine is not None:
-                wanted.untried = [Holding(self._me, mine)]
+            wanted.untried = self._here(wanted)
             wanted.reason = f"no answer to {LOOK_UPS_MAX} look-ups"
-            return self._fetch_next(request, now)
+            return self._fetch_next(request, now) if wanted.transfer is None else []
         return self._look_up_again(request, now)
 
     def died(self, peer: Peer, neighbours: Iterable[Peer], now: float) -> list[Effect]:
@@ -234,3 +293,5 @@ class Retrievals:
     def check_invariants(self) -> None:
         for request, wanted in self._retrievals.items():
             assert wanted.transfer is not None or ("look_up", request) in self._deadlines, "a retrieval that never ends"
+            assert (wanted.transfer is not None) is (("fetch", request) in self._deadlines), "a transfer without a deadline, or one of none"
+            assert (wanted.transfer is None) is (wanted.fetching is None), "what is on its way is not known"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from protocol.aio.driver import Driver
+from protocol.aio.driver import Driver, not_before
 from protocol.aio.store import RecordStore
 from protocol.chunks import bind
 from protocol.errors import RecordInvalid, RemoteProtocolError
@@ -104,6 +104,12 @@ async def host(start: Start) -> AsyncIterator[Callable[..., Any]]:
 def record(version: int = 1, size: int = 1000) -> tuple[RecordSummary, bytes]:
     digest, data = bind([[bytes([version]) * size]])
     return RecordSummary(agent_id("c", "o"), tree_id("t", "u"), version, 1, 0, 0, False, len(data), digest), bytes(data)
+
+
+@pytest.mark.parametrize("when", [36943.768000000004, 36943.768, 36943.7681, 0.0])
+def test_no_timer_rings_early(when: float) -> None:
+    """The first of them, times 1000, is a whole number."""
+    assert when <= not_before(when) < when + 0.0011
 
 
 async def test_the_timer_follows_the_next_deadline(host: Any) -> None:
@@ -361,6 +367,19 @@ async def test_a_holder_says_stored_when_a_power_cut_would_leave_the_record(host
     assert again.held() == [summary]
     await again.close()
     await b.store.close()
+
+
+async def test_others_that_are_found_meanwhile_take_the_place_of_one_that_does_not_deliver(host: Any, hung_listener: Address) -> None:
+    """FetchAlso: the first holder hangs before it says which record it has."""
+    b, (summary, data) = await host("b"), record()
+    b.store.put(summary, data)
+    hung = Peer(agent_id("c", "hung"), hung_listener.host, hung_listener.port, 1)
+    a = await host("a", lambda event: [effects.Fetch(3, hung, summary, (), True)] if event == events.Started() else [])
+    a.driver.dispatch(events.Started())
+    a.node.script = lambda event: [effects.FetchAlso(3, (b.peer,)), effects.FetchAlso(4, (b.peer,))] if event == events.Leave() else []
+    a.driver.dispatch(events.Leave())
+    assert await a.node.until(events.FetchEnded) == events.FetchEnded(3, summary)
+    assert not a.driver._holders
 
 
 async def test_a_holder_whose_disk_fails_counts_like_one_without_and_tries_again(

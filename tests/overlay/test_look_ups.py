@@ -206,3 +206,63 @@ def test_rule_5_look_ups_being_answered_are_bounded() -> None:
     node = Node(*FIVE, parameters=replace(P, held_messages_max=4))
     effects = [effect for request in range(9) for effect in node.machine.look_up_delivered(look_up(request=request), 0.0)]
     assert facts(effects) == ["look_up_dropped"] * 5
+
+
+# --- early words ------------------------------------------------------------------------------------------------------
+
+
+def early() -> LookUp:
+    return replace(look_up(), early=True)
+
+
+def told(effects: list[fx.Effect]) -> list[tuple[int, bool]]:
+    """The newest version in each word to the asker, and whether more was announced."""
+    return [(reply.holdings[0].record.version, reply.more) for to, reply in sent(effects, LookUpReply) if to == ASKER and reply.holdings]
+
+
+def test_who_asks_for_early_words_is_told_of_the_first_holder_and_of_each_newer_version() -> None:
+    node = Node(*FIVE)
+    effects = node.machine.look_up_delivered(early(), 0.0)
+    assert told(effects) == []
+    number = sent(effects, HoldingsQuery)[0][1].request
+    words = [
+        (FIVE[0], None, []),
+        (FIVE[1], record(OWNER, 4), [(4, True)]),
+        (FIVE[2], record(OWNER, 4), []),
+        (FIVE[3], record(OWNER, 5), [(5, True)]),
+        (FIVE[4], record(OWNER, 3), [(5, False)]),
+    ]
+    for holder, found, expected in words:
+        assert told(node.machine.reply_received(holder, HoldingsReply(number, found))) == expected
+
+
+def test_whom_it_passes_tells_what_it_holds_and_once() -> None:
+    node = Node(*FIVE)
+    assert node.machine.look_up_passing(early()) == []
+    node.machine.record_held(record(OWNER, 2), 0.0)
+    assert told(node.machine.look_up_passing(early())) == [(2, True)]
+    effects = node.machine.look_up_delivered(early(), 0.0)
+    assert (told(effects), len(sent(effects, HoldingsQuery))) == ([], len(FIVE))
+    number = sent(effects, HoldingsQuery)[0][1].request
+    assert told(node.machine.reply_received(FIVE[0], HoldingsReply(number, record(OWNER, 2)))) == []
+    assert told(node.machine.reply_received(FIVE[1], HoldingsReply(number, record(OWNER, 3)))) == [(3, True)]
+
+
+def test_nobody_tells_itself() -> None:
+    node = Node(*FIVE)
+    node.machine.record_held(record(OWNER, 2), 0.0)
+    assert node.machine.look_up_passing(replace(early(), asker=ME)) == []
+
+
+def test_who_is_alone_answers_once() -> None:
+    node = Node()
+    node.machine.record_held(record(OWNER, 2), 0.0)
+    assert told(node.machine.look_up_delivered(early(), 0.0)) == [(2, False)]
+
+
+def test_an_asker_of_the_version_before_is_told_nothing_early() -> None:
+    """It would take the first word for the answer."""
+    node = Node(*FIVE)
+    node.machine.record_held(record(OWNER, 2), 0.0)
+    assert node.machine.look_up_passing(look_up()) == []
+    assert told(node.machine.look_up_delivered(look_up(), 0.0)) == []
