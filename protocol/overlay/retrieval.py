@@ -194,9 +194,10 @@ class Retrievals:
         if not wanted.untried:
             return self._ends(request, None, now, wanted.reason or "no live node holds a record of it")
         holding = wanted.untried.pop(0)
-        if holding in self._here(wanted):
-            if holding.holder.id == self._me.id:
-                wanted.attempts += 1
+        if holding == wanted.brought and holding in self._here(wanted):
+            return self._ends(request, holding.record, now, "")
+        if holding.holder.id == self._me.id:
+            wanted.attempts += 1
             return self._ends(request, holding.record, now, "held here")
         return [self._fetch(request, holding, tuple(wanted.untried), now)]
 

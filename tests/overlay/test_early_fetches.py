@@ -59,7 +59,7 @@ def test_it_is_here_before_the_answer_and_is_believed_with_the_answer() -> None:
     fetch = node.begins(Holding(A, V5))
     assert not of(fx.RetrievalEnded, node.came(fetch)), "there may be a newer one"
     end = ended(node.hears(Holding(A, V5), Holding(B, V5), now=0.3))
-    assert (end.record, end.attempts, end.missed) == (V5, 1, ())
+    assert (end.record, end.attempts, end.missed, end.reason) == (V5, 1, (), "")
     assert end.holdings == (Holding(A, V5), Holding(B, V5)), "it came from A: the copy here is none of the ring's"
     assert (end.located_s, end.transferred_s) == (pytest.approx(0.1), pytest.approx(0.2))
 
