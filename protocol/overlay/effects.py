@@ -174,7 +174,7 @@ class RetrievalEnded:
     @property
     def none_left(self) -> bool:
         """Everyone who might hold one was heard, and nobody does."""
-        return self.complete and not self.holdings
+        return self.complete and self.record is None and not self.holdings
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
+from math import inf
 
 from protocol.identifiers import NodeId, Peer, TreeId, rank
 from protocol.overlay.deadlines import Deadlines
@@ -62,6 +63,8 @@ class Retrieval:
     """What the transfer is to bring, and from whom; None where there is none."""
     asked: tuple[RecordSummary, float] | None = None
     """The last record that a holder was asked for, and since when."""
+    told: Holding | None = None
+    """The newest that an early word named."""
     brought: Holding | None = None
     """What came before the answer."""
     attempts: int = 0
@@ -70,6 +73,14 @@ class Retrieval:
     sure: bool = False
     replies: dict[bool, LookUpReply] = field(default_factory=dict)
     """The last one from near, and from the far places where there may be any."""
+
+
+NONE = (-1, -1)
+"""Before every version's order."""
+
+
+def _order(holding: Holding) -> tuple[int, int]:
+    return holding.record.order
 
 
 def merged(replies: Iterable[LookUpReply]) -> LookUpReply:
@@ -135,9 +146,13 @@ class Retrievals:
         """The newest of what is known so far, unless it is here or on its way."""
         wanted = self._retrievals[request]
         known = [holding for holding in reply.holdings if self._is_credible(holding, wanted) and holding.holder.id != self._me.id]
-        if not known or wanted.attempts >= EARLY_MAX:
+        if not known:
             return []
-        newest = max(known, key=lambda holding: holding.record.order)
+        newest = max(known, key=_order)
+        if wanted.told is None or _order(newest) > _order(wanted.told):
+            wanted.told = newest
+        if wanted.attempts >= EARLY_MAX:
+            return []
         ours = [self._held.get(newest.record.key), wanted.fetching.record if wanted.fetching is not None else None]
         if any(record is not None and record.order >= newest.record.order for record in ours):
             return []
@@ -145,25 +160,36 @@ class Retrievals:
 
     def _located(self, request: int, reply: LookUpReply, now: float) -> list[Effect]:
         wanted = self._retrievals[request]
-        wanted.complete, wanted.sure = reply.silent == 0, reply.silent < self._parameters.write_quorum
+        # Each holder once, and no more of them than an honest answer names.
+        said = {holding.holder.id: holding for holding in reply.holdings if self._is_credible(holding, wanted)}
+        named = sorted(said.values(), key=_order, reverse=True)
+        # Who told of a newer version early was not heard by who answered: the answer is not all.
+        unheard = [wanted.told] if wanted.told is not None and _order(wanted.told) > max(map(_order, named), default=NONE) else []
+        wanted.complete = reply.silent == 0 and not unheard
+        wanted.sure = reply.silent < self._parameters.write_quorum and not unheard
         if self._asks_again(wanted, reply, now):
             return self._look_up_again(request, now)
         self._deadlines.drop(("look_up", request))
         wanted.located = now
-        # Each holder once, and no more of them than an honest answer names; among equals what is here, which needs no transfer.
-        said = {holding.holder.id: holding for holding in reply.holdings if self._is_credible(holding, wanted)}
-        said.pop(self._me.id, None)
-        here = self._here(wanted)
-        found = [*here, *(holding for holding in said.values() if holding not in here)]
-        newest = sorted(found, key=lambda holding: holding.record.order, reverse=True)
-        wanted.holdings = tuple(newest[: (1 + self._looks_far) * (self._parameters.leaf_set_size + 1)])
-        wanted.untried = list(wanted.holdings)
-        if wanted.transfer is None or wanted.fetching is None:
+        wanted.untried = self._newest_first(wanted, [*unheard, *named])
+        wanted.holdings = tuple(wanted.untried)
+        fetching = wanted.fetching
+        if wanted.transfer is None or fetching is None:
             return self._fetch_next(request, now)
-        if newest and newest[0].record.order > wanted.fetching.record.order:
+        newest = wanted.untried[0] if wanted.untried else fetching
+        if _order(newest) > _order(fetching) or newest in self._here(wanted):
             return [*self._give_up(request), *self._fetch_next(request, now)]
-        wanted.untried = [holding for holding in wanted.untried if holding != wanted.fetching]
-        return [FetchAlso(wanted.transfer, self._others(wanted.fetching, wanted.untried))]
+        wanted.untried = [holding for holding in wanted.untried if holding != fetching]
+        if unheard and named:
+            due = min(self._deadlines.when(("fetch", request)) or inf, now + self._fetch_timeout_s(named[0].record))
+            self._deadlines.set(("fetch", request), due)
+        return [FetchAlso(wanted.transfer, self._others(fetching, wanted.untried))]
+
+    def _newest_first(self, wanted: Retrieval, others: Iterable[Holding]) -> list[Holding]:
+        """What is here, which needs no transfer, before its equals, and no more than an honest answer names."""
+        here = self._here(wanted)
+        found = [*here, *(other for other in others if other.holder.id != self._me.id and other not in here)]
+        return sorted(found, key=_order, reverse=True)[: (1 + self._looks_far) * (self._parameters.leaf_set_size + 1)]
 
     def _here(self, wanted: Retrieval) -> list[Holding]:
         """Our own copy, under the name of who brought it meanwhile."""
@@ -194,11 +220,15 @@ class Retrievals:
         if not wanted.untried:
             return self._ends(request, None, now, wanted.reason or "no live node holds a record of it")
         holding = wanted.untried.pop(0)
-        if holding == wanted.brought and holding in self._here(wanted):
-            return self._ends(request, holding.record, now, "")
-        if holding.holder.id == self._me.id:
+        here = next(iter(self._here(wanted)), None)
+        if here is not None and _order(here) >= _order(holding):
+            wanted.holdings = wanted.holdings if here in wanted.holdings else (here, *wanted.holdings)
+            if here == wanted.brought:
+                return self._ends(request, here.record, now, "")
             wanted.attempts += 1
-            return self._ends(request, holding.record, now, "held here")
+            return self._ends(request, here.record, now, "held here")
+        if holding.holder.id == self._me.id:
+            return self._fetch_next(request, now)  # it was, and is no more
         return [self._fetch(request, holding, tuple(wanted.untried), now)]
 
     def _fetch(self, request: int, holding: Holding, known: tuple[Holding, ...], now: float, *, open_: bool = False) -> Fetch:
@@ -208,9 +238,11 @@ class Retrievals:
         wanted.transfer, wanted.fetching = self._number(), holding
         if wanted.asked is None or wanted.asked[0] != record:
             wanted.asked = record, now
-        timeout_s = self._parameters.transfer_timeout_s(record.record_bytes) + self._parameters.delay_max_s
-        self._deadlines.set(("fetch", request), now + timeout_s)
+        self._deadlines.set(("fetch", request), now + self._fetch_timeout_s(record))
         return Fetch(wanted.transfer, holding.holder, record, self._others(holding, known), open_)
+
+    def _fetch_timeout_s(self, record: RecordSummary) -> float:
+        return self._parameters.transfer_timeout_s(record.record_bytes) + self._parameters.delay_max_s
 
     def _others(self, holding: Holding, known: Iterable[Holding]) -> tuple[Peer, ...]:
         """Who else holds this very record."""
@@ -244,7 +276,7 @@ class Retrievals:
         if record is None:
             wanted.reason = reason
         if wanted.located is None:
-            wanted.brought = Holding(fetched.holder, record) if record is not None and fetched is not None else wanted.brought
+            wanted.brought = fetched if fetched is not None and fetched.record == record else wanted.brought
             return []
         return self._fetch_next(request, now) if record is None else self._ends(request, record, now, "")
 
@@ -276,7 +308,10 @@ class Retrievals:
             return self._located(request, replace(heard, silent=heard.silent + self._parameters.write_quorum), now)
         if wanted.look_ups >= LOOK_UPS_MAX:
             wanted.located = now
-            wanted.untried = self._here(wanted)
+            told = [wanted.told] if wanted.told is not None else []
+            wanted.untried = self._newest_first(wanted, dict.fromkeys([*told, *wanted.untried]))
+            wanted.holdings = wanted.holdings or tuple(wanted.untried)
+            wanted.complete = wanted.sure = False
             wanted.reason = f"no answer to {LOOK_UPS_MAX} look-ups"
             return self._fetch_next(request, now) if wanted.transfer is None else []
         return self._look_up_again(request, now)

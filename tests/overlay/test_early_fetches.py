@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from protocol.overlay import effects as fx
-from protocol.overlay.retrieval import EARLY_MAX, LOOK_UPS_MAX
+from protocol.overlay.retrieval import EARLY_MAX, LOOK_UPS_MAX, asks_on
 from protocol.wire.messages import LookUpReply
 from protocol.wire.values import Holding, RecordSummary
 from tests.overlay.holder import FIVE, OWNER, TREE, Node
@@ -150,3 +152,122 @@ def test_a_retrieval_that_is_begun_anew_gives_up_what_was_on_its_way() -> None:
     effects = node.note(node.machine.retrieve(1, OWNER.id, TREE, 0.2))
     assert of(fx.CancelTransfer, effects) == [fx.CancelTransfer(fetch.transfer)]
     assert node.hears(Holding(A, V5), more=True) == [], "a word of the look-up before"
+
+
+@pytest.mark.parametrize("which", ["another owner's", "one of a size that cannot be", "our own"])
+def test_an_early_word_of_what_cannot_be_fetched_begins_nothing(which: str) -> None:
+    node = Seeker()
+    holding = {
+        "another owner's": Holding(A, record(C, 5)),
+        "one of a size that cannot be": Holding(A, replace(V5, record_bytes=P.record_bytes_max + 1)),
+        "our own": Holding(ME, V5),
+    }[which]
+    assert node.hears(holding, more=True) == []
+
+
+def test_an_early_word_from_far_away_is_one_too() -> None:
+    node = Seeker()
+    (fetch,) = node.note(node.machine.look_up_answered(LookUpReply(1, (Holding(A, V5),), far=True, more=True), 0.1))
+    assert isinstance(fetch, fx.Fetch)
+
+
+def test_an_early_word_may_name_several() -> None:
+    node = Seeker()
+    (fetch,) = node.hears(Holding(A, V5), Holding(B, V5), Holding(C, V4), more=True)
+    assert isinstance(fetch, fx.Fetch)
+    assert (fetch.peer, fetch.others) == (A, (B,))
+
+
+# --- the answer knows less, or other things ---------------------------------------------------------------------------
+
+
+def test_what_only_an_early_word_knows_is_not_sure_to_be_the_newest() -> None:
+    """A hop has told of a stray copy, and the closest node, whose leaf set is in repair, of none: there may be newer ones, too."""
+    node = Seeker()
+    node.came(node.begins(Holding(A, V5)))
+    for _ in range(LOOK_UPS_MAX - 1):
+        assert not of(fx.RetrievalEnded, node.hears()), "it looks again: nobody who answered has one"
+    end = ended(node.hears())
+    assert (end.record, end.complete, end.sure, end.none_left, end.holdings) == (V5, False, False, False, (Holding(A, V5),))
+
+
+@pytest.mark.parametrize("when", ["before the answer", "after it"])
+def test_what_was_told_early_and_did_not_come_is_missed(when: str) -> None:
+    """An owner does not go on without what it was told of."""
+    node = Seeker()
+    fetch = node.begins(Holding(A, V5))
+    if when == "before the answer":
+        node.failed(fetch)
+        (fetch,) = of(fx.Fetch, node.hears(Holding(B, V4)))
+        assert fetch.record == V5
+    else:
+        assert not of(fx.Fetch, node.hears(Holding(B, V4)))
+    for _ in range(LOOK_UPS_MAX - 1):
+        assert of(fx.RouteBody, node.failed(fetch)), "somebody unheard may have it"
+        (fetch,) = of(fx.Fetch, node.hears(Holding(B, V4)))
+    (older,) = of(fx.Fetch, node.failed(fetch))
+    end = ended(node.came(older))
+    assert (end.record, end.missed) == (V4, (Holding(A, V5),))
+    assert asks_on(end, 1)
+
+
+def test_a_word_that_no_answer_bears_out_holds_up_nobody_for_long() -> None:
+    """It spoke of a gigabyte of a version to come, and sends nothing."""
+    node = Seeker()
+    huge = replace(record(OWNER, 10**9), record_bytes=P.record_bytes_max)
+    fetch = node.begins(Holding(C, huge))
+    node.hears(Holding(A, V5), Holding(B, V5), now=0.2)
+    seen = node.until(0.2 + P.transfer_timeout_s(V5.record_bytes) + P.delay_max_s)
+    assert fx.CancelTransfer(fetch.transfer) in seen
+
+
+def test_what_is_brought_here_meanwhile_is_not_waited_for() -> None:
+    node = Seeker()
+    fetch = node.begins(Holding(A, V5))
+    node.note(node.machine.record_held(V5, 0.12))
+    effects = node.hears(Holding(A, V5), Holding(B, V5))
+    assert of(fx.CancelTransfer, effects) == [fx.CancelTransfer(fetch.transfer)]
+    assert (ended(effects).record, ended(effects).reason) == (V5, "held here")
+
+
+def test_a_newer_one_that_is_pushed_here_meanwhile_ends_it() -> None:
+    """We are never asked ourselves, and what is here is not fetched again."""
+    node = Seeker()
+    node.note(node.machine.record_held(V4, 0.0))
+    (fetch,) = of(fx.Fetch, node.hears(Holding(A, V5)))
+    node.note(node.machine.record_held(V6, 0.15))
+    end = ended(node.failed(fetch))
+    assert (end.record, end.reason, end.holdings[0]) == (V6, "held here", Holding(ME, V6))
+
+
+def test_who_brought_an_older_one_is_not_said_to_hold_the_newer() -> None:
+    node = Seeker()
+    fetch = node.begins(Holding(A, V5))
+    node.note(node.machine.record_held(V6, 0.15))
+    node.came(fetch, V6)
+    end = ended(node.hears(Holding(A, V5)))
+    assert (end.record, end.holdings) == (V6, (Holding(ME, V6), Holding(A, V5)))
+
+
+# --- no answer --------------------------------------------------------------------------------------------------------
+
+
+def test_older_holders_are_not_forgotten_where_look_ups_end_without_an_answer() -> None:
+    node = Seeker()
+    (fetch,) = of(fx.Fetch, node.hears(Holding(B, V5), Holding(C, V4), silent=1))
+    assert of(fx.RouteBody, node.failed(fetch))
+    effects: list[fx.Effect] = []
+    while not of(fx.Fetch, effects):
+        effects = node.until(node.machine.next_deadline() or 0.0)
+    (older,) = of(fx.Fetch, effects)
+    assert (older.peer, older.record) == (C, V4)
+    end = ended(node.came(older))
+    assert (end.record, end.sure, end.missed) == (V4, False, (Holding(B, V5),))
+
+
+def test_a_transfer_under_way_has_no_other_beside_it_where_nobody_answers() -> None:
+    node = Seeker()
+    large = replace(V5, record_bytes=P.record_bytes_max)
+    fetch = node.begins(Holding(A, large))
+    assert not of(fx.Fetch, node.until(LOOK_UPS_MAX * P.look_up_timeout_s))
+    assert ended(node.came(fetch)).record == large

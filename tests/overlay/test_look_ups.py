@@ -248,6 +248,14 @@ def test_whom_it_passes_tells_what_it_holds_and_once() -> None:
     assert told(node.machine.reply_received(FIVE[1], HoldingsReply(number, record(OWNER, 3)))) == [(3, True)]
 
 
+@pytest.mark.parametrize("far", [False, True])
+def test_an_early_word_says_which_of_two_look_ups_it_belongs_to(far: bool) -> None:
+    node = Node(*FIVE)
+    node.machine.record_held(record(OWNER, 2), 0.0)
+    [(_, word)] = sent(node.machine.look_up_passing(replace(early(), far=far)), LookUpReply)
+    assert word.far is far
+
+
 def test_nobody_tells_itself() -> None:
     node = Node(*FIVE)
     node.machine.record_held(record(OWNER, 2), 0.0)
