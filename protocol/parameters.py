@@ -49,8 +49,6 @@ class OverlayParameters:
     """The longest such wait for a seed; of the dead one is dialled in this time. Shorter heals a partition sooner and costs dials."""
     transfer_floor_bytes_per_s: float = 4 * 1024 * 1024
     """A bulk transfer slower than this is given up for another holder."""
-    cross_memory: bool = True
-    """Of two processes of one machine, whoever receives a record reads it from the other's memory, where the system lets it."""
     control_frame_bytes_max: int = 1 << 20
     record_bytes_max: int = 1 << 30
     hops_max: int = 32
@@ -194,7 +192,7 @@ class OverlayParameters:
         """ValueError with one plain sentence for the first rule that does not hold."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, str | bool) and not (isfinite(value) and value > 0):
+            if not isinstance(value, str) and not (isfinite(value) and value > 0):
                 raise ValueError(f"{field.name} must be above 0 and finite, not {value}")
         if self.leaf_set_size % 2:
             raise ValueError(f"leaf_set_size must be even, half on each side, not {self.leaf_set_size}")

@@ -1,9 +1,8 @@
 """What moving records costs on this machine, beside the floor measured in the same run: a bare BufferedProtocol and the same bytes.
 
     transfers    0.1 to 100 MB from and to another process, with and without checking digests; the share of the floor's speed that each has.
-                 raw: the floor, into the same memory each time, as ours; raw_new: into a new buffer each time. read: from the other
-                 process's memory, as on one machine; all else goes over a link
-    control      round trips of control messages, alone and while a gigabyte moves between the same two processes, over a link and read
+                 raw: the floor, into the same memory each time, as ours; raw_new: into a new buffer each time
+    control      round trips of control messages, alone and while a gigabyte moves between the same two processes
     holders      100 MB from one holder, from three, and from three of which one hangs
     changed      a version of which a tenth is new, where the older one is held
     encodings    bytes, time and error of records that are compressed or rounded

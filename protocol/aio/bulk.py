@@ -22,7 +22,6 @@ from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
-from protocol.aio.cross_memory import RemoteRecord, place_of, remote_record
 from protocol.aio.dialling import DialFailed
 from protocol.aio.fetching import BulkError as BulkError
 from protocol.aio.fetching import Fetching, Holders, OpenLink, Wanted, receive_front
@@ -63,8 +62,7 @@ class PushOutcome:
 
 @dataclass(slots=True)
 class Moved:
-    """What transfers have come to, in bytes of chunks. sent: over links, not what others read from our memory. spared: of records that
-    came here, what was here already."""
+    """What transfers have come to, in bytes of chunks. spared: of records that came here, what was here already."""
 
     sent_bytes: int = 0
     received_bytes: int = 0
@@ -140,7 +138,7 @@ class Bulk:
                 link.abort("the push has ended")
 
     async def _push_on(self, link: Link, summary: RecordSummary, front: Front, data: Data, purpose: Purpose) -> PushOutcome:
-        link.send(BulkPush(summary, purpose, front.bounds[0], place_of(data, link, self._parameters)), bytes(data[: front.bounds[0]]))
+        link.send(BulkPush(summary, purpose, front.bounds[0]), bytes(data[: front.bounds[0]]))
         answer = await link.receive()
         if isinstance(answer, BulkWant):
             await self._send_wanted(link, answer, front, data, {*range(len(front.digests))})
@@ -233,7 +231,7 @@ class Bulk:
         try:
             async with asyncio.timeout(self._parameters.transfer_timeout_s(record.record_bytes)):
                 assembly = await self._assembly(link.local.id, record, front)
-                await self._receive(link, assembly, remote_record(offer.memory, self._parameters))
+                await self._receive(link, assembly)
             async with asyncio.timeout(self._parameters.transfer_timeout_s(content_bytes)):
                 reason = await handler.accept(record, assembly.data, purpose, link.peer)
         except RecordInvalid as error:
@@ -255,7 +253,7 @@ class Bulk:
             pass
         return self._receiving_bytes <= most
 
-    async def _receive(self, link: Link, assembly: Assembly, remote: RemoteRecord | None) -> None:
+    async def _receive(self, link: Link, assembly: Assembly) -> None:
         """Until the assembly is complete. RecordInvalid where a chunk is wrong."""
         wrong: list[int] = []
 
@@ -263,7 +261,7 @@ class Bulk:
             self.moved.received_bytes += size
 
         if not assembly.complete:
-            inflow = Inflow(link, assembly, lambda index: None, wrong.append, came, remote)
+            inflow = Inflow(link, assembly, lambda index: None, wrong.append, came)
             inflow.ask(runs_of(assembly.missing()))
             await inflow.flow(self._parameters.stall_max_s)
         if wrong:
@@ -279,7 +277,7 @@ class Bulk:
         summary, data = found
         front = front_of(summary, data)
         async with asyncio.timeout(self._parameters.transfer_timeout_s(summary.record_bytes)):
-            link.send(BulkAccept(summary, front.bounds[0], place_of(data, link, self._parameters)), bytes(data[: front.bounds[0]]))
+            link.send(BulkAccept(summary, front.bounds[0]), bytes(data[: front.bounds[0]]))
             unsent = {*range(len(front.digests))}
             while True:
                 try:

@@ -4,8 +4,8 @@
 
 1. The holders are tried in the order given; one that has not answered within delay_max_s, and the patience that it was given, gets
    company by the next. The first that accepts decides which record it is; one that offers another is let go.
-2. A record of PARALLEL_BYTES_MIN or more is fetched from HOLDERS_AT_ONCE at a time, or from one, where that is on this machine and its
-   memory can be read (cross_memory.py); which chunks from which, and who is let go for being slow, is striping.py's.
+2. A record of PARALLEL_BYTES_MIN or more is fetched from HOLDERS_AT_ONCE at a time; which chunks from which, and who is let go for
+   being slow, is striping.py's.
 3. Who fails, stalls, is let go, or gives one wrong chunk is not asked again; the next holder takes its place, and goes on with what is
    missing. What is here when all have failed is kept for the next fetch.
 """
@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from protocol.aio.cross_memory import RemoteRecord, remote_record
 from protocol.aio.dialling import DialFailed
 from protocol.aio.inflow import Inflow
 from protocol.aio.link import Link, LinkClosed
@@ -96,7 +95,6 @@ class Fetching:
         self._parameters = parameters
         self._loop = asyncio.get_running_loop()
         self._striping: Striping | None = None
-        self._at_once = HOLDERS_AT_ONCE
         self._asking: dict[Peer, asyncio.Task[None]] = {}
         self._news = asyncio.Event()  # a holder has ended, or was named, or the first has said which record it is
         holders.on_more = self._news.set
@@ -139,8 +137,8 @@ class Fetching:
     def _sharing(self) -> int:
         """How many take part in this record."""
         large = self.assembly is not None and sum(map(self.assembly.length, self.assembly.missing())) >= PARALLEL_BYTES_MIN
-        known = self._at_once if self._holders.open else len(self._asking) + len(self._holders.untried)
-        return min(self._at_once, known) if large else 1
+        known = HOLDERS_AT_ONCE if self._holders.open else len(self._asking) + len(self._holders.untried)
+        return min(HOLDERS_AT_ONCE, known) if large else 1
 
     async def _sort_out(self) -> None:
         """Rule 3: who has ended, and who is to be let go."""
@@ -166,8 +164,8 @@ class Fetching:
         try:
             link = await self._open_link(self._local, peer)
             link.send(BulkFetch(self._wanted.owner, self._wanted.tree, self._wanted.version))
-            assembly, striping, remote = await self._offered(link)
-            await self._flow(peer, link, assembly, striping, remote)
+            assembly, striping = await self._offered(link)
+            await self._flow(peer, link, assembly, striping)
         except (DialFailed, LinkClosed, RemoteProtocolError, RecordInvalid, BulkError) as error:
             self._reasons.append(str(error))
         finally:
@@ -177,7 +175,7 @@ class Fetching:
                 self._striping.leave(peer)
             self._wake_idle()
 
-    async def _offered(self, link: Link) -> tuple[Assembly, Striping, RemoteRecord | None]:
+    async def _offered(self, link: Link) -> tuple[Assembly, Striping]:
         timeout_s = self._parameters.transfer_timeout_s(0) + self._wanted.patience_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -190,16 +188,14 @@ class Fetching:
             raise BulkError(f"{type(answer).__name__} is no answer to a fetch")
         record = self._fitting(answer.record)
         front = await receive_front(link, answer.front_bytes, self._parameters)
-        remote = remote_record(answer.memory, self._parameters)
         async with self._offers:
             if self.assembly is None:
-                self._at_once = HOLDERS_AT_ONCE if remote is None else 1
                 await self._begin(record, front)
         assert self.assembly is not None
         assert self._striping is not None
         if record.digest != self.assembly.summary.digest:
             raise BulkError(f"{link.peer} has version {record.version} of {record.owner.short}, another record than the first holder")
-        return self.assembly, self._striping, remote
+        return self.assembly, self._striping
 
     async def _begin(self, record: RecordSummary, front: bytearray) -> None:
         """This is the record that it will be."""
@@ -220,7 +216,7 @@ class Fetching:
             raise BulkError(reason)
         return record
 
-    async def _flow(self, peer: Peer, link: Link, assembly: Assembly, striping: Striping, remote: RemoteRecord | None) -> None:
+    async def _flow(self, peer: Peer, link: Link, assembly: Assembly, striping: Striping) -> None:
         share = striping.join(peer, self._loop.time())
 
         def more(inflow: Inflow) -> None:
@@ -238,7 +234,7 @@ class Fetching:
         def wrong(index: int) -> None:
             link.abort(f"chunk {index} from {peer} does not have its digest: bytes were changed or lost")
 
-        inflow = Inflow(link, assembly, arrived, wrong, came, remote)
+        inflow = Inflow(link, assembly, arrived, wrong, came)
         while not assembly.complete:
             more(inflow)  # also what another holder has left since: whoever leaves wakes those who are idle, and none who is about to be
             if inflow.awaits:

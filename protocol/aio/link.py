@@ -135,14 +135,6 @@ class Link(asyncio.BufferedProtocol):
         """For tests and statistics."""
         return self._transport
 
-    @property
-    def from_here(self) -> bool:
-        """Whether both ends have one address: the other side is on this machine, as far as addresses tell."""
-        if self._transport is None or (near := self._transport.get_extra_info("sockname")) is None:
-            return False
-        far = self._transport.get_extra_info("peername")
-        return far is not None and bool(near[0] == far[0])
-
     async def ready(self) -> None:
         """Until the hello is through. LinkClosed where the link ended before."""
         if self.session.hello is not None:

@@ -6,20 +6,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from protocol.identifiers import NodeId, TreeId
-from protocol.wire.values import MemoryPlace, RecordSummary
+from protocol.wire.values import RecordSummary
 
 
 @dataclass(frozen=True, slots=True)
 class BulkPush:
-    """I have this record for you. Its front (protocol/chunks.py), so many bytes, follows this frame at once.
-
-    memory: where it may be read instead of asked for, if you can; said to whoever seems to be on this machine.
-    """
+    """I have this record for you. Its front (protocol/chunks.py), so many bytes, follows this frame at once."""
 
     record: RecordSummary
     purpose: Literal["replica", "upload"]
     front_bytes: int = 0
-    memory: MemoryPlace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +29,17 @@ class BulkFetch:
 
 @dataclass(frozen=True, slots=True)
 class BulkAccept:
-    """To a fetch: this record. Its front, so many bytes, follows this frame at once. memory: as for BulkPush."""
+    """To a fetch: this record. Its front, so many bytes, follows this frame at once."""
 
     record: RecordSummary
     front_bytes: int
-    memory: MemoryPlace | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BulkWant:
     """Who is to receive the record lacks these of its chunks: (first, count) of each run. Their bytes follow, in this order.
 
-    To a push once, to a BulkAccept as often as the fetcher likes, before or after the bytes that it asked for before. Not where they are
-    read from the sender's memory.
+    To a push once. To a BulkAccept as often as the fetcher likes, before or after the bytes that it asked for before.
     """
 
     runs: tuple[tuple[int, int], ...]

@@ -8,7 +8,6 @@ from typing import Literal
 from protocol.identifiers import NodeId, Peer, TreeId
 
 DIGEST_BYTES = 32
-TOKEN_BYTES = 16
 _NOBODY = NodeId(0)  # the XOR over no members
 
 
@@ -46,26 +45,6 @@ class RecordSummary:
         the other side of a cut, or in a version that was never committed (overlay/terms.py, rule 2): it is over all the same.
         """
         return self.incarnation, self.version
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPlace:
-    """Where a record is in the memory of the process that sends it, for a receiver on the same machine (aio/cross_memory.py).
-
-    pid: as the sender's own system counts. address, token_address: of the record's first byte, and of `token`, by which the receiver
-    knows that it has found the right process. ValueError for a token or a number that none has.
-    """
-
-    pid: int
-    address: int
-    token_address: int
-    token: bytes
-
-    def __post_init__(self) -> None:
-        if len(self.token) != TOKEN_BYTES:
-            raise ValueError(f"a token has {TOKEN_BYTES} bytes, not {len(self.token)}")
-        if not 0 < self.pid < 1 << 31 or self.address < 0 or self.token_address < 0:
-            raise ValueError("no process has such a number, or such an address")
 
 
 @dataclass(frozen=True, slots=True)

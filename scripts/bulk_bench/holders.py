@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import numpy as np
@@ -78,9 +78,9 @@ class Shelf:
         pass
 
 
-async def shelf(name: str, port: int, records: list[Record], *, cross_memory: bool = False) -> Shelf:
-    """One node on the network of this process. cross_memory: on either side, or bytes go over the link."""
-    connections = Connections(CLUSTER, replace(PARAMETERS, cross_memory=cross_memory))
+async def shelf(name: str, port: int, records: list[Record]) -> Shelf:
+    """One node on the network of this process."""
+    connections = Connections(CLUSTER, PARAMETERS)
     address = await connections.listen(HOST, port)
     me = Peer(agent_id(CLUSTER, name), address.host, address.port, 1)
     made = Shelf(connections, me, {summary.tree: (summary, data) for summary, data in records})
@@ -113,7 +113,7 @@ def holders(count: int, records: list[Record], pids: list[int] | None = None) ->
 
 def _hold(index: int, port: int, records: list[Record], told: int) -> NoReturn:
     async def serve() -> None:
-        await shelf(f"holder-{index}", port, records, cross_memory=True)
+        await shelf(f"holder-{index}", port, records)
         os.write(told, b"!")
         await asyncio.get_running_loop().create_future()
 

@@ -71,39 +71,35 @@ async def push(me: Shelf, peer: Peer, record: Record) -> None:
 
 def transfers(sizes_mb: tuple[str, ...] = SIZES_MB, trials: int = 15) -> dict[str, Figures]:
     """By size: raw_ms (the floor, into one buffer again and again, as ours), raw_new_ms (into a new one each time), bulk_ms (no digests
-    checked), bulk_digest_ms, push_ms, read_ms (from the sender's memory, digests checked), and the share of the floor's speed that each of
-    ours has."""
+    checked), bulk_digest_ms, push_ms, and the share of the floor's speed that each of ours has."""
     records = {size: record_of(int(float(size) * 1e6)) for size in sizes_mb}
     largest = max(summary.record_bytes for summary, _ in records.values())
 
     async def run(port: int, peer: Peer) -> dict[str, Figures]:
-        me, reader = await shelf("bench", free_ports(1), []), await shelf("reader", free_ports(1), [], cross_memory=True)
-        found = {size: await _transfers(me, reader, port, peer, record, trials) for size, record in records.items()}
+        me = await shelf("bench", free_ports(1), [])
+        found = {size: await _transfers(me, port, peer, record, trials) for size, record in records.items()}
         await me.connections.close()
-        await reader.connections.close()
         return found
 
     with raw_sender(largest) as port, holders(1, list(records.values())) as peers:
         return uvloop.run(run(port, peers[0]))
 
 
-async def _transfers(me: Shelf, reader: Shelf, port: int, peer: Peer, record: Record, trials: int) -> Figures:
+async def _transfers(me: Shelf, port: int, peer: Peer, record: Record, trials: int) -> Figures:
     size = record[0].record_bytes
     same = np.empty(size, np.uint8).data
-    ours = ("bulk", "bulk_digest", "push", "read")
-    times: dict[str, list[float]] = {f"{name}_ms": [] for name in ("raw_new", "raw", *ours)}
+    times: dict[str, list[float]] = {"raw_new_ms": [], "raw_ms": [], "bulk_ms": [], "bulk_digest_ms": [], "push_ms": []}
     for trial in range(trials + 1):
         found = {"raw_new_ms": await raw_ms(port, np.empty(size, np.uint8).data), "raw_ms": await raw_ms(port, same)}
         with unchecked():
             found["bulk_ms"] = await timed_ms(lambda: fetch(me, [peer], record))
         found["bulk_digest_ms"] = await timed_ms(lambda: fetch(me, [peer], record))
         found["push_ms"] = await timed_ms(lambda: push(me, peer, record))
-        found["read_ms"] = await timed_ms(lambda: fetch(reader, [peer], record))
         if trial:  # the first warms caches up
             for name, value in found.items():
                 times[name].append(value)
     figures = medians(times)
-    ratios = {f"{name}_ratio": round(figures["raw_ms"] / figures[f"{name}_ms"], 3) for name in ours}
+    ratios = {f"{name}_ratio": round(figures["raw_ms"] / figures[f"{name}_ms"], 3) for name in ("bulk", "bulk_digest", "push")}
     return {"record_bytes": size, **figures, **ratios}
 
 
@@ -129,8 +125,7 @@ def several_holders(trials: int = 5) -> Figures:
 
 
 def control_delay() -> Figures:
-    """Round trips of small control messages between two processes, in ms, alone, and while a gigabyte moves between the same two: over a
-    link, and read from memory."""
+    """Round trips of small control messages between two processes, in ms, alone and while a gigabyte moves between the same two."""
     record = record_of(MOVED_MB * 1_000_000)
 
     async def pings(me: Shelf, peer: Peer, until: Callable[[], bool]) -> list[float]:
@@ -145,22 +140,22 @@ def control_delay() -> Figures:
         return found
 
     async def run(peer: Peer) -> Figures:
-        async def move(me: Shelf) -> None:
+        me = await shelf("bench", free_ports(1), [])
+        enough = time.monotonic() + 2.0
+        quiet = await pings(me, peer, lambda: time.monotonic() > enough)
+
+        async def move() -> None:
             for _ in range(MOVED_TIMES):
                 await fetch(me, [peer], record)
 
+        moving = asyncio.create_task(move())
+        began = time.perf_counter()
+        busy = await pings(me, peer, moving.done)
+        took_s = time.perf_counter() - began
+        await moving
+        await me.connections.close()
         moved_gb = MOVED_TIMES * record[0].record_bytes / 1e9
-        found: Figures = {"moved_gb": round(moved_gb, 3)}
-        for name, cross_memory in (("sent", False), ("read", True)):
-            me = await shelf(name, free_ports(1), [], cross_memory=cross_memory)
-            enough = time.monotonic() + 1.0
-            found["alone"] = spread(await pings(me, peer, lambda enough=enough: time.monotonic() > enough))  # type: ignore[misc]
-            moving, began = asyncio.create_task(move(me)), time.perf_counter()
-            busy = await pings(me, peer, moving.done)
-            found |= {f"{name}_gb_per_s": round(moved_gb / (time.perf_counter() - began), 2), f"while_{name}": spread(busy)}
-            await moving
-            await me.connections.close()
-        return found
+        return {"moved_gb": round(moved_gb, 3), "gb_per_s": round(moved_gb / took_s, 2), "alone": spread(quiet), "meanwhile": spread(busy)}
 
     with holders(1, [record]) as peers:
         return uvloop.run(run(peers[0]))

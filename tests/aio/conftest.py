@@ -83,10 +83,7 @@ class Process:
 
 @pytest.fixture
 async def start(free_port: Callable[[], int]) -> AsyncIterator[Callable[..., object]]:
-    """start(name, ...) -> Process; all are closed at the end, and then nothing may be left running.
-
-    cross_memory: off, for what these tests are about is bytes on links, and all of them are on one machine.
-    """
+    """start(name, ...) -> Process; all are closed at the end, and then nothing may be left running."""
     processes: list[Process] = []
 
     async def start(
@@ -97,10 +94,8 @@ async def start(free_port: Callable[[], int]) -> AsyncIterator[Callable[..., obj
         incarnation: int = 1,
         identifier: NodeId | None = None,
         connections_max: int = 512,
-        cross_memory: bool = False,
     ) -> Process:
-        given = {"connections_max": connections_max, "cross_memory": cross_memory}
-        connections = Connections(cluster, replace(parameters or OverlayParameters(), **given))
+        connections = Connections(cluster, replace(parameters or OverlayParameters(), connections_max=connections_max))
         while True:
             try:
                 address = await connections.listen("127.0.0.1", free_port())

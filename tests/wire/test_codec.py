@@ -15,7 +15,7 @@ from protocol.identifiers import HOST_MAX, NodeId, Peer
 from protocol.wire import messages
 from protocol.wire.codec import ARRAY_MAX, decode, encode, pack, unpack
 from protocol.wire.messages import TABLE, Message, NotUnderstood, Ping, StatusReply
-from protocol.wire.values import DIGEST_BYTES, TOKEN_BYTES, MemoryPlace, Progress, RecordSummary, SubtreeDigest
+from protocol.wire.values import DIGEST_BYTES, Progress, RecordSummary, SubtreeDigest
 
 INTS = st.integers(min_value=-(2**63), max_value=2**63 - 1)
 st.register_type_strategy(NodeId, st.integers(min_value=0, max_value=2**128 - 1).map(NodeId))
@@ -24,8 +24,6 @@ st.register_type_strategy(float, st.floats(allow_nan=False))
 st.register_type_strategy(Peer, st.builds(Peer, host=st.text(max_size=HOST_MAX)))
 DIGESTS = st.binary(min_size=DIGEST_BYTES, max_size=DIGEST_BYTES)
 st.register_type_strategy(RecordSummary, st.builds(RecordSummary, digest=DIGESTS))
-PIDS, ADDRESSES, TOKENS = st.integers(1, 2**31 - 1), st.integers(0, 2**64 - 1), st.binary(min_size=TOKEN_BYTES, max_size=TOKEN_BYTES)
-st.register_type_strategy(MemoryPlace, st.builds(MemoryPlace, PIDS, ADDRESSES, ADDRESSES, TOKENS))
 RECORD = RecordSummary(NodeId(1), NodeId(2), 3, 1, 2, 30, True, 100, bytes(range(DIGEST_BYTES)))
 TAGS = {row.message: row.tag for row in TABLE}
 
