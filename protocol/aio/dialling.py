@@ -42,7 +42,7 @@ async def dial(make_link: Callable[[], Link], address: Address, timeout_s: float
     loop = asyncio.get_running_loop()
     deadline = asyncio.timeout(None)
     # Time in which our own loop stood still is not held against the other side.
-    alarm = Alarm(loop, loop.time() + timeout_s, lambda: deadline.reschedule(loop.time()), timeout_s)
+    alarm = Alarm(loop, loop.time() + timeout_s, partial(_expire, deadline), timeout_s)
     try:
         async with deadline:
             link = await _connect(make_link, address)
@@ -60,8 +60,13 @@ async def dial(make_link: Callable[[], Link], address: Address, timeout_s: float
         raise DialFailed(str(error), refused=refusal is not None and refusal.code == "receiver") from error
     finally:
         alarm.cancel()
+        del alarm, deadline  # they know the task, whose end may know this frame, and the record that the link was for
         if link is not None and link.session.hello is None:
             link.refuse(GIVEN_UP)
+
+
+def _expire(deadline: asyncio.Timeout) -> None:
+    deadline.reschedule(asyncio.get_running_loop().time())
 
 
 async def _connect(make_link: Callable[[], Link], address: Address) -> Link:

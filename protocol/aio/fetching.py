@@ -121,6 +121,7 @@ class Fetching:
             for task in self._asking.values():
                 task.cancel()
             await asyncio.gather(*self._asking.values(), return_exceptions=True)
+            self._asking.clear()  # they know how they ended, and that knows us: the record's memory would not be free
 
     def _ask_more(self) -> bool:
         """Rule 2. Whether anyone is being asked."""

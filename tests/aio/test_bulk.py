@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
-import sys
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from protocol.aio.bulk import BEGUN_MAX, WAITING_MAX, BulkError, PushOutcome
 from protocol.aio.fetching import receive_front
 from protocol.aio.link import TURN_BYTES_MAX, Link, LinkClosed
 from protocol.chunks import FRONT_BYTES_MAX, front_bytes
-from protocol.identifiers import Peer, agent_id
+from protocol.identifiers import Address, Peer, agent_id
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Ping
 from protocol.wire.moving import BulkAccept, BulkFetch, BulkPush, BulkRefuse, BulkStored, BulkWant
 from tests.aio.shelf import OWNER, TREE, Shelf, Start, compressed, fetch, offer, push, record
+from tests.aio.waiting import until
 
 HASTY = OverlayParameters(delay_max_s=0.1)
 
@@ -45,15 +48,59 @@ async def test_a_record_is_pushed_and_fetched(pair: tuple[Any, Any, Shelf], size
     assert b.connections.bulk._receiving_bytes == 0
 
 
-async def test_a_fetched_record_is_free_when_it_is_let_go(pair: tuple[Any, Any, Shelf]) -> None:
-    """Its memory is not kept by whatever fetched it until the garbage collector comes: the next record's would be new each time."""
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """What is freed without the garbage collector. Until it comes, the next record's memory would be new each time."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
+@pytest.mark.parametrize("size", [900_000, 10_000_000])
+async def test_a_fetched_record_is_free_when_it_is_let_go(pair: tuple[Any, Any, Shelf], size: int) -> None:
+    a, b, shelf = pair
+    shelf.offers[OWNER, TREE] = record(size)
+    _, data = await fetch(a, b)
+    memory = weakref.ref(data.obj)
+    del data
+    await until(lambda: memory() is None)
+
+
+@pytest.mark.usefixtures("no_collection")
+async def test_a_fetched_record_is_free_though_somebody_else_was_being_dialled(
+    pair: tuple[Any, Any, Shelf], hung_listener: Address
+) -> None:
+    """Of two holders one hangs before its hello."""
     a, b, shelf = pair
     shelf.offers[OWNER, TREE] = record(10_000_000)
-    _, data = await fetch(a, b)
-    whole = data.obj
+    hung = Peer(agent_id("c", "hung"), hung_listener.host, hung_listener.port, 1)
+    _, data = await a.connections.bulk.fetch(a.peer, [b.peer, hung], OWNER, TREE, 1)
+    memory = weakref.ref(data.obj)
     del data
-    await asyncio.sleep(0)
-    assert sys.getrefcount(whole) == 2, "somebody has it still"
+    await until(lambda: memory() is None)
+
+
+@pytest.mark.usefixtures("no_collection")
+@pytest.mark.parametrize("when", ["dialling", "moving"])
+async def test_a_record_whose_transfer_is_given_up_is_free(pair: tuple[Any, Any, Shelf], hung_listener: Address, when: str) -> None:
+    """As where a push is superseded."""
+    a, b, _ = pair
+    hung = Peer(agent_id("c", "hung"), hung_listener.host, hung_listener.port, 1)
+    summary, content = record(50_000_000)
+    data = np.frombuffer(content, np.uint8).copy()
+    memory = weakref.ref(data)
+    pushing = asyncio.create_task(a.connections.bulk.push(a.peer, hung if when == "dialling" else b.peer, summary, data.data, "replica"))
+    del data
+    if when == "dialling":
+        await until(lambda: a.connections._links)
+    else:
+        await until(lambda: b.connections.bulk._receiving_bytes > 0)
+    pushing.cancel()
+    await asyncio.wait({pushing})
+    del pushing
+    await until(lambda: memory() is None)
 
 
 async def test_heartbeats_go_on_while_a_record_moves(pair: tuple[Any, Any, Shelf]) -> None:

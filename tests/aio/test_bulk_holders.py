@@ -90,6 +90,25 @@ async def test_who_is_named_meanwhile_takes_the_place_of_one_that_dies(star: Any
     assert await fetching == record[1]
 
 
+async def test_who_has_failed_is_not_asked_again_because_it_is_named_again(star: Any) -> None:
+    record = noise(SMALL)
+    centre, rays = await star(2, record)
+    asked = 0
+
+    async def refuse(link: Link) -> None:
+        nonlocal asked
+        asked += 1
+        link.abort("kill -9")
+        holders.complete([rays[0].peer, rays[1].peer])
+
+    rays[0].connections.bulk.serve_link = refuse
+    holders = Holders([rays[0].peer], open=True)
+    fetching = asyncio.create_task(fetched(centre, holders))
+    await until(lambda: asked)
+    assert await fetching == record[1]
+    assert asked == 1
+
+
 async def test_a_small_record_comes_from_one(star: Any) -> None:
     record = noise(SMALL)
     centre, rays = await star(3, record)
