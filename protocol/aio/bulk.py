@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from protocol.aio.dialling import DialFailed
 from protocol.aio.fetching import BulkError as BulkError
-from protocol.aio.fetching import Fetching, Holders, OpenLink, Wanted, receive_front
+from protocol.aio.fetching import Fetching, OpenLink, Wanted, receive_front
 from protocol.aio.inflow import Inflow
 from protocol.aio.link import Link, LinkClosed
 from protocol.aio.unfinished import Unfinished
@@ -152,7 +152,7 @@ class Bulk:
                 return PushOutcome("failed", f"{type(answer).__name__} is no answer to a push")
 
     async def fetch(
-        self, local: Peer, holders: Iterable[Peer] | Holders, owner: NodeId, tree: TreeId, version: int, patience_s: float = 0.0
+        self, local: Peer, holders: Sequence[Peer], owner: NodeId, tree: TreeId, version: int, patience_s: float = 0.0
     ) -> tuple[RecordSummary, Data]:
         """The newest record of (owner, tree), of at least `version`, verified; see fetching.py. BulkError where it does not come.
 
@@ -163,7 +163,6 @@ class Bulk:
             return await self._assembly(local.id, summary, front)
 
         wanted = Wanted(owner, tree, version, patience_s)
-        holders = holders if isinstance(holders, Holders) else Holders(holders)
         async with self._begun:
             fetching = Fetching(self._open_link, assemble, local, holders, wanted, self._parameters)
             try:

@@ -22,26 +22,12 @@ from typing import Any, Protocol
 from protocol.aio.alarm import Alarm
 from protocol.aio.bulk import BulkError, Purpose, PushOutcome
 from protocol.aio.connections import Connections
-from protocol.aio.fetching import Holders
 from protocol.aio.promises import PromiseFile
 from protocol.aio.store import RecordStore
 from protocol.errors import LocalProtocolError, RecordInvalid, RemoteProtocolError
 from protocol.identifiers import Address, NodeId, Peer, TreeId
 from protocol.knowledge import Data
-from protocol.overlay.effects import (
-    CancelTransfer,
-    Dial,
-    DialSeed,
-    Discard,
-    Disconnect,
-    Effect,
-    Fetch,
-    FetchAlso,
-    KeepPromises,
-    Notify,
-    Push,
-    Send,
-)
+from protocol.overlay.effects import CancelTransfer, Dial, DialSeed, Discard, Disconnect, Effect, Fetch, KeepPromises, Notify, Push, Send
 from protocol.overlay.events import (
     DialEnded,
     Event,
@@ -119,7 +105,6 @@ class Driver:
         self._armed_for: float | None = None  # the deadline that the timer stands for, in loop time
         self._tasks: set[asyncio.Task[None]] = set()
         self._transfers: dict[int, asyncio.Task[None]] = {}
-        self._holders: dict[int, Holders] = {}  # from whom transfers come
         self._unsendable: set[str] = set()  # kinds of messages that once could not be sent
         self._closed = False
 
@@ -147,9 +132,11 @@ class Driver:
         finally:
             self._handling = False
 
-    async def fetch(self, peer: Peer, owner: NodeId, tree: TreeId, version: int, patience_s: float = 0.0) -> tuple[RecordSummary, Data]:
+    async def fetch(
+        self, peer: Peer, owner: NodeId, tree: TreeId, version: int, patience_s: float = 0.0, others: tuple[Peer, ...] = ()
+    ) -> tuple[RecordSummary, Data]:
         """Bulk.fetch() for this node. The record goes to the caller only: neither the store nor the node hears of it."""
-        return await self._connections.bulk.fetch(self.node.self_peer, (peer,), owner, tree, version, patience_s)
+        return await self._connections.bulk.fetch(self.node.self_peer, (peer, *others), owner, tree, version, patience_s)
 
     async def upload(self, peer: Peer, summary: RecordSummary, data: Data) -> PushOutcome:
         """Gives the record to the application at `peer`. Never raises for what the network or the other side does."""
@@ -250,14 +237,8 @@ class Driver:
             case Push():
                 self._transfers[effect.transfer] = self._spawn(self._push(effect))
             case Fetch():
-                holders = Holders((effect.peer, *effect.others), open=effect.open)
-                self._holders[effect.transfer] = holders
-                self._transfers[effect.transfer] = self._spawn(self._fetch(effect, holders))
-            case FetchAlso(transfer, others):
-                if known := self._holders.get(transfer):
-                    known.complete(others)
+                self._transfers[effect.transfer] = self._spawn(self._fetch(effect))
             case CancelTransfer(transfer):
-                self._holders.pop(transfer, None)
                 if task := self._transfers.pop(transfer, None):
                     task.cancel()
             case Discard(record):
@@ -320,11 +301,11 @@ class Driver:
         self._transfers.pop(effect.transfer, None)
         self.dispatch(PushEnded(effect.transfer, outcome.outcome, outcome.reason))
 
-    async def _fetch(self, effect: Fetch, holders: Holders) -> None:
+    async def _fetch(self, effect: Fetch) -> None:
         wanted, ended = effect.record, FetchEnded(effect.transfer, None)
         try:
             self._check_room(wanted)
-            summary, data = await self._connections.bulk.fetch(self.node.self_peer, holders, wanted.owner, wanted.tree, wanted.version)
+            summary, data = await self.fetch(effect.peer, wanted.owner, wanted.tree, wanted.version, others=effect.others)
             self._check_room(summary)
             self.store.put(summary, data)
             held = self.store.get(*wanted.key)
@@ -332,7 +313,6 @@ class Driver:
         except BulkError as error:
             ended = FetchEnded(effect.transfer, None, str(error))
         self._transfers.pop(effect.transfer, None)
-        self._holders.pop(effect.transfer, None)
         self.dispatch(ended)
 
     def _check_room(self, record: RecordSummary) -> None:

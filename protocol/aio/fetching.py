@@ -17,7 +17,7 @@ import contextlib
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from protocol.aio.dialling import DialFailed
@@ -56,23 +56,6 @@ class Wanted:
     patience_s: float = 0.0
 
 
-class Holders:
-    """Who has the record, in the order in which they are tried. open: more may be named while it is being fetched."""
-
-    def __init__(self, peers: Iterable[Peer], *, open: bool = False) -> None:
-        self.untried = list(dict.fromkeys(peers))
-        self.open = open
-        self.on_more: Callable[[], None] = lambda: None
-        self._known = set(self.untried)
-
-    def complete(self, peers: Iterable[Peer]) -> None:
-        """These too, and no others."""
-        self.untried += [peer for peer in dict.fromkeys(peers) if peer not in self._known]
-        self._known.update(self.untried)
-        self.open = False
-        self.on_more()
-
-
 class Fetching:
     """Used once. `assemble` makes the assembly of a record that was offered, with all that is here of it already."""
 
@@ -81,7 +64,7 @@ class Fetching:
         open_link: OpenLink,
         assemble: Assemble,
         local: Peer,
-        holders: Holders,
+        holders: Sequence[Peer],
         wanted: Wanted,
         parameters: OverlayParameters,
     ) -> None:
@@ -90,14 +73,13 @@ class Fetching:
         self._open_link = open_link
         self._assemble = assemble
         self._local = local
-        self._holders = holders
+        self._untried = list(dict.fromkeys(holders))
         self._wanted = wanted
         self._parameters = parameters
         self._loop = asyncio.get_running_loop()
         self._striping: Striping | None = None
         self._asking: dict[Peer, asyncio.Task[None]] = {}
-        self._news = asyncio.Event()  # a holder has ended, or was named, or the first has said which record it is
-        holders.on_more = self._news.set
+        self._news = asyncio.Event()  # a holder has ended, or the first has said which record it is
         self._idle: set[asyncio.Future[None]] = set()
         self._began = self._loop.time()
         self._answer_max_s = parameters.delay_max_s + wanted.patience_s
@@ -127,19 +109,18 @@ class Fetching:
         """Rule 2. Whether anyone is being asked."""
         waited = self._loop.time() - self._began
         at_once = self._sharing() if self.assembly is not None else 1 + int(waited / self._answer_max_s)
-        while self._holders.untried and len(self._asking) < at_once:
-            peer = self._holders.untried.pop(0)
+        while self._untried and len(self._asking) < at_once:
+            peer = self._untried.pop(0)
             task = self._asking[peer] = self._loop.create_task(self._ask(peer))
             task.add_done_callback(lambda _: self._news.set())
-        if not self._holders.untried and not self._holders.open and len(self._asking) == 1 and self._striping is not None:
+        if not self._untried and len(self._asking) == 1 and self._striping is not None:
             self._striping.alone()
         return bool(self._asking)
 
     def _sharing(self) -> int:
         """How many take part in this record."""
         large = self.assembly is not None and sum(map(self.assembly.length, self.assembly.missing())) >= PARALLEL_BYTES_MIN
-        known = HOLDERS_AT_ONCE if self._holders.open else len(self._asking) + len(self._holders.untried)
-        return min(HOLDERS_AT_ONCE, known) if large else 1
+        return min(HOLDERS_AT_ONCE, len(self._asking) + len(self._untried)) if large else 1
 
     async def _sort_out(self) -> None:
         """Rule 3: who has ended, and who is to be let go."""

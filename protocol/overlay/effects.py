@@ -69,23 +69,13 @@ class Push:
 class Fetch:
     """Bring the record from `peer` into the store and verify it. Ends in FetchEnded.
 
-    others: hold this very record too. They are asked as well where it is large, and for the rest where `peer` does not deliver. open: more
-    of them may be found meanwhile; FetchAlso says when that is over.
+    others: hold this very record too. They are asked as well where it is large, and for the rest where `peer` does not deliver.
     """
 
     transfer: int
     peer: Peer
     record: RecordSummary
     others: tuple[Peer, ...] = ()
-    open: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class FetchAlso:
-    """These, and no others, hold the record too that is being fetched."""
-
-    transfer: int
-    others: tuple[Peer, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +142,7 @@ class RetrievalEnded:
     """record: verified and held here, or None where `holdings` is empty or no holder could deliver.
 
     complete: everyone who might hold one was heard. sure: fewer than a write quorum were not, so that a holder of what is durable was.
-    located_s: until it was known whom to ask for it, or that nobody need be. transferred_s: from there until it was here, and known to be
-    the newest. attempts: holders that were asked.
+    located_s, transferred_s: how long the look-up and the transfer took; attempts: holders that were asked.
     """
 
     request: int
@@ -174,7 +163,7 @@ class RetrievalEnded:
     @property
     def none_left(self) -> bool:
         """Everyone who might hold one was heard, and nobody does."""
-        return self.complete and self.record is None and not self.holdings
+        return self.complete and not self.holdings
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +268,7 @@ class DeliverBody:
 
 
 Effect = (
-    Send | KeepPromises | Dial | DialSeed | Disconnect | Push | Fetch | FetchAlso | CancelTransfer | Discard
+    Send | KeepPromises | Dial | DialSeed | Disconnect | Push | Fetch | CancelTransfer | Discard
     | Activated | Delivered | MulticastReceived | MembersChanged | Durable | RetrievalEnded | RootAnswered | ElectorAnswered | Quit | Notify
     | PeerDied | PeerCleared | LeafSetChanged | Suspect | RouteBody | DeliverBody
 )  # fmt: skip

@@ -11,10 +11,6 @@ of that version whom nobody has heard; nor where replicas are also far away; nor
 owner has joined, left or begun another life near us, in less time than it takes to find it dead, to wait, and to bring a record of that
 size to another. That leaves what had fewer holders from the first, in a ring of fewer nodes, or where all others refused: an owner finds
 it, who hears everyone.
-
-Whoever asks for early words is told at once by each holder that the look-up passes (the closest node, nearly always: it is one of the first
-to be given copies, and may have to wait until its neighbours have found the owner dead before it can answer), then of the first holder
-that is found, and of each that has a newer version. So it can begin to fetch, and knows with the answer whether that was the newest.
 """
 
 from __future__ import annotations
@@ -32,13 +28,10 @@ from protocol.parameters import OverlayParameters
 from protocol.wire.messages import HoldingsQuery, HoldingsReply, LookUp, LookUpReply
 from protocol.wire.values import Holding, RecordSummary
 
-NOTHING = (-1, -1)
-"""Before every version's order."""
-
 
 @dataclass(slots=True)
 class Gathering:
-    """A look-up that we answer: whom we wait for, and what was said. patient: suspects still have time. early: newer ones are told at once.
+    """A look-up that we answer: whom we wait for, and what was said. patient: suspects still have time.
 
     spared: so many need not be waited for, once anything was found. began; moved: when any but the owner last joined, left or was born.
     """
@@ -46,7 +39,6 @@ class Gathering:
     asker: Peer
     number: int
     far: bool
-    early: bool
     key: RecordKey
     waiting: dict[NodeId, Peer]
     spared: int
@@ -54,13 +46,6 @@ class Gathering:
     moved: float
     holdings: dict[NodeId, Holding] = field(default_factory=dict)
     patient: bool = True
-    told: tuple[int, int] = NOTHING
-    """The newest version that the asker knows of."""
-
-    def reply(self, *, more: bool = False) -> LookUpReply:
-        """What was said so far, newest first."""
-        newest = sorted(self.holdings.values(), key=lambda holding: (holding.record.order, holding.holder.id), reverse=True)
-        return LookUpReply(self.number, tuple(newest), len(self.waiting), self.far, more)
 
 
 class LookUps:
@@ -99,13 +84,6 @@ class LookUps:
         """After this the copies that a death has cost are in other places."""
         return self._parameters.verdict_max_s + self._parameters.mend_after_s + self._parameters.transfer_timeout_s(record_bytes)
 
-    def passing(self, look_up: LookUp) -> list[Effect]:
-        """It has come to us, to be delivered here or elsewhere: what we hold, for an asker who wants to know early."""
-        mine = self._held.get((look_up.owner, look_up.tree))
-        if not look_up.early or mine is None or look_up.asker.id == self._me.id:
-            return []
-        return [Send(look_up.asker, LookUpReply(look_up.request, (Holding(self._me, mine),), 0, look_up.far, more=True))]
-
     def delivered(self, look_up: LookUp, now: float) -> list[Effect]:
         """We are the live node closest to the owner: ask the leaf set, and answer for it."""
         if len(self._gatherings) >= self._parameters.held_messages_max:
@@ -118,11 +96,10 @@ class LookUps:
         certain = look_up.all or look_up.asker.id == look_up.owner or self._parameters.placement != "local"
         spared = 0 if certain else self._parameters.write_quorum - 1
         key = (look_up.owner, look_up.tree)
-        gathering = Gathering(look_up.asker, look_up.request, look_up.far, look_up.early, key, waiting, spared, now, moved)
+        gathering = Gathering(look_up.asker, look_up.request, look_up.far, key, waiting, spared, now, moved)
         mine = self._held.get(gathering.key)
         if mine is not None:
             gathering.holdings[self._me.id] = Holding(self._me, mine)
-            gathering.told = mine.order  # in passing()
         self._gatherings[self._queries] = gathering
         self._deadlines.set(("gather", self._queries), now + self._parameters.gather_timeout_s)
         self._deadlines.set(("doubtful", self._queries), now + self._parameters.ack_timeout_min_s)
@@ -154,15 +131,7 @@ class LookUps:
         del gathering.waiting[who]
         if holding is not None and holding.record.key == gathering.key:
             gathering.holdings[who] = holding
-        return self.answer(query) if self._is_done(gathering) else self._early(gathering)
-
-    def _early(self, gathering: Gathering) -> list[Effect]:
-        """The word of a newer version than the asker knows of."""
-        newest = max((holding.record.order for holding in gathering.holdings.values()), default=NOTHING)
-        if not gathering.early or newest <= gathering.told:
-            return []
-        gathering.told = newest
-        return [Send(gathering.asker, gathering.reply(more=True))]
+        return self.answer(query) if self._is_done(gathering) else []
 
     def _is_done(self, gathering: Gathering) -> bool:
         found = gathering.holdings.values()
@@ -190,7 +159,8 @@ class LookUps:
             return []
         self._deadlines.drop(("gather", query))
         self._deadlines.drop(("doubtful", query))
-        return [Send(gathering.asker, gathering.reply())]
+        newest = sorted(gathering.holdings.values(), key=lambda holding: (holding.record.order, holding.holder.id), reverse=True)
+        return [Send(gathering.asker, LookUpReply(gathering.number, tuple(newest), len(gathering.waiting), gathering.far))]
 
     def check_invariants(self) -> None:
         assert all(("gather", query) in self._deadlines for query in self._gatherings), "a look-up that is never answered"

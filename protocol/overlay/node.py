@@ -308,8 +308,6 @@ class OverlayNode:
                 effects += [fx.Send(known, m.Superseded(joiner)), *self.detector.heard(joiner, now)[1]]
             if not self.pastry.active:
                 effects.append(fx.Send(joiner, self.pastry.probe(now)))  # it is not alone in waiting
-        if isinstance(body, m.LookUp):
-            effects += self.replication.look_up_passing(body)
         return effects + self.pastry.forwarding.received(sender, message, now)
 
     def _row_request(self, sender: Peer, message: m.RowRequest, now: float) -> Effects:

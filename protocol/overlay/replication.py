@@ -151,9 +151,6 @@ class Replication:
 
     # --- look-ups and retrievals --------------------------------------------------------------------------------------
 
-    def look_up_passing(self, look_up: LookUp) -> list[Effect]:
-        return self._look_ups.passing(look_up)
-
     def look_up_delivered(self, look_up: LookUp, now: float) -> list[Effect]:
         forwarded = self._far.forwarded(look_up)
         return self._look_ups.delivered(look_up, now) if forwarded is None else forwarded

@@ -1,12 +1,8 @@
 """Retrievals: look up who holds a record, fetch the newest version, verified; where a holder fails, the next one.
 
     looking up --answer--> fetching --verified--> ended        no answer, or nothing yet and somebody unheard: look up again
-               --early word--> looking up and fetching --answer--> fetching on, or ended where it is here, or fetching what is newer
     fetching --failed--> fetching from the next holder --none left--> ended: lost, and said, never a silent zero
                     --the next holds an older version, and somebody was not heard--> look up again, and hear everyone
-
-The answer says which version is the newest; whoever is known before to hold one is asked for it meanwhile, for that is it in nearly
-every case, and the last of a leaf set to answer takes as long as many a transfer.
 
 Our own record, after a restart, must not be older than what was called durable: while somebody in the neighbourhood is unheard, who might
 hold a newer version, we ask again, until `verdict_max_s` is over and everyone there has answered or is dead. And an owner does not go on
@@ -18,11 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
-from math import inf
 
 from protocol.identifiers import NodeId, Peer, TreeId, rank
 from protocol.overlay.deadlines import Deadlines
-from protocol.overlay.effects import CancelTransfer, Effect, Fetch, FetchAlso, RetrievalEnded, RouteBody
+from protocol.overlay.effects import CancelTransfer, Effect, Fetch, RetrievalEnded, RouteBody
 from protocol.overlay.far_places import opposite
 from protocol.overlay.placement import RecordKey, is_possible
 from protocol.parameters import OverlayParameters
@@ -31,8 +26,6 @@ from protocol.wire.values import Holding, RecordSummary
 
 LOOK_UPS_MAX = 3
 """Look-ups of one retrieval that nobody answers, or that find nothing while somebody is unheard."""
-EARLY_MAX = 3
-"""Fetches of one retrieval that begin on an early word: each newer version that is told of gives up the one before."""
 ASKS_MAX = 5
 """Retrievals of an owner's own record that find nothing while somebody is unheard."""
 
@@ -59,28 +52,13 @@ class Retrieval:
     holdings: tuple[Holding, ...] = ()
     untried: list[Holding] = field(default_factory=list)
     transfer: int | None = None
-    fetching: Holding | None = None
-    """What the transfer is to bring, and from whom; None where there is none."""
-    asked: tuple[RecordSummary, float] | None = None
-    """The last record that a holder was asked for, and since when."""
-    told: Holding | None = None
-    """The newest that an early word named."""
-    brought: Holding | None = None
-    """What came before the answer."""
+    fetching: RecordSummary | None = None
     attempts: int = 0
     reason: str = ""
     complete: bool = False
     sure: bool = False
     replies: dict[bool, LookUpReply] = field(default_factory=dict)
     """The last one from near, and from the far places where there may be any."""
-
-
-NONE = (-1, -1)
-"""Before every version's order."""
-
-
-def _order(holding: Holding) -> tuple[int, int]:
-    return holding.record.order
 
 
 def merged(replies: Iterable[LookUpReply]) -> LookUpReply:
@@ -111,8 +89,10 @@ class Retrievals:
 
     def retrieve(self, request: int, owner: NodeId, tree: TreeId, now: float) -> list[Effect]:
         """Find the newest record of (owner, tree) and bring it here. Asked again under the same number, it begins anew and ends once."""
-        given_up = self._give_up(request) if request in self._retrievals else []
+        before = self._retrievals.get(request)
+        self._deadlines.drop(("fetch", request))
         self._retrievals[request] = Retrieval(owner, tree, now, next(self._numbers))
+        given_up = [CancelTransfer(before.transfer)] if before is not None and before.transfer is not None else []
         return [*given_up, *self._look_up(request, now)]
 
     def _look_up_again(self, request: int, now: float) -> list[Effect]:
@@ -124,8 +104,7 @@ class Retrievals:
         wanted = self._retrievals[request]
         self._deadlines.set(("look_up", request), now + self._parameters.look_up_timeout_s)
         wanted.replies.clear()
-        again = wanted.look_ups > 1
-        look_up = LookUp(wanted.number, wanted.owner, wanted.tree, self._me, all=again, early=not again)
+        look_up = LookUp(wanted.number, wanted.owner, wanted.tree, self._me, all=wanted.look_ups > 1)
         near: list[Effect] = [RouteBody(wanted.owner, look_up)]
         return [*near, RouteBody(opposite(wanted.owner), replace(look_up, far=True))] if self._looks_far else near
 
@@ -135,68 +114,27 @@ class Retrievals:
         request, wanted = next(((r, w) for r, w in self._retrievals.items() if w.number == reply.request), (0, None))
         if wanted is None or wanted.located is not None:
             return []
-        if reply.more:
-            return self._begin_early(request, reply, now)
         wanted.replies[reply.far] = reply
         if len(wanted.replies) < 1 + self._looks_far:
             return []
         return self._located(request, merged(wanted.replies.values()), now)
 
-    def _begin_early(self, request: int, reply: LookUpReply, now: float) -> list[Effect]:
-        """The newest of what is known so far, unless it is here or on its way."""
-        wanted = self._retrievals[request]
-        known = [holding for holding in reply.holdings if self._is_credible(holding, wanted) and holding.holder.id != self._me.id]
-        if not known:
-            return []
-        newest = max(known, key=_order)
-        if wanted.told is None or _order(newest) > _order(wanted.told):
-            wanted.told = newest
-        if wanted.attempts >= EARLY_MAX:
-            return []
-        ours = [self._held.get(newest.record.key), wanted.fetching.record if wanted.fetching is not None else None]
-        if any(record is not None and record.order >= newest.record.order for record in ours):
-            return []
-        return [*self._give_up(request), self._fetch(request, newest, tuple(known), now, open_=True)]
-
     def _located(self, request: int, reply: LookUpReply, now: float) -> list[Effect]:
         wanted = self._retrievals[request]
-        # Each holder once, and no more of them than an honest answer names.
-        said = {holding.holder.id: holding for holding in reply.holdings if self._is_credible(holding, wanted)}
-        named = sorted(said.values(), key=_order, reverse=True)
-        # Who told of a newer version early was not heard by who answered: the answer is not all.
-        unheard = [wanted.told] if wanted.told is not None and _order(wanted.told) > max(map(_order, named), default=NONE) else []
-        wanted.complete = reply.silent == 0 and not unheard
-        wanted.sure = reply.silent < self._parameters.write_quorum and not unheard
+        wanted.complete, wanted.sure = reply.silent == 0, reply.silent < self._parameters.write_quorum
         if self._asks_again(wanted, reply, now):
             return self._look_up_again(request, now)
         self._deadlines.drop(("look_up", request))
         wanted.located = now
-        wanted.untried = self._newest_first(wanted, [*unheard, *named])
-        wanted.holdings = tuple(wanted.untried)
-        fetching = wanted.fetching
-        if wanted.transfer is None or fetching is None:
-            return self._fetch_next(request, now)
-        newest = wanted.untried[0] if wanted.untried else fetching
-        if _order(newest) > _order(fetching) or newest in self._here(wanted):
-            return [*self._give_up(request), *self._fetch_next(request, now)]
-        wanted.untried = [holding for holding in wanted.untried if holding != fetching]
-        if unheard and named:
-            due = min(self._deadlines.when(("fetch", request)) or inf, now + self._fetch_timeout_s(named[0].record))
-            self._deadlines.set(("fetch", request), due)
-        return [FetchAlso(wanted.transfer, self._others(fetching, wanted.untried))]
-
-    def _newest_first(self, wanted: Retrieval, others: Iterable[Holding]) -> list[Holding]:
-        """What is here, which needs no transfer, before its equals, and no more than an honest answer names."""
-        here = self._here(wanted)
-        found = [*here, *(other for other in others if other.holder.id != self._me.id and other not in here)]
-        return sorted(found, key=_order, reverse=True)[: (1 + self._looks_far) * (self._parameters.leaf_set_size + 1)]
-
-    def _here(self, wanted: Retrieval) -> list[Holding]:
-        """Our own copy, under the name of who brought it meanwhile."""
         mine = self._held.get((wanted.owner, wanted.tree))
-        if wanted.brought is not None and wanted.brought.record == mine:
-            return [wanted.brought]
-        return [Holding(self._me, mine)] if mine is not None else []
+        # Each holder once, and no more of them than an honest answer names; among equals our own copy, which needs no transfer.
+        said = {holding.holder.id: holding for holding in reply.holdings if self._is_credible(holding, wanted)}
+        said.pop(self._me.id, None)
+        found = [*([Holding(self._me, mine)] if mine is not None else []), *said.values()]
+        newest = sorted(found, key=lambda holding: holding.record.order, reverse=True)
+        wanted.holdings = tuple(newest[: (1 + self._looks_far) * (self._parameters.leaf_set_size + 1)])
+        wanted.untried = list(wanted.holdings)
+        return self._fetch_next(request, now)
 
     def _asks_again(self, wanted: Retrieval, reply: LookUpReply, now: float) -> bool:
         """Somebody has not been heard: is that no answer?"""
@@ -220,41 +158,15 @@ class Retrievals:
         if not wanted.untried:
             return self._ends(request, None, now, wanted.reason or "no live node holds a record of it")
         holding = wanted.untried.pop(0)
-        here = next(iter(self._here(wanted)), None)
-        if here is not None and _order(here) >= _order(holding):
-            wanted.holdings = wanted.holdings if here in wanted.holdings else (here, *wanted.holdings)
-            if here == wanted.brought:
-                return self._ends(request, here.record, now, "")
-            wanted.attempts += 1
-            return self._ends(request, here.record, now, "held here")
-        if holding.holder.id == self._me.id:
-            return self._fetch_next(request, now)  # it was, and is no more
-        return [self._fetch(request, holding, tuple(wanted.untried), now)]
-
-    def _fetch(self, request: int, holding: Holding, known: tuple[Holding, ...], now: float, *, open_: bool = False) -> Fetch:
-        """known: who may hold this record as well. open_: there may be others."""
-        wanted, record = self._retrievals[request], holding.record
+        record = holding.record
         wanted.attempts += 1
-        wanted.transfer, wanted.fetching = self._number(), holding
-        if wanted.asked is None or wanted.asked[0] != record:
-            wanted.asked = record, now
-        self._deadlines.set(("fetch", request), now + self._fetch_timeout_s(record))
-        return Fetch(wanted.transfer, holding.holder, record, self._others(holding, known), open_)
-
-    def _fetch_timeout_s(self, record: RecordSummary) -> float:
-        return self._parameters.transfer_timeout_s(record.record_bytes) + self._parameters.delay_max_s
-
-    def _others(self, holding: Holding, known: Iterable[Holding]) -> tuple[Peer, ...]:
-        """Who else holds this very record."""
-        apart = {self._me.id, holding.holder.id}
-        return tuple(other.holder for other in known if other.record == holding.record and other.holder.id not in apart)
-
-    def _give_up(self, request: int) -> list[Effect]:
-        """What is on its way is not wanted any more."""
-        wanted = self._retrievals[request]
-        self._deadlines.drop(("fetch", request))
-        transfer, wanted.transfer, wanted.fetching = wanted.transfer, None, None
-        return [CancelTransfer(transfer)] if transfer is not None else []
+        if holding.holder.id == self._me.id:
+            return self._ends(request, record, now, "held here")
+        wanted.transfer, wanted.fetching = self._number(), record
+        timeout_s = self._parameters.transfer_timeout_s(record.record_bytes) + self._parameters.delay_max_s
+        self._deadlines.set(("fetch", request), now + timeout_s)
+        others = tuple(other.holder for other in wanted.untried if other.record == record and other.holder.id != self._me.id)
+        return [Fetch(wanted.transfer, holding.holder, record, others)]
 
     def _may_be_elsewhere(self, wanted: Retrieval) -> bool:
         """All who hold the newest version that was found have failed: may one hold it who was not heard?"""
@@ -269,24 +181,18 @@ class Retrievals:
             return None
         wanted = self._retrievals[request]
         self._deadlines.drop(("fetch", request))
-        fetched, wanted.transfer, wanted.fetching = wanted.fetching, None, None
-        if record is not None and fetched is not None and record.order < fetched.record.order:
-            reason = f"the holder said version {fetched.record.version} and gave {record.version}"
+        if record is not None and wanted.fetching is not None and record.order < wanted.fetching.order:
+            reason = f"the holder said version {wanted.fetching.version} and gave {record.version}"
             record = None
         if record is None:
-            wanted.reason = reason
-        if wanted.located is None:
-            wanted.brought = fetched if fetched is not None and fetched.record == record else wanted.brought
-            return []
-        return self._fetch_next(request, now) if record is None else self._ends(request, record, now, "")
+            wanted.transfer, wanted.reason = None, reason
+            return self._fetch_next(request, now)
+        return self._ends(request, record, now, "")
 
     def _ends(self, request: int, record: RecordSummary | None, now: float, reason: str) -> list[Effect]:
         wanted = self._retrievals.pop(request)
         self._deadlines.drop(("look_up", request))
-        if wanted.asked is not None and wanted.asked[0] == record:
-            located = wanted.asked[1]
-        else:
-            located = wanted.located if wanted.located is not None else now
+        located = wanted.located if wanted.located is not None else now
         times = located - wanted.began, now - located
         return [RetrievalEnded(request, record, wanted.holdings, *times, wanted.attempts, reason, wanted.complete, wanted.sure)]
 
@@ -308,12 +214,11 @@ class Retrievals:
             return self._located(request, replace(heard, silent=heard.silent + self._parameters.write_quorum), now)
         if wanted.look_ups >= LOOK_UPS_MAX:
             wanted.located = now
-            told = [wanted.told] if wanted.told is not None else []
-            wanted.untried = self._newest_first(wanted, dict.fromkeys([*told, *wanted.untried]))
-            wanted.holdings = wanted.holdings or tuple(wanted.untried)
-            wanted.complete = wanted.sure = False
+            mine = self._held.get((wanted.owner, wanted.tree))
+            if mine is not None:
+                wanted.untried = [Holding(self._me, mine)]
             wanted.reason = f"no answer to {LOOK_UPS_MAX} look-ups"
-            return self._fetch_next(request, now) if wanted.transfer is None else []
+            return self._fetch_next(request, now)
         return self._look_up_again(request, now)
 
     def died(self, peer: Peer, neighbours: Iterable[Peer], now: float) -> list[Effect]:
@@ -329,5 +234,3 @@ class Retrievals:
     def check_invariants(self) -> None:
         for request, wanted in self._retrievals.items():
             assert wanted.transfer is not None or ("look_up", request) in self._deadlines, "a retrieval that never ends"
-            assert (wanted.transfer is not None) is (("fetch", request) in self._deadlines), "a transfer without a deadline, or one of none"
-            assert (wanted.transfer is None) is (wanted.fetching is None), "what is on its way is not known"

@@ -283,8 +283,7 @@ class Multicast:
 class LookUp:
     """Routed with the owner's id as key: who holds which version of its record?
 
-    far: routed to the owner's far places instead, as FarQuery is. all: the answer waits for everyone who can be heard. early: what is
-    found meanwhile is told at once.
+    far: routed to the owner's far places instead, as FarQuery is. all: the answer waits for everyone who can be heard.
     """
 
     request: int
@@ -294,21 +293,16 @@ class LookUp:
     far: bool = False
     turned: bool = False
     all: bool = False
-    early: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LookUpReply:
-    """From the live node closest to the owner, for its leaf set and itself; newest first. silent: neighbours that did not answer.
-
-    more: they have not been waited for yet; the answer follows.
-    """
+    """From the live node closest to the owner, for its leaf set and itself; newest first. silent: neighbours that did not answer."""
 
     request: int
     holdings: tuple[Holding, ...]
     silent: int = 0
     far: bool = False
-    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)

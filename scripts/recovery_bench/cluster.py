@@ -1,8 +1,8 @@
 """One cluster of real processes whose agents keep records of a chosen size, and what is done to it and timed.
 
     detect      from the signal to the manager's verdict
-    locate      until it is known whom to ask for the record
-    transfer    until its bytes are at the manager, every digest checked, and all near have said that they hold no newer one
+    locate      until it is known who holds the newest record
+    transfer    until its bytes are at the manager, every digest checked
     kill, stop  all of it: from SIGKILL or SIGSTOP to the verified record at the manager
     restart     from SIGKILL to the first iteration of the agent's next life beyond its record
 

@@ -146,7 +146,6 @@ class Cluster:
             fx.Disconnect: self.network.disconnect,
             fx.Push: self.transfers.push,
             fx.Fetch: self.transfers.fetch,
-            fx.FetchAlso: lambda process, effect: None,  # here each record comes from one holder
             fx.CancelTransfer: self.transfers.cancel,
             fx.Discard: self.transfers.discard,
             fx.KeepPromises: self._keep_promises,

@@ -49,12 +49,8 @@ class Transfers:
         self.on_upload: Callable[[Process, RecordSummary], str | None] = lambda process, record: "nobody takes uploads here"
         self.moved_bytes = 0
         self._cluster = cluster
-        self._under_way: dict[tuple[int, int], Peer] = {}
-        """By (life, transfer), of those that nobody has given up: the other side."""
-
-    def sources(self, process: Process) -> set[Peer]:
-        """With whom it has a transfer under way."""
-        return {peer for (index, _), peer in self._under_way.items() if index == process.index}
+        self._under_way: set[tuple[int, int]] = set()
+        """(life, transfer) of those that nobody has given up."""
 
     # --- stores -------------------------------------------------------------------------------------------------------
 
@@ -79,16 +75,16 @@ class Transfers:
         if process.store.get(effect.record.key) != effect.record:
             self._tell_soon(process, ev.PushEnded(effect.transfer, "failed", "no longer held here"), 0.0)
             return
-        self._under_way[process.index, effect.transfer] = effect.peer
+        self._under_way.add((process.index, effect.transfer))
         failed = ev.PushEnded(effect.transfer, "failed", "not reached")
         self._begin(process, effect.peer, effect.record.record_bytes, self._pushed, effect, failed)
 
     def fetch(self, process: Process, effect: fx.Fetch) -> None:
-        self._under_way[process.index, effect.transfer] = effect.peer
+        self._under_way.add((process.index, effect.transfer))
         self._begin(process, effect.peer, 0, self._asked, effect, ev.FetchEnded(effect.transfer, None, "not reached"))
 
     def cancel(self, process: Process, effect: fx.CancelTransfer) -> None:
-        self._under_way.pop((process.index, effect.transfer), None)
+        self._under_way.discard((process.index, effect.transfer))
 
     def upload(self, process: Process, peer: Peer, record: RecordSummary, outcome: Outcome) -> None:
         """Bring the record to the application at `peer`; the outcome may never come where processes die or stop."""
@@ -198,5 +194,5 @@ class Transfers:
             self._cluster.clock.after(delay_s, self._tell, process, event)
 
     def _tell(self, process: Process, event: ev.PushEnded | ev.FetchEnded) -> None:
-        self._under_way.pop((process.index, event.transfer), None)
+        self._under_way.discard((process.index, event.transfer))
         self._cluster.tell(process, event)

@@ -142,8 +142,8 @@ async def test_a_record_that_somebody_holds_is_asked_for_until_it_is_delivered(r
             raise BulkError("the link was broken")
         return await fetch(*which, **how)
 
-    fetch = heir.connections.bulk.fetch
-    monkeypatch.setattr(heir.connections.bulk, "fetch", fail_at_first)
+    fetch = heir.driver.fetch
+    monkeypatch.setattr(heir.driver, "fetch", fail_at_first)
     found = await asyncio.wait_for(heir.retriever.newest(heir.identifier, TREE), 60)
     assert asked > 2 * ASKS_MAX
     assert found is not None
@@ -172,8 +172,8 @@ async def test_an_older_record_will_not_do_while_somebody_holds_the_newest(
             raise BulkError("64 transfers are under way here")
         return await fetch(*which, **how)
 
-    fetch = heir.connections.bulk.fetch
-    monkeypatch.setattr(heir.connections.bulk, "fetch", fail_at_first)
+    fetch = heir.driver.fetch
+    monkeypatch.setattr(heir.driver, "fetch", fail_at_first)
     found = await asyncio.wait_for(heir.retriever.newest(heir.identifier, TREE), 60)
     assert found is not None
     assert (found[0].version, found[1].round) == (2, 2)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from protocol.aio.bulk import BulkError
-from protocol.aio.fetching import PARALLEL_BYTES_MIN, Holders
+from protocol.aio.fetching import PARALLEL_BYTES_MIN
 from protocol.aio.link import Link
 from protocol.chunks import CHUNK_BYTES_MIN, front_of
 from protocol.identifiers import Peer, agent_id
@@ -36,7 +36,7 @@ async def star(start: Start) -> Callable[..., Awaitable[tuple[Any, list[Any]]]]:
     return star
 
 
-async def fetched(centre: Any, holders: list[Peer] | Holders, version: int = 1) -> bytes:
+async def fetched(centre: Any, holders: list[Peer], version: int = 1) -> bytes:
     return bytes((await centre.connections.bulk.fetch(centre.peer, holders, OWNER, TREE, version))[1])
 
 
@@ -51,62 +51,6 @@ async def test_each_of_several_brings_a_part_of_a_large_record(star: Any) -> Non
     assert all(sent(ray) > 0 for ray in rays[:3])
     assert sent(rays[3]) == 0, "no more at once than HOLDERS_AT_ONCE"
     assert centre.connections.bulk.moved.received_bytes == LARGE, "no chunk comes twice"
-
-
-async def test_holders_who_are_named_meanwhile_bring_their_part(star: Any) -> None:
-    """The first was known before the others."""
-    record = noise(LARGE)
-    centre, rays = await star(3, record)
-    holders = Holders([rays[0].peer], open=True)
-    fetching = asyncio.create_task(fetched(centre, holders))
-    await until(lambda: sent(rays[0]) > 0)
-    holders.complete([rays[0].peer, rays[1].peer, rays[2].peer])
-    assert await fetching == record[1]
-    assert all(sent(ray) > 0 for ray in rays)
-    assert centre.connections.bulk.moved.received_bytes == LARGE, "no chunk comes twice"
-
-
-@pytest.mark.parametrize("named", ["meanwhile", "never"])
-async def test_where_no_others_are_named_the_first_brings_it_all(star: Any, named: str) -> None:
-    record = noise(LARGE)
-    centre, rays = await star(1, record)
-    holders = Holders([rays[0].peer], open=True)
-    fetching = asyncio.create_task(fetched(centre, holders))
-    await until(lambda: sent(rays[0]) > 0)
-    if named == "meanwhile":
-        holders.complete([])
-    assert await fetching == record[1]
-
-
-async def test_who_is_named_meanwhile_takes_the_place_of_one_that_dies(star: Any) -> None:
-    record = noise(LARGE)
-    centre, rays = await star(2, record)
-    holders = Holders([rays[0].peer], open=True)
-    fetching = asyncio.create_task(fetched(centre, holders))
-    await until(lambda: centre.connections.bulk.moved.received_bytes == 0 and sent(rays[0]) > 0)
-    holders.complete([rays[1].peer])
-    for link in list(rays[0].connections._links):
-        link.abort("kill -9")
-    assert await fetching == record[1]
-
-
-async def test_who_has_failed_is_not_asked_again_because_it_is_named_again(star: Any) -> None:
-    record = noise(SMALL)
-    centre, rays = await star(2, record)
-    asked = 0
-
-    async def refuse(link: Link) -> None:
-        nonlocal asked
-        asked += 1
-        link.abort("kill -9")
-        holders.complete([rays[0].peer, rays[1].peer])
-
-    rays[0].connections.bulk.serve_link = refuse
-    holders = Holders([rays[0].peer], open=True)
-    fetching = asyncio.create_task(fetched(centre, holders))
-    await until(lambda: asked)
-    assert await fetching == record[1]
-    assert asked == 1
 
 
 async def test_a_small_record_comes_from_one(star: Any) -> None:

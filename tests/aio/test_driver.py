@@ -369,19 +369,6 @@ async def test_a_holder_says_stored_when_a_power_cut_would_leave_the_record(host
     await b.store.close()
 
 
-async def test_others_that_are_found_meanwhile_take_the_place_of_one_that_does_not_deliver(host: Any, hung_listener: Address) -> None:
-    """FetchAlso: the first holder hangs before it says which record it has."""
-    b, (summary, data) = await host("b"), record()
-    b.store.put(summary, data)
-    hung = Peer(agent_id("c", "hung"), hung_listener.host, hung_listener.port, 1)
-    a = await host("a", lambda event: [effects.Fetch(3, hung, summary, (), True)] if event == events.Started() else [])
-    a.driver.dispatch(events.Started())
-    a.node.script = lambda event: [effects.FetchAlso(3, (b.peer,)), effects.FetchAlso(4, (b.peer,))] if event == events.Leave() else []
-    a.driver.dispatch(events.Leave())
-    assert await a.node.until(events.FetchEnded) == events.FetchEnded(3, summary)
-    assert not a.driver._holders
-
-
 async def test_a_holder_whose_disk_fails_counts_like_one_without_and_tries_again(
     host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from protocol import WIRE_VERSION
-from protocol.aio.fetching import Fetching, Holders, Wanted
+from protocol.aio.fetching import Fetching, Wanted
 from protocol.aio.link import Link
 from protocol.assembly import Assembly
 from protocol.chunks import bind, front_of
@@ -141,7 +141,7 @@ async def test_what_a_holder_leaves_is_asked_of_one_that_has_just_ended_its_own(
         return Assembly(summary, front)
 
     wanted = Wanted(RECORD.owner, RECORD.tree, 1)
-    fetching = Fetching(open_link, assemble, ME, Holders([stays.peer, breaks.peer]), wanted, PARAMETERS)
+    fetching = Fetching(open_link, assemble, ME, [stays.peer, breaks.peer], wanted, PARAMETERS)
     began = asyncio.get_running_loop().time()
     running = asyncio.create_task(fetching.run())
     while not (stays.owed and breaks.owed):

@@ -268,7 +268,7 @@ def test_rule_3_a_seeker_waits_for_both_answers_and_takes_the_newest() -> None:
     seeker = node("mixed", at(HOME, 0x10))
     near, far = of(fx.RouteBody, seeker.retrieve(1, ME.id, TREE, 0.0))
     assert (near.key, far.key) == (ME.id, opposite(ME.id))
-    assert far.body == LookUp(1, ME.id, TREE, at(HOME, 0x10), far=True, early=True)
+    assert far.body == LookUp(1, ME.id, TREE, at(HOME, 0x10), far=True)
     assert seeker.look_up_answered(LookUpReply(1, (Holding(HERE[0], record(ME, 1)),)), 0.1) == []
     effects = seeker.look_up_answered(LookUpReply(1, (Holding(THERE[0], record(ME, 2)),), far=True), 0.2)
     assert [(fetch.peer, fetch.record.version) for fetch in of(fx.Fetch, effects)] == [(THERE[0], 2)]

@@ -111,15 +111,6 @@ def test_we_find_our_own_record_though_the_look_up_ends_at_ourselves() -> None:
     assert [(end.request, end.record) for end in of(fx.RetrievalEnded, effects)] == [(1, record(ME, 5))]
 
 
-def test_whom_a_look_up_passes_tells_the_asker_what_it_holds_before_anyone_can_answer() -> None:
-    """The key's owner may still live, for all that we know: the look-up waits, or goes on, and whoever asks begins to fetch."""
-    node = node_with(A, B)
-    node.handle(ev.RecordHeld(record(A, 5)), 0.5)
-    effects = said(node, B, m.Route(A.id, m.LookUp(7, A.id, TREE, B, early=True), 1))
-    assert (B, m.LookUpReply(7, (m.Holding(ME, record(A, 5)),), more=True)) in sent(effects, m.LookUpReply)
-    assert not sent(effects, m.HoldingsQuery), "A is closer"
-
-
 NOT_FOR_CONTROL = [
     m.BulkPush(record(A, 1), "replica"),
     m.BulkFetch(A.id, TREE, 1),

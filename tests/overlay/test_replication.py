@@ -330,7 +330,7 @@ def test_rule_6_the_heir_is_asked_when_who_was_closest_dies() -> None:
     node.machine.retrieve(1, OWNER.id, TREE, 0.0)
     node.leaf_set.remove(FIVE[3].id)
     again = of(fx.RouteBody, node.machine.died(FIVE[3], 0.01))
-    assert again == [fx.RouteBody(OWNER.id, LookUp(1, OWNER.id, TREE, ME, early=True))]
+    assert again == [fx.RouteBody(OWNER.id, LookUp(1, OWNER.id, TREE, ME))]
     node.leaf_set.remove(FIVE[0].id)
     assert not of(fx.RouteBody, node.machine.died(FIVE[0], 0.02)), "it was not closest"
     end = ended(node.machine.look_up_answered(LookUpReply(1, ()), 0.03))
