@@ -122,8 +122,9 @@ class Bulk:
             front = front_of(summary, data)
         except RecordInvalid as error:
             return PushOutcome("failed", str(error))
-        timeouts_s = map(self._parameters.transfer_timeout_s, (summary.record_bytes, max(summary.record_bytes, front.content_bytes)))
-        timeout_s = sum(timeouts_s)
+        # As long as it takes to receive it, and as long again, by what is in it, for what is done with it: rule 4.
+        longest_s = self._parameters.transfer_timeout_s
+        timeout_s = longest_s(summary.record_bytes) + longest_s(max(summary.record_bytes, front.content_bytes))
         link: Link | None = None
         try:
             async with asyncio.timeout(timeout_s), self._begun:
