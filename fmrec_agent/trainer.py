@@ -131,6 +131,8 @@ class Trainer:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer", initializer=in_thread)
         self._turns = turns
         self._yielding = False
+        self.first_iterated_unix_s: float | None = None
+        """When this life had done its first iteration."""
         self._stop = threading.Event()
         self.phase: Phase | None = None
         self.round = -1
@@ -201,6 +203,7 @@ class Trainer:
                 self.done += 1
                 self.iteration += 1
                 if not self._yielding:
+                    self.first_iterated_unix_s = time.time()
                     _yield_to_heartbeats()
                     self._yielding = True
                 if self.iteration % self._checkpoint_every == 0 and self.done < self.total:

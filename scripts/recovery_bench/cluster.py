@@ -6,7 +6,8 @@
     kill, stop  all of it: from SIGKILL or SIGSTOP to the verified record at the manager
     restart     from SIGKILL to the first iteration of the agent's next life beyond its record
 
-The manager's clock tells detect, locate and transfer, the agent's status the rest, which is asked for every WATCH_S.
+The manager's clock tells detect, locate and transfer, the agent's when its next life has first iterated: both are asked only every
+RECOVERED_WATCH_S while something is being recovered, for to answer takes their time.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ ROUND = 400
 BATCH = 8
 WITHIN_S = 60.0
 WATCH_S = 0.01
+RECOVERED_WATCH_S = 0.1
 REPLACED_MAX_S = 6.0
 """Of 100 MB by the longest that a transfer may take it would be half a minute."""
 
@@ -207,14 +209,15 @@ class Fleet:
             recoveries = (r for r in reversed(status["recoveries"]) if r["outcome"] != "running" and r["noticed_unix_s"] >= when)
             return next((r for r in recoveries if (r["agent"], r["incarnation"]) == life), None)
 
-        return ended(await self.cluster.until(lambda status: ended(status) is not None, WITHIN_S, WATCH_S)) or {}
+        await asyncio.sleep(RECOVERED_WATCH_S)
+        return ended(await self.cluster.until(lambda status: ended(status) is not None, WITHIN_S, RECOVERED_WATCH_S)) or {}
 
     async def _again(self, index: int, before: Status, when: float) -> float:
         """Milliseconds until the next life has done an iteration that its record did not hold."""
         while time.time() < when + WITHIN_S:
+            await asyncio.sleep(RECOVERED_WATCH_S)
             agent = await self.cluster.agent(index)
             resumed = agent["resumed_from"] if agent and agent["incarnation"] > before["incarnation"] else None
             if agent and resumed is not None and agent["iteration"] > resumed["iteration"]:
-                return 1000 * (time.time() - when)
-            await asyncio.sleep(WATCH_S)
+                return 1000 * (float(agent["first_iterated_unix_s"]) - when)
         raise ClusterError(f"{before['name']} did not train again within {WITHIN_S:.0f} s")
