@@ -3,7 +3,7 @@
 An agent that is killed while its host is cut off finds what the neighbours beside it hold, and nobody there can know of a version that
 became durable beyond the cut. Its launcher outlives it, and with it this memory, which the forks of one launcher share. Each agent writes
 
-    durable    which version its write quorum holds, before it tells anybody: so the next life knows what it must find (worker.py, rule 7);
+    durable    which version its write quorum holds, before it tells anybody: so the next life knows what it must find (doubt.py);
     sealed     which version it makes, before it does: so no life gives another record a number that one has already, and of two versions
                the larger is the later, also where a life went on without what was lost.
 

@@ -10,12 +10,7 @@
    One that was made in mode drop is replicated when an order of another mode asks for it.
 5. Whoever does not answer is asked again with growing waits, until the order is superseded: by another, or by a later root than gave it.
 6. An order that names who trains is not for the others: they rest, and keep what they have learnt.
-7. A life may have begun on the smaller side of a cut, where its newest record is not and nobody can know that there is one. So before its
-   first job it looks once more where the order comes late (who is cut off gets none), or is for a later round than follows what it knows.
-   Its newest record may lie beyond a cut that lasts: where there must be one it goes on looking, for as long as CUT_VERDICTS verdicts take
-   and once more, and says what is lost where it must go on without. There must be one where an earlier life of the same launcher called a
-   newer version durable (high_water.py); and there may be in mode exact, where all train, for it may have had a part in the rounds between.
-   Only then: an agent that was away while rounds were closed without it has nothing to find.
+7. Before its first job it looks once more for its newest record, where it may have begun where that is not (doubt.py).
 """
 
 from __future__ import annotations
@@ -29,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from fmrec_agent.dispatcher import Dispatcher
+from fmrec_agent.doubt import Doubt, Known
 from fmrec_agent.learning.learner import Contribution, Job, LearnerError, Role, Tensors
 from fmrec_agent.trainer import Snapshot, Trainer, opened_state
 from protocol.aio.bulk import BulkError
@@ -48,8 +44,6 @@ Result = TypeVar("Result")
 log = logging.getLogger("fmrec.worker")
 
 NOBODY = NodeId(0)
-CUT_VERDICTS = 10.0
-"""A cut outlasts no more verdicts than this for rule 7."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +97,7 @@ class Worker:
         self._role = role
         self._parameters = parameters
         self._restore_newest = restore_newest
-        self._began = 0.0
-        """Loop time at which the first order could come."""
-        self._sure = False
-        """Is what we go on from the newest that there is (rule 7)?"""
-        self._looked_s = 0.0
-        """How long we have looked for it."""
+        self._doubt = Doubt(parameters.verdict_max_s)
         self._order: Order | None = None
         self._news = asyncio.Event()
         self._finished: Finished | None = None
@@ -155,7 +144,7 @@ class Worker:
 
     async def run(self) -> None:
         """Work until cancelled. LearnerError where the learner cannot go on, or gives what cannot be kept."""
-        self._began, self.doing = asyncio.get_running_loop().time(), "waiting for orders"
+        self._doubt.began, self.doing = asyncio.get_running_loop().time(), "waiting for orders"
         try:
             while True:
                 await self._news.wait()
@@ -196,7 +185,7 @@ class Worker:
     async def _contribute(self, order: Order, kind: Literal["train", "adapt"]) -> None:
         body = order.body
         replicate = body.mode != "drop"
-        if replicate and not self._sure and not await self._make_sure(order):
+        if replicate and not self._doubt.sure and not await self._make_sure(order):
             return
         digest = body.theta_digest
         finished = self._finished
@@ -230,38 +219,27 @@ class Worker:
         await self._bring(order, record, finished.data)
 
     async def _make_sure(self, order: Order) -> bool:
-        """Rule 7, before the first job of a life. False: another order came meanwhile."""
-        loop, body, wait_s = asyncio.get_running_loop(), order.body, self._parameters.retry_min_s
-        late = loop.time() > self._began + self._parameters.verdict_max_s
-        once_more = not self._looked_s and (late or body.round > self._trainer.round + 1)
-        while once_more or self._may_lack(body):
-            began, last = loop.time(), self._looked_s >= CUT_VERDICTS * self._parameters.verdict_max_s
-            self.doing = "looking for what an earlier life knew" + (f": {self._what_lacks(body)}" if self._may_lack(body) else "")
+        """Rule 7. False: another order came meanwhile."""
+        loop, doubt, wait_s = asyncio.get_running_loop(), self._doubt, self._parameters.retry_min_s
+        while doubt.must_look(order.body, self._known(), loop.time()):
+            began, last, lacks = loop.time(), doubt.is_last, doubt.lacks(order.body, self._known())
+            self.doing = "looking for what an earlier life knew" + (f": {lacks}" if lacks else "")
             await self._restore_newest()
-            if self._may_lack(body) and not last:
+            lacks = doubt.lacks(order.body, self._known())
+            if lacks and not last:
                 await self._superseded_within(wait_s)
-            self._looked_s += loop.time() - began
+            doubt.looked(loop.time() - began)
             if self._order is not order:
                 return False
-            if self._may_lack(body) and last:
-                log.error("%s: what this agent may have learnt between them is lost", self._what_lacks(body))
+            if lacks and last:
+                log.error("%s: what this agent may have learnt between them is lost", lacks)
                 self._dispatcher.give_up_missing()
-                break
-            once_more, wait_s = False, min(2 * wait_s, self._parameters.retry_max_s)
-        self._sure = True
+                doubt.give_up()
+            wait_s = min(2 * wait_s, self._parameters.retry_max_s)
         return True
 
-    def _what_lacks(self, body: RoundOpen) -> str:
-        if missing := self._dispatcher.missing:
-            return f"version {missing} was durable, and version {self._dispatcher.found_version or 'none'} was found"
-        return f"round {body.round} is asked for, and no record after round {self._trainer.round} was found"
-
-    def _may_lack(self, body: RoundOpen) -> bool:
-        """Does an earlier life know more, or may it have had a part in rounds that we know nothing of?"""
-        if self._dispatcher.missing:
-            return True
-        known = self._dispatcher.restored_from is not None
-        return known and body.mode == "exact" and not body.chosen and body.phase == "train" and body.round > self._trainer.round + 1
+    def _known(self) -> Known:
+        return Known(self._trainer.round, self._dispatcher.found_version, self._dispatcher.missing)
 
     async def _seal(self, contribution: Contribution, last: Snapshot, replicate: bool) -> tuple[RecordSummary, Data]:
         """The finished job as a record: the contribution, and the state that the next job starts from."""

@@ -1,5 +1,6 @@
 """The agents' side of a simulated run: each life restores its own record, works off the orders that come down the tree, checkpoints its
-record after every step, and brings its contribution to the root when it is durable. What fmrec_agent/ does, without the learning.
+record after every step, and brings its contribution to the root when it is durable. What fmrec_agent/ does, without the learning, and
+without a launcher that remembers: each is as one that was started by hand.
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+from fmrec_agent.doubt import Doubt, Known
 from protocol.identifiers import TreeId
 from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
@@ -43,6 +45,13 @@ class Agent(Application):
         self._agents = agents
         self._pace_s = pace_s
         self._asks = 0
+        self._doubt = Doubt(agents.cluster.parameters.verdict_max_s)
+        self._wait_s = agents.cluster.parameters.retry_min_s
+        """Until it looks again for what it lacks."""
+        self._looking: float | None = None
+        """Since when it looks for its record once more."""
+        self._found: fx.RetrievalEnded | None = None
+        """What it would go on from, until it has."""
         self._job: Content | None = None
         """The round under way, or the last that was done."""
         self._sealed: RecordSummary | None = None
@@ -62,16 +71,45 @@ class Agent(Application):
         if asks_on(ended, self._asks):
             self._later(self._agents.cluster.parameters.retry_min_s, self.ask)
             return
-        self._agents.durability.restored(self.process, ended)
+        self._found = ended
         if record is not None and record.version > self.version:
             content = self._agents.contents.open(record)
             self.version, self._job = record.version, content
             self._sealed = record if content.complete else None
             self._tell(ev.Replicate(record))
         if not self.restored:
-            self.restored = True
+            self.restored, self._doubt.began = True, self._agents.cluster.clock.now
             member = MemberInfo(self.process.peer, self.process.name, "source", 1)
             self._tell(ev.JoinTree(self._agents.tree, member))
+        if self._looking is None:
+            self._go_on()
+        elif self._lacks() and not self._doubt.is_last:
+            self._later(self._wait_s, self._looked)
+            self._wait_s = min(2 * self._wait_s, self._agents.cluster.parameters.retry_max_s)
+        else:
+            self._looked()
+
+    def _known(self) -> Known:
+        return Known(self._job.round if self._job is not None else -1, self.version, 0)
+
+    def _lacks(self) -> bool:
+        return self.order is not None and bool(self._doubt.lacks(self.order, self._known()))
+
+    def _is_sure(self, body: RoundOpen) -> bool:
+        """Is what it goes on from the newest that there is? Where it may not be, it looks once more."""
+        now = self._agents.cluster.clock.now
+        if self._looking is None and body.mode != "drop" and self._doubt.must_look(body, self._known(), now):
+            self._looking, self._asks = now, 0
+            self.ask()
+        return self._looking is None
+
+    def _looked(self) -> None:
+        assert self._looking is not None, "nothing was looked for"
+        last = self._doubt.is_last
+        self._doubt.looked(self._agents.cluster.clock.now - self._looking)
+        self._looking = None
+        if last and self._lacks():
+            self._doubt.give_up()
         self._go_on()
 
     # --- working ------------------------------------------------------------------------------------------------------
@@ -93,8 +131,11 @@ class Agent(Application):
             return
         if body.phase == "init" and body.asked == self.process.peer.id:
             self._bring(self._agents.contents.seal(self.process.peer, self._agents.tree, 0, self._agents.theta, 1000), body)
-        if not self._trains(body) or body.theta is None:
+        if not self._trains(body) or body.theta is None or not self._is_sure(body):
             return
+        if self._found is not None:
+            self._agents.durability.restored(self.process, self._found)
+            self._found = None
         job = self._job
         if job is None or job.round != body.round:
             theta = self._agents.contents.open(body.theta).value
@@ -137,7 +178,7 @@ class Agent(Application):
 
     def _bring_when_durable(self) -> None:
         body, record = self.order, self._sealed
-        if record is None or body is None or (record.version > self._durable and body.mode != "drop"):
+        if record is None or body is None or self._found is not None or (record.version > self._durable and body.mode != "drop"):
             return
         if (body.phase, body.round) == ("train", record.round):
             self._bring(record, body)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from fmrec_agent import worker
+from fmrec_agent import doubt
 from fmrec_agent.high_water import HighWater
 from fmrec_agent.learning.learner import Job
 from protocol.identifiers import NodeId, agent_id
@@ -49,7 +49,7 @@ async def test_a_life_that_began_on_the_smaller_side_of_a_cut_finds_what_it_had_
     Found by chaos: cut off with its host, killed, and started again beside an older replica."""
     manager, undisturbed, heir, newest = await begun_from_an_older_record(ring)
     if number == 1:
-        heir.worker._began = -math.inf
+        heir.worker._doubt.began = -math.inf
     for agent in (undisturbed, heir):
         agent.worker.ordered(manager.order("train", number), manager.me)
     await until(lambda: len(manager.brought) == 6)
@@ -67,7 +67,7 @@ async def test_in_mode_exact_it_looks_until_the_cut_is_healed_or_says_what_is_lo
     ring: Ring, verdicts: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Rule 7. Found by half an hour of chaos: all holders of the newest record were cut off, stopped or dead when its owner came back."""
-    monkeypatch.setattr(worker, "CUT_VERDICTS", verdicts)
+    monkeypatch.setattr(doubt, "CUT_VERDICTS", verdicts)
     manager, undisturbed, heir, _ = await begun_from_an_older_record(ring)
     looks = 0
 
@@ -160,7 +160,7 @@ async def test_what_an_earlier_life_called_durable_is_looked_for_until_it_is_the
     killed: Killed, found: bool, verdicts: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Rule 7. Found by half an hour of chaos: killed in a round whose checkpoint was beyond a cut, and asked for that very round."""
-    monkeypatch.setattr(worker, "CUT_VERDICTS", verdicts)
+    monkeypatch.setattr(doubt, "CUT_VERDICTS", verdicts)
 
     async def looks(heir: Agent, number: int) -> None:
         if number > 3:
@@ -203,7 +203,7 @@ async def test_nothing_is_given_up_without_a_look_after_the_time_for_it(
     killed: Killed, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The time in which it looks counts, not that in which it rests or hangs."""
-    monkeypatch.setattr(worker, "CUT_VERDICTS", 0.01)
+    monkeypatch.setattr(doubt, "CUT_VERDICTS", 0.01)
     cut, me = True, agent_id("c", "a")
 
     async def looks(heir: Agent, number: int) -> None:
@@ -237,7 +237,7 @@ async def test_what_nobody_asks_for_any_more_is_not_given_up(
     killed: Killed, phase: Phase, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In the last look a round comes in which it rests; or the end."""
-    monkeypatch.setattr(worker, "CUT_VERDICTS", 0.0)
+    monkeypatch.setattr(doubt, "CUT_VERDICTS", 0.0)
 
     async def looks(heir: Agent, number: int) -> None:
         killed.ordered(heir, phase, 2, chosen=(NodeId(5),))
@@ -270,7 +270,7 @@ async def test_of_two_courses_the_later_one_is_gone_on_with(ring: Ring) -> None:
     assert lost is not None
     await ring.kill(a)
     heir = await ring.agent("a", incarnation=2)
-    heir.worker._sure = True
+    heir.worker._doubt.sure = True
     heir.worker.ordered(manager.order("train", 2), manager.me)
     await until(lambda: len(manager.brought) == 3)
     went_on = manager.brought[2][0]
