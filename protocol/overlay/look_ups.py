@@ -11,11 +11,6 @@ of that version whom nobody has heard; nor where replicas are also far away; nor
 owner has joined, left or begun another life near us, in less time than it takes to find it dead, to wait, and to bring a record of that
 size to another. That leaves what had fewer holders from the first, in a ring of fewer nodes, or where all others refused: an owner finds
 it, who hears everyone.
-
-Where the whole ring is in the asker's leaf set, it goes round itself: it knows whom to ask as well as the closest node does, which may be
-about to find the owner dead, and answers nothing before that. So it is where both neighbours name us (Pastry's rule 3), where nobody
-but the owner has joined, left or begun another life for as long as that takes to be known everywhere, and where the owner is dead or a
-suspect, for else it answers for itself.
 """
 
 from __future__ import annotations
@@ -54,7 +49,7 @@ class Gathering:
 
 
 class LookUps:
-    """The look-ups that one node answers. `named`: is it in the ring, and do both neighbours say so? `held`: what it holds itself."""
+    """The look-ups that one node answers. `held`: what it holds itself."""
 
     def __init__(
         self,
@@ -62,7 +57,6 @@ class LookUps:
         parameters: OverlayParameters,
         leaf_set: LeafSet,
         is_suspect: Callable[[NodeId], bool],
-        named: Callable[[], bool],
         held: Mapping[RecordKey, RecordSummary],
         deadlines: Deadlines[tuple[str, int]],
     ) -> None:
@@ -70,7 +64,6 @@ class LookUps:
         self._parameters = parameters
         self._leaf_set = leaf_set
         self._is_suspect = is_suspect
-        self._named = named
         self._held = held
         self._deadlines = deadlines
         self._gatherings: dict[int, Gathering] = {}
@@ -91,26 +84,15 @@ class LookUps:
         """After this the copies that a death has cost are in other places."""
         return self._parameters.verdict_max_s + self._parameters.mend_after_s + self._parameters.transfer_timeout_s(record_bytes)
 
-    def _moved_at(self, owner: NodeId, now: float) -> float:
-        """When any but the owner last joined, left or was born near us."""
-        self.leaf_set_changed(now)  # where it has changed, and we are about to be told
-        return max((when for identifier, when in self._moved.items() if identifier != owner), default=-inf)
-
-    def knows_all(self, owner: NodeId, now: float) -> bool:
-        """Do we know whoever may hold a record of this owner, as well as the closest node does?"""
-        if owner == self._me.id or not self._named() or not self._leaf_set.overlaps:
-            return False
-        gone = owner not in self._leaf_set or self._is_suspect(owner)
-        return gone and now > self._moved_at(owner, now) + self._parameters.verdict_max_s
-
     def delivered(self, look_up: LookUp, now: float) -> list[Effect]:
-        """We are the live node closest to the owner, or know all that it knows: ask the leaf set, and answer for it."""
+        """We are the live node closest to the owner: ask the leaf set, and answer for it."""
         if len(self._gatherings) >= self._parameters.held_messages_max:
             return [Notify("look_up_dropped", {"asker": look_up.asker, "reason": "too many look-ups are being answered"})]
         self._queries += 1
         neighbours = [peer for peer in self._leaf_set.alternating() if peer.id != look_up.asker.id]
         waiting = {peer.id: peer for peer in neighbours}
-        moved = self._moved_at(look_up.owner, now)
+        self.leaf_set_changed(now)  # where it has changed, and we are about to be told
+        moved = max((when for identifier, when in self._moved.items() if identifier != look_up.owner), default=-inf)
         certain = look_up.all or look_up.asker.id == look_up.owner or self._parameters.placement != "local"
         spared = 0 if certain else self._parameters.write_quorum - 1
         key = (look_up.owner, look_up.tree)
@@ -138,8 +120,7 @@ class LookUps:
         """Nobody waits for it."""
         effects: list[Effect] = []
         for query, gathering in list(self._gatherings.items()):
-            if identifier != gathering.key[0]:
-                gathering.spared = 0
+            gathering.spared = 0
             effects += self._gathered(query, identifier, None)
         return effects
 

@@ -41,9 +41,7 @@ class OverlayNode:
         self.detector = detector = Detector(me, parameters, rng, self._acquaintances)
         self.pastry = Pastry(me, parameters, rng, detector)
         self.scribe = Scribe(me, parameters, rng, self.pastry, detector)
-        self.replication = Replication(
-            me, parameters, self.pastry.leaf_set, detector.is_suspect, lambda: self.pastry.active, lambda: self.pastry.settled
-        )
+        self.replication = Replication(me, parameters, self.pastry.leaf_set, detector.is_suspect, lambda: self.pastry.active)
         self.terms = Terms(
             me, parameters, detector.life_of, self._hears, self.scribe.trees.__contains__, lambda: self.pastry.active, promises
         )

@@ -16,7 +16,7 @@ retrieval.py (the way back).
    the closest node stands in (takeover.py).
 5. Look-up. Routed to the owner's id, it ends at the live node closest to it (the owner itself after a restart), which asks its leaf set
    who holds what, and answers as soon as nobody is left to wait for, newest first, and says how many were silent; before that where what
-   is durable must have been found already. It counts what it holds itself. Where its leaf set is the whole ring, the asker goes round.
+   is durable must have been found already. It counts what it holds itself.
 6. Retrieval. Look up, fetch the newest, verify; where a holder fails, the next one. No holder left: lost, and said, never a silent zero.
 """
 
@@ -41,8 +41,7 @@ from protocol.wire.values import RecordSummary
 
 
 class Replication:
-    """One node's own records, what it holds for others, and its look-ups. `in_ring`: is the leaf set to be believed? `named`: do both
-    neighbours say that we are in it?"""
+    """One node's own records, what it holds for others, and its look-ups. `in_ring`: is the leaf set to be believed?"""
 
     def __init__(
         self,
@@ -51,7 +50,6 @@ class Replication:
         leaf_set: LeafSet,
         is_suspect: Callable[[NodeId], bool] = lambda identifier: False,
         in_ring: Callable[[], bool] = lambda: True,
-        named: Callable[[], bool] = lambda: False,
     ) -> None:
         self._me = me
         self._leaf_set = leaf_set
@@ -62,8 +60,8 @@ class Replication:
         self._far = FarPlaces(me, parameters, leaf_set, self.deadlines)
         self._placements = Placements(parameters, self._places, self.deadlines, number)
         self._takeover = Takeover(me, parameters, leaf_set, in_ring, self._placements, self.deadlines, number)
-        self._look_ups = LookUps(me, parameters, leaf_set, is_suspect, named, self._takeover.held, self.deadlines)
-        self._retrievals = Retrievals(me, parameters, self._takeover.held, self.deadlines, number, self._look_ups)
+        self._look_ups = LookUps(me, parameters, leaf_set, is_suspect, self._takeover.held, self.deadlines)
+        self._retrievals = Retrievals(me, parameters, self._takeover.held, self.deadlines, number)
 
     def next_deadline(self) -> float | None:
         return self.deadlines.next()

@@ -19,7 +19,6 @@ from protocol.identifiers import NodeId, Peer, TreeId, rank
 from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import CancelTransfer, Effect, Fetch, RetrievalEnded, RouteBody
 from protocol.overlay.far_places import opposite
-from protocol.overlay.look_ups import LookUps
 from protocol.overlay.placement import RecordKey, is_possible
 from protocol.parameters import OverlayParameters
 from protocol.wire.messages import LookUp, LookUpReply
@@ -58,8 +57,6 @@ class Retrieval:
     reason: str = ""
     complete: bool = False
     sure: bool = False
-    ourselves: bool = False
-    """Whom there is to ask we ask ourselves."""
     replies: dict[bool, LookUpReply] = field(default_factory=dict)
     """The last one from near, and from the far places where there may be any."""
 
@@ -71,7 +68,7 @@ def merged(replies: Iterable[LookUpReply]) -> LookUpReply:
 
 
 class Retrievals:
-    """The records that one node is looking for. `held`: what it holds itself; look_ups: those that it answers, its own among them."""
+    """The records that one node is looking for. `held`: what it holds itself."""
 
     def __init__(
         self,
@@ -80,14 +77,12 @@ class Retrievals:
         held: Mapping[RecordKey, RecordSummary],
         deadlines: Deadlines[tuple[str, int]],
         number: Callable[[], int],
-        look_ups: LookUps,
     ) -> None:
         self._me = me
         self._parameters = parameters
         self._held = held
         self._deadlines = deadlines
         self._number = number
-        self._look_ups = look_ups
         self._numbers = count(1)
         self._looks_far = parameters.placement != "local"
         self._retrievals: dict[int, Retrieval] = {}
@@ -110,10 +105,7 @@ class Retrievals:
         self._deadlines.set(("look_up", request), now + self._parameters.look_up_timeout_s)
         wanted.replies.clear()
         look_up = LookUp(wanted.number, wanted.owner, wanted.tree, self._me, all=wanted.look_ups > 1)
-        wanted.ourselves = wanted.look_ups == 1 and self._look_ups.knows_all(wanted.owner, now)
         near: list[Effect] = [RouteBody(wanted.owner, look_up)]
-        if wanted.ourselves:
-            near = self._look_ups.delivered(look_up, now)
         return [*near, RouteBody(opposite(wanted.owner), replace(look_up, far=True))] if self._looks_far else near
 
     # --- located ------------------------------------------------------------------------------------------------------
@@ -145,9 +137,7 @@ class Retrievals:
         return self._fetch_next(request, now)
 
     def _asks_again(self, wanted: Retrieval, reply: LookUpReply, now: float) -> bool:
-        """Somebody has not been heard, or may be unknown to us: is that no answer?"""
-        if wanted.ourselves and not (wanted.sure and reply.holdings):
-            return True
+        """Somebody has not been heard: is that no answer?"""
         if wanted.complete:
             return False
         if wanted.owner == self._me.id:
@@ -236,10 +226,8 @@ class Retrievals:
         effects: list[Effect] = []
         known = list(neighbours)
         for request, wanted in self._retrievals.items():
-            if wanted.located is not None or wanted.ourselves:
-                continue
             near = rank(wanted.owner, peer.id)
-            if all(near < rank(wanted.owner, other.id) for other in known if other.id != peer.id):
+            if wanted.located is None and all(near < rank(wanted.owner, other.id) for other in known if other.id != peer.id):
                 effects += self._look_up(request, now)
         return effects
 

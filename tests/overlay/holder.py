@@ -22,10 +22,7 @@ class Node:
         self.leaf_set = LeafSet(ME.id, parameters.side)
         self.suspects: set[NodeId] = set()
         self.active = True
-        self.named = False
-        self.machine = Replication(
-            ME, parameters, self.leaf_set, self.suspects.__contains__, lambda: self.active, lambda: self.named
-        )
+        self.machine = Replication(ME, parameters, self.leaf_set, self.suspects.__contains__, lambda: self.active)
         self.transfers: dict[Peer, int] = {}
         self.neighbours = list(neighbours)
 
