@@ -119,9 +119,9 @@ class Launcher:
         self._turns = Turns(processors) if settings.count > processors else None
         self._high_water = high_water_of(settings.count)
         self._children: dict[int, Child] = {}
-        self._followed: dict[int, tuple[Child, int]] = {}
-        """Pids of lives that were killed, and the child and pid of the next one, 0 where it is to be begun later; until the
-        kernel says how they ended."""
+        self._followed: dict[int, tuple[Child, int, int]] = {}
+        """Pids of lives that were killed: the child, the pid of the next one, 0 where it is to be begun later, and which version was
+        durable; until the kernel says how they ended."""
         self._later: deque[tuple[float, Child]] = deque()
         """Who could not be started again, and when that is tried once more, monotonic seconds."""
         self._leaving = False
@@ -240,7 +240,8 @@ class Launcher:
                 if not (child.ends or self._leaving) and self._may_restart(child):
                     dead = child.pid
                     del self._children[dead]
-                    self._followed[dead] = child, self._restart(child)
+                    durable = self._high_water[child.index].durable
+                    self._followed[dead] = child, self._restart(child), durable
 
     def _lines(self) -> dict[int, Child]:
         """Our ends of the life lines."""
@@ -263,10 +264,11 @@ class Launcher:
                 return
             code = os.waitstatus_to_exitcode(status)
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            child, follower = self._followed.pop(pid, (self._children.get(pid), None))
+            child, follower, durable = self._followed.pop(pid, (self._children.get(pid), None, 0))
             if child is None:
                 continue
             if follower is None:
+                durable = self._high_water[child.index].durable
                 del self._children[pid]
                 judged = child.line is None and not child.ends
                 self._hang_up(child)
@@ -281,7 +283,7 @@ class Launcher:
             name = self._settings.name_of(child.index)
             if follower is not None:
                 again = f"started again as pid {follower}" if follower else "not started again yet"
-                log.warning("%s (pid %d) %s; %s", name, pid, how, again)
+                log.warning("%s (pid %d) %s, version %d durable; %s", name, pid, how, durable, again)
             else:
                 log.error("%s (pid %d) %s", name, pid, how)
                 self._code = FAILED

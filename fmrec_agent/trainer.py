@@ -200,10 +200,10 @@ class Trainer:
                 if self._stop.is_set():
                     return None
                 self.loss = _number(float, "what step() returned", asked(self.learner, "step"))
+                self.first_iterated_unix_s = self.first_iterated_unix_s or time.time()
                 self.done += 1
                 self.iteration += 1
                 if not self._yielding:
-                    self.first_iterated_unix_s = time.time()
                     _yield_to_heartbeats()
                     self._yielding = True
                 if self.iteration % self._checkpoint_every == 0 and self.done < self.total:

@@ -52,6 +52,8 @@ DIFFERENCE = "difference"
 """The metric by which an agent says that it sends a difference of parameters, to be averaged, and no gradient."""
 USED = {"theta", "contribution"}
 """The groups of tensors that a manager reads in the records of agents; their state is none of its business."""
+DIGITS_SAID = 16
+"""Of theta's digest, in the log line of a commit."""
 QUIET_FACTS = {"peer_cleared", "peer_suspected", "tree_attached", "tree_refused", "seed_failed"}
 
 
@@ -330,6 +332,8 @@ class TreeHost:
                     if not self.superseded.done():
                         self.superseded.set_result(f"tree {self.name} {reason}")
                 case Say(fact, details):
+                    if fact in ("committed", "goes_on"):
+                        details = {**details, "theta": self.theta_digest.hex()[:DIGITS_SAID]}
                     self._log.info("%s %s", fact, " ".join(f"{key}={value}" for key, value in details.items()))
         self._arm()
 

@@ -1,9 +1,10 @@
 """What was seen of a run from outside, judged: pure functions over plain values (DESIGN 2).
 
     P1  each committed round was aggregated from one contribution an agent, and committed once
-    P2  a later life of an agent goes on from a version that is no older than the last that an earlier life called durable
+    P2  a later life of an agent goes on from a version that is no older than the last that an earlier life called durable, as that said
+        itself, or its launcher at its death
     P4  after the last fault the tree covers everybody again, without a cycle, within a bound; the ring is whole
-    P5  theta of every round that was seen equals the undisturbed run's, bit for bit
+    P5  theta of every round that was committed or seen equals the undisturbed run's, bit for bit
     P6  versions and rounds only grow, over all managers: no committed round is done again, none is missing
     P8  rounds go on after the last fault; and nothing is left over: processes, descriptors, memory
 
@@ -21,7 +22,10 @@ from statistics import median
 from typing import Any
 
 AGGREGATES = re.compile(r"aggregates round=(\d+) contributions=(\d+)(?: owners=(\w+))?")
-COMMITTED = re.compile(r"(committed|goes_on) round=(\d+) version=(\d+)")
+COMMITTED = re.compile(r"(committed|goes_on) round=(\d+) version=(\d+).* theta=(\w+)")
+DIED = re.compile(r"(\S+) \(pid (\d+)\) .*, version (\d+) durable;")
+THETA_DIGITS = 16
+"""Of a digest, as a manager's log has it."""
 TROUBLE = re.compile(r"Traceback|this is a mistake in FMRec|died \d+ times within a minute| ERROR ")
 GROWTH_MAX_PCT, LIVES_MIN = 10.0, 3
 """What the median process of a role may grow from the second quarter of its life to the last, and of how many this can be said. A tenth
@@ -45,10 +49,11 @@ class Life:
     """Has it made a version of its own? Until then it may still be looking for what an earlier life knew."""
     durable: int = 0
     last_s: float = 0.0
+    pid: int = 0
 
     def see(self, status: Mapping[str, Any], now_s: float) -> None:
         """A status document of this life."""
-        self.last_s = now_s
+        self.last_s, self.pid = now_s, status["pid"]
         self.durable = max(self.durable, status["durable_version"])
         if self.worked:
             return  # what it finds now comes too late
@@ -98,6 +103,7 @@ class Commit:
     round: int
     version: int
     again: bool
+    theta: str
 
 
 Thetas = Mapping[int, Collection[str]]
@@ -110,7 +116,7 @@ Thetas = Mapping[int, Collection[str]]
 def commits(logs: Mapping[str, str]) -> list[Commit]:
     """What the managers say they have committed, by version."""
     found = [
-        Commit(manager, int(match[2]), int(match[3]), match[1] == "goes_on")
+        Commit(manager, int(match[2]), int(match[3]), match[1] == "goes_on", match[4])
         for manager, log in logs.items()
         for match in COMMITTED.finditer(log)
     ]
@@ -148,6 +154,14 @@ def aggregated_by_nobody(told: Sequence[Commit], logs: Iterable[str]) -> list[st
     return [f"nobody told how round {n} was made" for n in sorted({commit.round for commit in told if not commit.again} - made - {0})]
 
 
+def thetas_of(told: Iterable[Commit], seen: Thetas) -> dict[int, set[str]]:
+    """By round: what was committed, whether somebody looked just then or not, and what was seen."""
+    thetas = {number: set(digests) for number, digests in seen.items()}
+    for commit in told:
+        thetas.setdefault(commit.round, set()).add(commit.theta)
+    return thetas
+
+
 def thetas_differ(seen: Thetas, undisturbed: Thetas) -> list[str]:
     """Rounds that began from a theta that the undisturbed run did not have, or from two (P5)."""
     wrong = [n for n, digests in sorted(seen.items()) if len(digests) > 1 or not set(digests) <= set(undisturbed.get(n, digests))]
@@ -157,15 +171,25 @@ def thetas_differ(seen: Thetas, undisturbed: Thetas) -> list[str]:
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
-def durable_lost(lives: Mapping[str, Iterable[Life]]) -> list[str]:
-    """Agents whose later life began from an older version than an earlier one had called durable (P2)."""
+def deaths(logs: Iterable[str]) -> dict[str, dict[int, int]]:
+    """By agent and pid: which version was durable when that life ended, as its launcher says."""
+    found: dict[str, dict[int, int]] = {}
+    for log in logs:
+        for match in DIED.finditer(log):
+            found.setdefault(match[1], {})[int(match[2])] = int(match[3])
+    return found
+
+
+def durable_lost(lives: Mapping[str, Iterable[Life]], died: Mapping[str, Mapping[int, int]]) -> list[str]:
+    """Agents whose later life began from an older version than an earlier one had called durable (P2). died: deaths()."""
     lost = []
     for name, told in sorted(lives.items()):
         durable = 0
+        ends = died.get(name, {})
         for life in sorted(told, key=lambda life: life.incarnation):
             if life.worked and life.began_from < durable:
                 lost.append(f"{name} began from version {life.began_from} at {life.last_s:.1f} s, and version {durable} was durable")
-            durable = max(durable, life.durable)
+            durable = max(durable, life.durable, ends.get(life.pid, 0))
     return lost
 
 

@@ -21,7 +21,7 @@ from protocol.parameters import loopback
 from scripts.chaos_run.cluster import LOOK_S, MANAGERS, ChaosCluster
 from scripts.chaos_run.injection import Injection
 from scripts.chaos_run.plan import Fault
-from scripts.chaos_run.promises import Steady, Thetas, unhealed
+from scripts.chaos_run.promises import Steady, Thetas, commits, thetas_of, unhealed
 from scripts.chaos_run.verdict import Seen
 from scripts.chaos_run.watching import STALE_S, Watch
 from scripts.hosts import Network, OneMachine
@@ -135,7 +135,7 @@ class ChaosRun:
                 self._say(str(error))
             finally:
                 await watch.close()
-        return watch.thetas
+            return thetas_of(commits({name: cluster.log(f"{name}.log") for name in cluster.managers}), watch.thetas)
 
     def _cluster(self, name: str, rounds: int, with_standby: bool = True) -> ChaosCluster:
         agents = self._options.agents

@@ -14,6 +14,7 @@ MANAGER_NODES = 3
 """Of two processes: one has taken over and is the standby that it was and the tree's root, the other was started again as a standby."""
 NODES_MAX = {"agent": 1, "manager": 2, "launcher": 0}
 """By role, of one process."""
+ROUNDS_SAID = 5
 LINKS_USED = 2
 """With each peer at most, once all is calm: what each side sends on. The pool parts with the others."""
 
@@ -57,11 +58,12 @@ def judge(seen: Seen, undisturbed: Thetas) -> dict[str, Any]:
     twice = promises.rounds_again(told) + promises.contributions_again(logs, seen.agents, seen.owners)
     twice += promises.aggregated_by_nobody(told, logs)
     back = promises.rounds_lost(told)
-    lost = promises.durable_lost(seen.lives)
-    differ = promises.thetas_differ(seen.thetas, undisturbed)
-    if (last := max(undisturbed, default=None)) is None or last < seen.rounds:
-        upto = "not compared" if last is None else f"compared only up to round {last}"
-        differ.append(f"not shown: theta is {upto}, and round {seen.rounds} is the last that was opened")
+    lost = promises.durable_lost(seen.lives, promises.deaths(seen.logs.values()))
+    thetas = promises.thetas_of(told, seen.thetas)
+    differ = promises.thetas_differ(thetas, undisturbed)
+    if unseen := sorted(thetas.keys() - undisturbed.keys()):
+        some = ", ".join(map(str, unseen[:ROUNDS_SAID])) + (", ..." if len(unseen) > ROUNDS_SAID else "")
+        differ.append(f"not shown: theta of {len(unseen)} of {len(thetas)} rounds is not compared, the undisturbed run had none: {some}")
     if not seen.faults:
         stuck.append("no fault struck: nothing is shown")
     peers = seen.agents + MANAGER_NODES - 1  # of each node
@@ -84,7 +86,7 @@ def judge(seen: Seen, undisturbed: Thetas) -> dict[str, Any]:
         "durable_lost": len(lost),
         "double_contributions": len(twice),
         "theta_equal": not differ,
-        "thetas_compared": len(seen.thetas.keys() & undisturbed.keys()),
+        "thetas_compared": len(thetas.keys() & undisturbed.keys()),
         "leaked_processes": len(strays),
         "leaked_fds": len(kept),
         "memory_growth_pct": max((pct for pct, _ in growth.values()), default=None),

@@ -18,7 +18,7 @@ from protocol.aio.process import UserError
 from protocol.aio.status_client import request_status
 from protocol.identifiers import Address
 from scripts.chaos_run.cluster import ChaosCluster
-from scripts.chaos_run.promises import Life, Sample
+from scripts.chaos_run.promises import THETA_DIGITS, Life, Sample
 from scripts.local_cluster import CLUSTER, Status, pss_mb
 
 MANAGER_PERIOD_S, AGENT_PERIOD_S, PROCESS_PERIOD_S = 0.1, 0.4, 2.0
@@ -84,7 +84,7 @@ class Watch:
             tree = document["trees"].get("main") if document is not None else None
             self.status[name] = tree
             if tree is not None and tree["stage"] in OPEN_STAGES:
-                self.thetas.setdefault(tree["round"], set()).add(tree["theta_digest"])
+                self.thetas.setdefault(tree["round"], set()).add(tree["theta_digest"][:THETA_DIGITS])
             await asyncio.sleep(MANAGER_PERIOD_S)
 
     async def _watch_agent(self, name: str, address: Address) -> None:

@@ -159,7 +159,7 @@ def test_the_life_of_two_agents(start: Callable[..., Started], two_ports: int) -
     assert int(again[3]) != killed
     assert status(two_ports)["incarnation"] > before
     said = next(line for line in command.err if "started again" in line)
-    assert f"agent-0 (pid {killed}) was killed by SIGKILL; started again as pid {again[3]}" in said
+    assert f"agent-0 (pid {killed}) was killed by SIGKILL, version 0 durable; started again as pid {again[3]}" in said
 
     command.process.send_signal(signal.SIGINT)
     assert command.ended() == 130

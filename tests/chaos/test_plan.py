@@ -61,7 +61,7 @@ def test_a_launchers_log_names_the_newest_process_of_each_agent() -> None:
     log = """name                 role     agentId                               pid   port
 host-1-0             source   943f572ac9b8d1b8b8a25a2c64f5e1b1    21104  20027
 host-1-1             source   5d748697c9b8d1b8b8a25a2c64f5e1b1    21105  20028
-2026-11-25 21:00:40,602 WARNING fmrec.launcher host-1-0 (pid 21104) was killed by SIGKILL; started again as pid 21230
+2026-11-25 21:00:40,602 WARNING fmrec.launcher host-1-0 (pid 21104) was killed by SIGKILL, version 21 durable; started again as pid 21230
 2026-11-25 21:00:40,783 INFO    fmrec.agent host-1-0: goes on from version 21, round 4, iteration 100
 """
     assert named_in(log) == {"host-1-0": 21230, "host-1-1": 21105}

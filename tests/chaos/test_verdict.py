@@ -11,15 +11,15 @@ from scripts.chaos_run.promises import GROWTH_MAX_PCT, LIVES_MIN, SPAN_MIN_S, Li
 from scripts.chaos_run.verdict import Seen, judge
 
 LOG_A = """
-2026-01-01 00:00:01,000 INFO    fmrec.tree.main committed round=0 version=1 by=7 of 12 electors agree
+2026-01-01 00:00:01,000 INFO    fmrec.tree.main committed round=0 version=1 by=7 of 12 electors agree theta=aa
 2026-01-01 00:00:02,000 INFO    fmrec.tree.main aggregates round=0 contributions=4 owners=abcd upload=4
-2026-01-01 00:00:02,000 INFO    fmrec.tree.main committed round=1 version=2 by=7 of 12 electors agree
+2026-01-01 00:00:02,000 INFO    fmrec.tree.main committed round=1 version=2 by=7 of 12 electors agree theta=bb
 """
 LOG_B = """
 2026-01-01 00:00:03,000 WARNING fmrec.manager main: the root is gone: this standby takes over, with term 9
-2026-01-01 00:00:04,000 INFO    fmrec.tree.main goes_on round=1 version=3 by=7 of 12 electors agree
+2026-01-01 00:00:04,000 INFO    fmrec.tree.main goes_on round=1 version=3 by=7 of 12 electors agree theta=bb
 2026-01-01 00:00:04,000 INFO    fmrec.tree.main aggregates round=1 contributions=4 owners=abcd replica=1 upload=3
-2026-01-01 00:00:05,000 INFO    fmrec.tree.main committed round=2 version=4 by=7 of 12 electors agree
+2026-01-01 00:00:05,000 INFO    fmrec.tree.main committed round=2 version=4 by=7 of 12 electors agree theta=cc
 """
 THETAS = {0: {"aa"}, 1: {"bb"}, 2: {"cc"}}
 FINE = Seen(
@@ -85,7 +85,7 @@ def test_an_aggregate_that_nobody_told_of() -> None:
 @pytest.mark.parametrize("number", [0, 4])
 def test_a_round_lost_or_passed_over(number: int) -> None:
     wrong = LOG_B.replace("committed round=2", f"goes_on round={number}")
-    (sentence,) = broken(manager_logs={"manager-a": LOG_A, "manager-b": wrong})
+    (sentence,) = [each for each in broken(manager_logs={"manager-a": LOG_A, "manager-b": wrong}) if each.startswith("P6")]
     assert sentence == f"P6: version 4 is of round {number} (manager-b), and version 3 was of round 1"
 
 
@@ -100,8 +100,16 @@ def test_a_later_life_that_knows_less() -> None:
     assert broken(lives={"a": (life(0, 5), life(0, 0, worked=False), life(5, 6))}) == []
 
 
+def test_what_was_durable_at_a_death_its_launcher_says() -> None:
+    """It was durable after the last look."""
+    died = "00:00:01,000 WARNING fmrec.launcher host-1-0 (pid 77) was killed by SIGKILL, version {} durable; started again as pid 78"
+    for durable, lost in ((6, []), (7, ["P2: host-1-0 began from version 6 at 0.0 s, and version 7 was durable"])):
+        logs = {"agents-1.log": died.format(durable)}
+        assert broken(logs=logs, lives={"host-1-0": (Life(1, 0, True, 5, pid=77), Life(2, 6, True, 8, pid=78))}) == lost
+
+
 def test_what_a_life_began_from_may_be_found_late() -> None:
-    status = {"durable_version": 0, "resumed_from": None, "version": 0}
+    status = {"durable_version": 0, "resumed_from": None, "version": 0, "pid": 7}
     seen = Life(2)
     seen.see(status, 1.0)
     assert not seen.worked, "it is looking"
@@ -120,10 +128,20 @@ def test_another_theta() -> None:
     assert broken(thetas=THETAS | {1: {"bb", "ee"}}) == ["P5: theta of round 1: bb, ee"]
 
 
+def test_a_theta_that_nobody_looked_at_is_in_the_log() -> None:
+    """A round that is over before the next look."""
+    wrong = LOG_A.replace("theta=bb", "theta=dd"), LOG_B.replace("theta=bb", "theta=dd")
+    logs = dict(zip(("manager-a", "manager-b"), wrong, strict=True))
+    assert broken(manager_logs=logs, thetas={0: {"aa"}, 2: {"cc"}}) == ["P5: theta of round 1: dd"]
+    assert judge(replace(FINE, thetas={2: {"cc"}}), THETAS)["thetas_compared"] == 3
+
+
 def test_a_theta_that_was_compared_only_in_part_is_not_shown() -> None:
     late = {0: {"aa"}, 1: {"bb"}}
-    assert broken(late) == ["P5: not shown: theta is compared only up to round 1, and round 2 is the last that was opened"]
-    assert broken({}) == ["P5: not shown: theta is not compared, and round 2 is the last that was opened"]
+    said = "P5: not shown: theta of {} of 3 rounds is not compared, the undisturbed run had none: {}"
+    assert broken(late) == [said.format(1, "2")]
+    assert broken({0: {"aa"}, 2: {"cc"}}) == [said.format(1, "1")], "one between"
+    assert broken({}) == [said.format(3, "0, 1, 2")]
     assert judge(FINE, late)["theta_equal"] is False
 
 
