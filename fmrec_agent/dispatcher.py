@@ -69,6 +69,7 @@ class Dispatcher:
         self._next: tuple[Knowledge, float] | None = None
         """The newest snapshot that waits to be sealed, and when it came."""
         self._sealing: asyncio.Task[None] | None = None
+        self._gave_up = False
         self._waiting: dict[int, asyncio.Future[None]] = {}
 
     def restored(self, record: RecordSummary) -> None:
@@ -119,7 +120,9 @@ class Dispatcher:
 
     def snapshot(self, knowledge: Knowledge) -> None:
         """In the middle of a job: as checkpoint(), in the background, where no newer one comes before its turn. What cannot be sealed is
-        said."""
+        said; what comes after give_up_snapshots() is let go."""
+        if self._gave_up:
+            return
         loop = asyncio.get_running_loop()
         self._next = self._numbered(knowledge), loop.time()
         if self._sealing is None:
@@ -138,8 +141,8 @@ class Dispatcher:
             self._sealing = None
 
     def give_up_snapshots(self) -> None:
-        """Those that are not sealed yet."""
-        self._next = None
+        """Those that are not sealed yet, and the one that the training thread may still be taking: it ends with its iteration."""
+        self._next, self._gave_up = None, True
         if self._sealing is not None:
             self._sealing.cancel()
 

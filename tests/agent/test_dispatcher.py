@@ -72,6 +72,18 @@ async def test_who_goes_on_from_a_record_seals_newer_ones_though_the_clock_was_s
     assert await a.dispatcher.durable(41, 5.0)
 
 
+async def test_a_snapshot_that_comes_when_the_agent_leaves_is_let_go(ring: Ring) -> None:
+    """The training thread ends with its iteration, whose snapshot may be due: nothing seals it any more.
+
+    Found by chaos: sealing it failed, for the loop was taking leave of its threads, and that was said to be an error."""
+    a = await ring.agent("a")
+    a.dispatcher.snapshot(knowledge(1))
+    await until(lambda: held_by(a, a) == 1)
+    a.dispatcher.give_up_snapshots()
+    a.dispatcher.snapshot(knowledge(2))
+    assert (a.dispatcher.version, a.dispatcher._sealing) == (1, None)
+
+
 async def test_alone_nothing_is_durable_and_that_is_said(ring: Ring, caplog: pytest.LogCaptureFixture) -> None:
     a = await ring.agent("a")
     await a.dispatcher.checkpoint(knowledge(1))
