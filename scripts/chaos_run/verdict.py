@@ -45,9 +45,14 @@ class Seen:
     odd_ends: tuple[str, ...]
 
     @property
+    def all_thetas(self) -> Thetas:
+        """Of every round: what was committed, and what was seen."""
+        return promises.thetas_of(promises.commits(self.manager_logs), self.thetas)
+
+    @property
     def rounds(self) -> int:
-        """The last that was opened."""
-        return max(self.thetas, default=0)
+        """The last that was opened, whether somebody looked then or not."""
+        return max(self.all_thetas, default=0)
 
 
 def judge(seen: Seen, undisturbed: Thetas) -> dict[str, Any]:
@@ -59,7 +64,7 @@ def judge(seen: Seen, undisturbed: Thetas) -> dict[str, Any]:
     twice += promises.aggregated_by_nobody(told, logs)
     back = promises.rounds_lost(told)
     lost = promises.durable_lost(seen.lives, promises.deaths(seen.logs.values()))
-    thetas = promises.thetas_of(told, seen.thetas)
+    thetas = seen.all_thetas
     differ = promises.thetas_differ(thetas, undisturbed)
     if unseen := sorted(thetas.keys() - undisturbed.keys()):
         some = ", ".join(map(str, unseen[:ROUNDS_SAID])) + (", ..." if len(unseen) > ROUNDS_SAID else "")

@@ -136,6 +136,11 @@ def test_a_theta_that_nobody_looked_at_is_in_the_log() -> None:
     assert judge(replace(FINE, thetas={2: {"cc"}}), THETAS)["thetas_compared"] == 3
 
 
+def test_the_last_round_is_the_last_committed() -> None:
+    """As many rounds are done again undisturbed: one that was committed when nobody looked any more is among them."""
+    assert replace(FINE, thetas={0: {"aa"}, 1: {"bb"}}).rounds == 2
+
+
 def test_a_theta_that_was_compared_only_in_part_is_not_shown() -> None:
     late = {0: {"aa"}, 1: {"bb"}}
     said = "P5: not shown: theta of {} of 3 rounds is not compared, the undisturbed run had none: {}"
