@@ -3,7 +3,8 @@
 A life may have begun on the smaller side of a cut, or in a ring beside the ring, where its newest record is not and nobody can know that
 there is one.
 
-1. It looks once more where the order comes late (who is cut off gets none), or is for a later round than follows what it knows.
+1. It looks once more where the order comes late (who is cut off gets none), or is for a later round than follows what it knows: where
+   what it knows is half of a round, and the next one is asked for, somebody had the whole of it.
 2. Its newest record may lie beyond a cut that lasts: where there must be one it goes on looking, for as long as CUT_VERDICTS verdicts take
    and once more, and says what is lost where it must go on without. There must be one where an earlier life of the same launcher called a
    newer version durable (high_water.py); and there may be in mode exact, where all train, for it may have had a part in the rounds between.
@@ -24,10 +25,11 @@ CUT_VERDICTS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a life would go on from. round: of its record, -1 for none; version: of its record, 0 for none; durable: a newer one that an
-    earlier life has called durable, 0 where nobody knows of any."""
+    """What a life would go on from. round: of its record, -1 for none; whole: is that round's work done in it? version: of its record, 0
+    for none; durable: a newer one that an earlier life has called durable, 0 where nobody knows of any."""
 
     round: int
+    whole: bool
     version: int
     durable: int
 
@@ -48,7 +50,7 @@ class Doubt:
         if self.sure:
             return False
         late = now > self.began + self._verdict_max_s
-        once_more = not self._looks and (late or order.round > known.round + 1)
+        once_more = not self._looks and (late or order.round > known.round + known.whole)
         self.sure = not once_more and not self.lacks(order, known)
         return not self.sure
 

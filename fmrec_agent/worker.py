@@ -239,7 +239,8 @@ class Worker:
         return True
 
     def _known(self) -> Known:
-        return Known(self._trainer.round, self._dispatcher.found_version, self._dispatcher.missing)
+        trainer, dispatcher = self._trainer, self._dispatcher
+        return Known(trainer.round, trainer.done >= trainer.total, dispatcher.found_version, dispatcher.missing)
 
     async def _seal(self, contribution: Contribution, last: Snapshot, replicate: bool) -> tuple[RecordSummary, Data]:
         """The finished job as a record: the contribution, and the state that the next job starts from."""

@@ -167,13 +167,15 @@ class Standby:
     def _judge(self) -> list[StandbyOrder]:
         assert self.ballot is not None
         verdict, why = self.ballot.judge()
-        if verdict == "carried":
+        if verdict == "wait":
+            self.reason = why
+            return []
+        if verdict == "carried" and self.ballot.term <= self.term:
             self.stage, self.reason = "taking", f"{self._word}; {why}"
             return [TakeOver(self.term, self.reason)]
-        self.reason = why
-        if verdict == "lost":
-            self.term = max(self.term, self.ballot.term)
-            self._watch_on(why)
+        # Even where only a few have promised a later one: they would neither work for our root, nor let it speak.
+        self.term = max(self.term, self.ballot.term)
+        self._watch_on(why if verdict == "lost" else f"term {self.term} was promised to another root: asking for a later one")
         return []
 
     def _watch_on(self, reason: str) -> None:

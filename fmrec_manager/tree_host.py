@@ -202,7 +202,7 @@ class TreeHost:
             case ElectorAnswered():
                 self._obey(self.root.elector_answered(effect, effect.request, now))
             case Quit(reason, by):
-                where = f"is rooted at {by.address} now, with term {by.incarnation}" if by is not None else reason
+                where = f"is rooted at {by.address} now, with term {by.incarnation} (dead? start this one with --standby)" if by else reason
                 self._obey(self.root.superseded(where))
             case Notify():
                 level = logging.DEBUG if effect.fact in QUIET_FACTS else logging.INFO

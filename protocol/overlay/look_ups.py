@@ -97,14 +97,18 @@ class LookUps:
         spared = 0 if certain else self._parameters.write_quorum - 1
         key = (look_up.owner, look_up.tree)
         gathering = Gathering(look_up.asker, look_up.request, look_up.far, key, waiting, spared, now, moved)
-        mine = self._held.get(gathering.key)
-        if mine is not None:
-            gathering.holdings[self._me.id] = Holding(self._me, mine)
+        self._says_its_own(gathering)
         self._gatherings[self._queries] = gathering
         self._deadlines.set(("gather", self._queries), now + self._parameters.gather_timeout_s)
         self._deadlines.set(("doubtful", self._queries), now + self._parameters.ack_timeout_min_s)
         query = HoldingsQuery(self._queries, look_up.owner, look_up.tree)
         return [Send(peer, query) for peer in neighbours] or self.answer(self._queries)
+
+    def _says_its_own(self, gathering: Gathering) -> None:
+        """What we hold now: it may have come while we waited."""
+        mine = self._held.get(gathering.key)
+        if mine is not None:
+            gathering.holdings[self._me.id] = Holding(self._me, mine)
 
     def query_received(self, sender: Peer, query: HoldingsQuery) -> list[Effect]:
         return [Send(sender, HoldingsReply(query.request, self._held.get((query.owner, query.tree))))]
@@ -159,6 +163,7 @@ class LookUps:
             return []
         self._deadlines.drop(("gather", query))
         self._deadlines.drop(("doubtful", query))
+        self._says_its_own(gathering)
         newest = sorted(gathering.holdings.values(), key=lambda holding: (holding.record.order, holding.holder.id), reverse=True)
         return [Send(gathering.asker, LookUpReply(gathering.number, tuple(newest), len(gathering.waiting), gathering.far))]
 

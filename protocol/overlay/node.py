@@ -241,6 +241,8 @@ class OverlayNode:
             raise RemoteProtocolError(f"{type(message).__name__} does not belong on a control connection")
         if peer.id == self.self_peer.id:
             return self._superseded(peer)
+        if (successor := self.terms.successor_of(peer)) is not None:
+            return [fx.Send(peer, m.Superseded(successor))]
         welcome, effects = self.detector.heard(peer, now)
         if not welcome:
             return effects

@@ -9,7 +9,8 @@ commit. This is the part of those who are asked, the electors, and of whoever as
    number. The later root goes on from the version of the latest term, or from one after it (this is Paxos, with Raft's order of logs;
    records are kept in the same order). Of two roots that have chosen one term, as standbys do whose clocks are behind, the first has it.
 3. What comes from an earlier life than one that is promised, or was heard, is refused: orders for a tree, and records of its own that it
-   brings to be kept.
+   brings to be kept. A root that speaks after its successor was promised is told so, and heard no further, though that successor has
+   died: the failure detector would have it back, and it would wait for contributions that nobody brings it.
 4. Sounding. A standby asks first what would be said to its term. Who hears the root says no: a root that lives is not to be
    disturbed because a standby has lost sight of it. Nothing is promised.
 5. Who is asked and refuses the connection is gone, its promises with it; silence is no answer. The difference is one fresh dial.
@@ -95,6 +96,11 @@ class Terms:
     def promised(self, tree: TreeId) -> int:
         """The latest term promised in this tree; 0 for none."""
         return self._promises.get(tree, NONE).term
+
+    def successor_of(self, peer: Peer) -> Peer | None:
+        """The later root that is promised, where this is one of a tree that has one (rule 3)."""
+        promise = self._promises.get(peer.id, NONE)
+        return promise.root if promise.term > peer.incarnation else None
 
     def is_of_the_past(self, owner: Peer) -> bool:
         """Is a later life of this node promised, or heard? What it brings is then refused (rule 3)."""

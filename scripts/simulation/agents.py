@@ -90,7 +90,8 @@ class Agent(Application):
             self._looked()
 
     def _known(self) -> Known:
-        return Known(self._job.round if self._job is not None else -1, self.version, 0)
+        job = self._job
+        return Known(job.round, job.complete, self.version, 0) if job is not None else Known(-1, True, self.version, 0)
 
     def _lacks(self) -> bool:
         return self.order is not None and bool(self._doubt.lacks(self.order, self._known()))

@@ -15,7 +15,7 @@ VERDICT_S = 2.0
 BEGAN = 100.0
 SOON, LATE = BEGAN + VERDICT_S, BEGAN + VERDICT_S + 0.001
 ROOT = Peer(NodeId(1), "127.0.0.1", 20001, 1)
-NOTHING, ROUND_3 = Known(-1, 0, 0), Known(3, 7, 0)
+NOTHING, ROUND_3, HALF_OF_3 = Known(-1, True, 0, 0), Known(3, True, 7, 0), Known(3, False, 6, 0)
 
 
 def order(
@@ -39,6 +39,8 @@ def doubt() -> Doubt:
         (ROUND_3, 3, SOON, False),
         (ROUND_3, 4, SOON, False),
         (ROUND_3, 4, LATE, True),
+        (HALF_OF_3, 3, SOON, False),
+        (HALF_OF_3, 4, SOON, True),  # the round was closed with the whole of it
     ],
 )
 def test_rule_1_it_looks_once_more_where_the_order_is_late_or_for_a_later_round(known: Known, number: int, now: float, looks: bool) -> None:
@@ -60,8 +62,8 @@ def test_rule_1_it_looks_once_more_where_the_order_is_late_or_for_a_later_round(
         (ROUND_3, order(5, phase="adapt"), ""),
         (ROUND_3, order(5, chosen=(NodeId(9),)), ""),  # it may not have been chosen for round 4
         (NOTHING, order(5), ""),  # it may be new
-        (Known(3, 7, 9), order(4), "version 9 was durable, and version 7 was found"),
-        (Known(-1, 0, 9), order(0, "substitute"), "version 9 was durable, and version none was found"),
+        (Known(3, True, 7, 9), order(4), "version 9 was durable, and version 7 was found"),
+        (Known(-1, True, 0, 9), order(0, "substitute"), "version 9 was durable, and version none was found"),
     ],
 )
 def test_rule_2_what_there_must_be_is_looked_for_again_and_again(known: Known, asked: RoundOpen, lacks: str) -> None:
@@ -70,12 +72,12 @@ def test_rule_2_what_there_must_be_is_looked_for_again_and_again(known: Known, a
     found.must_look(asked, known, SOON)
     found.looked(0.1)
     assert found.must_look(asked, known, SOON) is bool(lacks)
-    assert not found.must_look(asked, Known(asked.round, 10, 0), SOON), "it is here"
+    assert not found.must_look(asked, Known(asked.round, True, 10, 0), SOON), "it is here"
     assert found.sure
 
 
 def test_rule_2_the_last_look_comes_after_the_time_for_it() -> None:
-    found, lacking = doubt(), Known(3, 7, 9)
+    found, lacking = doubt(), Known(3, True, 7, 9)
     found.looked(CUT_VERDICTS * VERDICT_S - 0.1)
     assert not found.is_last
     found.looked(0.2)

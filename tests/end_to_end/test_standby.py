@@ -60,6 +60,26 @@ async def test_a_manager_that_hung_and_wakes_finds_another_in_its_place(tmp_path
         assert first + taken_on + second == list(range(ROUNDS + 1))
 
 
+async def test_a_manager_that_wakes_when_its_successor_is_dead_makes_way_for_the_next(tmp_path: Path, undisturbed: str) -> None:
+    """The agents have promised to serve no earlier one: it waited for their contributions, and the ring told the standby that it lives."""
+    async with story(tmp_path, standby=True) as cluster:
+        before = await watched(cluster)
+        cluster.hang_manager()
+        now = await taken_over(cluster, before)
+        await cluster.until(lambda status: status["round"] > now["round"], STORY_S)
+        assert cluster.standby is not None
+        cluster.standby.kill()
+        cluster.standby.wait()
+        assert cluster.manager is not None
+        cluster.manager.send_signal(signal.SIGCONT)
+        assert await asyncio.to_thread(cluster.manager.wait, STORY_S) == 0
+        assert "(dead? start this one with --standby)" in cluster.log("manager.log")
+        cluster.start_standby()
+        final = await the_end(cluster)
+        assert (final["round"], len(final["losses"])) == (ROUNDS, ROUNDS)
+        assert final["theta_digest"] == undisturbed
+
+
 def rounds_of(fact: str, cluster: LocalCluster, log: str) -> list[int]:
     """The rounds that this manager says it has committed, or goes on from, in the order of its log."""
     lines = [line for line in cluster.log(log).splitlines() if f"fmrec.tree.main {fact} " in line]

@@ -225,6 +225,26 @@ def test_rule_6_who_was_told_of_a_later_term_comes_back_with_one_after_it() -> N
     assert sound.term == 9001
 
 
+def test_rule_6_a_few_who_have_promised_a_later_term_would_not_serve_its_root_so_it_asks_for_one_after_that() -> None:
+    """To a root that is gone, and whose clock was ahead."""
+    watch = Watch()
+    watch.root_is_gone()
+    watch.finds("a", "b", "c")
+    watch.hears("a", "refused", promised=9000, reason="term 9000 is promised")
+    watch.hears("b", "granted")
+    assert watch.hears("c", "granted") == []
+    assert (watch.standby.stage, watch.standby.reason) == ("watching", "term 9000 was promised to another root: asking for a later one")
+    watch.after(0.2)
+    watch.closest_answers()
+    (sound,) = watch.finds("a", "b", "c")
+    assert isinstance(sound, Sound)
+    assert sound.term == 9001
+    watch.hears("b", "granted")
+    (order,) = watch.hears("c", "granted")
+    assert isinstance(order, TakeOver)
+    assert order.term == 9001
+
+
 def test_whatever_happens_it_takes_over_at_most_once_and_only_with_half_of_the_voices() -> None:
     taken = 0
     for seed in range(200):

@@ -31,6 +31,16 @@ def test_rule_5_the_closest_node_asks_its_leaf_set_and_answers_newest_first() ->
     assert sent(effects, LookUpReply) == [(ASKER, LookUpReply(7, expected))]
 
 
+def test_rule_5_what_has_come_to_the_closest_node_while_it_waited_is_in_its_answer() -> None:
+    """A holder that was on the other side of a cut brings it, and another is still silent."""
+    node = Node(*FIVE[:2])
+    [(_, query), _] = sent(node.machine.look_up_delivered(look_up(), 0.0), HoldingsQuery)
+    node.machine.reply_received(FIVE[0], HoldingsReply(query.request, record(OWNER, 1)))
+    node.machine.record_held(record(OWNER, 12), 0.1)
+    [(_, reply)] = sent(node.until(P.gather_timeout_s), LookUpReply)
+    assert reply.holdings == (Holding(ME, record(OWNER, 12)), Holding(FIVE[0], record(OWNER, 1)))
+
+
 def test_rule_5_it_answers_with_what_it_has_when_somebody_stays_silent() -> None:
     node = Node(*FIVE[:2])
     [(_, query), _] = sent(node.machine.look_up_delivered(look_up(), 0.0), HoldingsQuery)

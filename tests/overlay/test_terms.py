@@ -15,7 +15,7 @@ from protocol.overlay.node import OverlayNode
 from protocol.overlay.promise import Promise, TreePromise
 from protocol.overlay.terms import LEAP_MAX, QUESTIONS_MAX, REASON_MAX, Terms
 from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest
-from protocol.wire.messages import LeafProbe, LeafProbeReply, Multicast, RoundOpen, Route
+from protocol.wire.messages import LeafProbe, LeafProbeReply, Multicast, RoundOpen, Route, Superseded
 from tests.overlay.scene import ME, P, facts, member, node_id, of, peer, sent
 
 TREE = node_id(0x10)
@@ -335,6 +335,23 @@ def test_rule_3_orders_of_a_root_whose_successor_is_promised_are_refused() -> No
     effects = node.handle(ev.MessageReceived(A, order), 0.3)
     assert "order_refused" in facts(effects)
     assert not of(fx.MulticastReceived, effects)
+
+
+def test_rule_3_a_root_that_speaks_after_its_successor_was_promised_is_told_and_heard_no_further_though_that_one_is_dead() -> None:
+    """It was stopped, another took its place, committed, and was killed; it wakes, and nobody brings it anything. Without a word to it the
+    run stood still for ever, for all who watched for a root were told that one lives."""
+    node = OverlayNode(ME, P, Random(1))
+    node.handle(ev.Started(), 0.0)
+    successor = root(4)
+    node.handle(ev.MessageReceived(successor, TermRequest(1, TREE, 4, 2)), 0.2)
+    node.handle(ev.PeerLost(successor, "connection reset"), 0.3)
+    node.handle(ev.DialEnded(successor, None, refused=True), 0.3)
+    for message in (LeafProbe((), ()), TermRequest(2, TREE, 3, 0)):
+        effects = node.handle(ev.MessageReceived(root(3), message), 0.4)
+        assert effects == [fx.Send(root(3), Superseded(successor))]
+    assert node.detector.life_of(TREE) is None
+    assert not sent(node.handle(ev.MessageReceived(root(5), LeafProbe((), ())), 0.5), Superseded)
+    assert node.detector.life_of(TREE) == root(5)
 
 
 # --- what peers may not say (P7) ---------------------------------------------------------------------------------------------

@@ -74,6 +74,24 @@ def test_whoever_roots_the_tree_there_is_one_chain_of_thetas(seed: int, mode: Re
     assert result.takeovers > 0
 
 
+@pytest.mark.parametrize(
+    ("seed", "nodes", "mode"),
+    [
+        # The first manager hangs, its successor commits and is killed, the first wakes: nobody serves it, and it stood there for ever.
+        (603, 16, "exact"),
+        # In a ring beside the ring a life finds half of its round's work; the round is closed with the whole, and the rings become one.
+        (662, 10, "exact"),
+        # The newest version came to the node that answers a look-up while it waited for others.
+        (620, 16, "substitute"),
+    ],
+)
+def test_what_was_found_by_chance_stays_mended(seed: int, nodes: int, mode: RecoveryMode) -> None:
+    result = RoundRun(RoundOptions(seed, nodes, WILD, "loopback", 40.0, 8, mode, standbys=2)).go()
+    assert not result.failures, "\n".join([*result.failures, result.story, result.command])
+    assert result.rounds == 8
+    assert result.theta_equal is (True if mode == "exact" else None)
+
+
 @pytest.mark.parametrize("placement", ["spread", "mixed"])
 def test_a_zone_does_not_take_with_it_what_has_had_time_to_leave_it(placement: PlacementPolicy) -> None:
     """Zones are longer than a leaf set, so that most of it lies within its own."""
