@@ -61,6 +61,7 @@ class Case:
 
 
 CASES = {"0.1": Case(9, 50, 20, 4), "1": Case(9, 50, 20, 4), "10.396": Case(9, 50, 20, 4), "100": Case(3, 20, 12, 2)}
+STEPS = ("detect", "locate", "transfer")
 QUICK = {"0.1": Case(3, 50, 2, 1)}
 QUICK_PACE_S = 0.5
 
@@ -82,7 +83,8 @@ async def measured(folder: Path, size_mb: str, case: Case, pace_s: float) -> Fig
         size = int(median(trial["bytes"] for trial in kills))
         raw_ms, raw_first_ms = await asyncio.to_thread(floors.raw_meanwhile_ms, size)
     moved = [trial for trial in kills if trial["transfer_ms"]]  # of the others the manager is one of the holders itself
-    figures = {f"{name}_ms": _median(kills, f"{name}_ms") for name in ("detect", "locate", "transfer", "restart")}
+    figures = {f"{name}_ms": _median(kills, f"{name}_ms") for name in (*STEPS, "restart")}
+    figures |= {f"stop_{name}_ms": _median(stops, f"{name}_ms") if stops else None for name in STEPS}
     snapshots = {(agent["name"], agent["durable_version"]): agent for agent in ready if agent["durable_ms"] and agent["snapshot_pause_ms"]}
     return {
         "bytes": size,
@@ -130,10 +132,11 @@ def bench(cases: dict[str, Case], folder: Path, *, quick: bool) -> Figures:
         for size_mb, case in cases.items():
             moved = {name: alone[size_mb][name] for name in ("raw_ms", "raw_new_ms", "bulk_ratio", "bulk_digest_ratio")}
             report["sizes_mb"][size_mb] = asyncio.run(measured(folder, size_mb, case, QUICK_PACE_S if quick else PACE_S)) | moved
+        report |= dict.fromkeys(("checkpoint_overhead_pct", "standby_kill_s", "standby_stop_s"))
         if not quick:
             report["checkpoint"] = asyncio.run(costs.checkpoint_overhead(folder / "checkpoints", MAIN_SIZE, 20.0))
             report["checkpoint_overhead_pct"] = report["checkpoint"].pop("checkpoint_overhead_pct")
-            report |= asyncio.run(costs.standby(folder / "standby", "0.1", 2))
+            report |= asyncio.run(costs.standby(folder / "standby", MAIN_SIZE, 2))
             report |= asyncio.run(costs.weight(folder / "weight"))
     return report | {"wall_s": round(time.monotonic() - began, 1), "aims": tables.judged(report)}
 

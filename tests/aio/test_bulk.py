@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from protocol.aio.bulk import BEGUN_MAX, WAITING_MAX, BulkError, PushOutcome
+from protocol.aio.bulk import BEGUN_MAX, SERVED_MAX, WAITING_MAX, BulkError, PushOutcome
 from protocol.aio.fetching import receive_front
 from protocol.aio.link import TURN_BYTES_MAX, Link, LinkClosed
 from protocol.chunks import FRONT_BYTES_MAX, front_bytes
@@ -357,6 +357,19 @@ async def test_transfers_that_we_begin_are_few_at_a_time(pair: tuple[Any, Any, S
     outcomes = await asyncio.gather(*(push(a, b, *record(version=version), "upload") for version in range(3 * BEGUN_MAX)))
     assert {outcome.outcome for outcome in outcomes} == {"stored"}
     assert max(together) <= BEGUN_MAX
+
+
+async def test_transfers_that_others_begin_are_refused_beyond_what_may_be(pair: tuple[Any, Any, Shelf]) -> None:
+    """Each of them costs a descriptor, and memory for what it holds: whoever cannot be served now is told so, and comes again."""
+    a, b, shelf = pair
+    shelf.offers[OWNER, TREE] = record(300_000)
+    links = [await a.connections._dial_bulk(a.peer, b.peer) for _ in range(SERVED_MAX)]
+    await until(lambda: b.connections.bulk._served == SERVED_MAX)
+    with pytest.raises(BulkError, match=f"{SERVED_MAX} transfers are under way here"):
+        await fetch(a, b)
+    links[0].abort("it has changed its mind")
+    await until(lambda: b.connections.bulk._served < SERVED_MAX)
+    assert (await fetch(a, b))[0] == shelf.offers[OWNER, TREE][0]
 
 
 async def test_a_link_gives_way_to_others_after_each_megabyte(pair: tuple[Any, Any, Shelf], monkeypatch: pytest.MonkeyPatch) -> None:

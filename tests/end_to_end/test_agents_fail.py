@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from protocol.aio.status_client import request_status
+from protocol.identifiers import Address
 from scripts.life_line import send
+from scripts.local_cluster import CLUSTER, HOST, free_ports
 from tests.end_to_end.stories import (
+    AGENT_SET,
     AGENTS,
     RECOVERED_WITHIN_S,
     ROUNDS,
@@ -44,6 +48,23 @@ async def test_a_killed_agent_goes_on_from_its_own_record(tmp_path: Path, undist
         assert recovery["outcome"] == "verified", recovery
         assert recovery["version"] >= before["durable_version"]
         assert recovery["noticed_unix_s"] - killed + recovery["total_ms"] / 1000 < RECOVERED_WITHIN_S, recovery
+        assert final["theta_digest"] == undisturbed
+
+
+async def test_an_agent_on_a_replaced_machine_goes_on_from_its_record(tmp_path: Path, undisturbed: str) -> None:
+    """The same name at another address, with nothing on disk; its record comes from those who held it for the life that died."""
+    async with story(tmp_path, restart=False) as cluster:
+        before = await in_a_job(cluster, "agent-0", from_round=4)
+        send(before["pid"], signal.SIGKILL)
+        port = free_ports(1)
+        sets = [part for item in ("name=agent-0", *AGENT_SET) for part in ("--set", item)]
+        cluster.spawn("replaced.log", ["fmrec-agent", "start", "--join", str(cluster.address), "--listen", f"{HOST}:{port}", *sets])
+        final = await the_end(cluster)
+        after = await request_status(Address(HOST, port), CLUSTER, STORY_S)
+        assert (after["name"], after["id"]) == ("agent-0", before["id"])
+        assert after["address"] != before["address"]
+        assert after["resumed_from"]["version"] >= before["durable_version"] > 0
+        assert final["counts"]["alive"] == AGENTS
         assert final["theta_digest"] == undisturbed
 
 

@@ -52,3 +52,24 @@ async def test_two_agents_and_the_manager_die_at_once(tmp_path: Path, undisturbe
             assert after["resumed_from"]["version"] >= life["durable_version"]
         assert final["counts"]["alive"] == AGENTS
         assert final["theta_digest"] == undisturbed
+
+
+async def test_a_manager_is_killed_in_the_middle_of_a_retrieval(tmp_path: Path, undisturbed: str) -> None:
+    """The look-up cannot end, for all who could answer are stopped. Its next life looks anew for what it needs, and theta is the same."""
+    async with story(tmp_path) as cluster:
+        dead = await in_a_job(cluster, "agent-2", from_round=4)
+        others = [await cluster.pid(f"agent-{index}") for index in range(AGENTS) if index != 2]
+        for pid in others:
+            send(pid, signal.SIGSTOP)
+        send(dead["pid"], signal.SIGKILL)
+        await cluster.until(lambda s: any(r["agent"] == "agent-2" and r["outcome"] == "running" for r in s["recoveries"]), STORY_S)
+        cluster.kill_manager()
+        for pid in others:
+            send(pid, signal.SIGCONT)
+        cluster.start_manager()
+        final = await the_end(cluster)
+        after = await cluster.agent(2)
+        assert after is not None
+        assert after["resumed_from"]["version"] >= dead["durable_version"]
+        assert (final["round"], final["counts"]["alive"]) == (ROUNDS, AGENTS)
+        assert final["theta_digest"] == undisturbed
