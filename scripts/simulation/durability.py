@@ -47,8 +47,10 @@ class Durability:
         self.durables = self.restores = self.found = self.lost = self.behind_said = 0
         self.retrieved = self.retrieved_behind = self.judged_abroad = 0
         self.committed_round = -1
-        self._committed: Order | None = None
-        """The version that was committed last."""
+        self._rounds: dict[int, int] = {}
+        """The round of each version that was committed."""
+        self._committed: dict[int, Order] = {}
+        """By life: the version that it knows to be committed."""
         self._cluster = cluster
         self._tree = tree
         self._window_s = window_s(cluster.parameters)
@@ -200,16 +202,18 @@ class Durability:
     # --- P6 -----------------------------------------------------------------------------------------------------------
 
     def committed(self, process: Process, version: int, number: int) -> None:
-        """The electors have agreed to this version of the tree's own record, which is for this round."""
-        now = self._cluster.clock.now
-        if number < self.committed_round and (self._tree, self._tree) not in self._lost:
-            words = f"{now:.4f}: {process} goes on at round {number}, and {self.committed_round} was committed"
-            self.mistakes["P6"].add(words, process)
-        self._committed = process.peer.incarnation, version
+        """The electors have agreed to this version of the tree's own record, which is for this round; and whoever put it to them has heard
+        so, late perhaps: one that has slept since then may hear it when another has gone on from there."""
+        wrong = [(v, n) for v, n in self._rounds.items() if (v < version and n > number) or (v > version and n < number)]
+        if wrong and (self._tree, self._tree) not in self._lost:
+            words = f"version {version} of {process} is of round {number}, and version {wrong[0][0]} was committed for round {wrong[0][1]}"
+            self.mistakes["P6"].add(f"{self._cluster.clock.now:.4f}: {words}", process)
+        self._rounds[version] = number
+        self._committed[process.index] = process.peer.incarnation, version
         self.committed_round = max(self.committed_round, number)
 
     def announced(self, process: Process, body: RoundOpen) -> None:
         """An order goes down the tree."""
         self._closed = self._closed or body.phase == "done"
-        if body.theta is not None and body.theta.order != self._committed:
+        if body.theta is not None and body.theta.order != self._committed.get(process.index):
             self.mistakes["P6"].add(f"{self._cluster.clock.now:.4f}: round {body.round} was announced before it was committed", process)

@@ -92,6 +92,14 @@ def test_what_was_found_by_chance_stays_mended(seed: int, nodes: int, mode: Reco
     assert result.theta_equal is (True if mode == "exact" else None)
 
 
+def test_who_hears_late_that_its_version_was_committed_does_no_harm() -> None:
+    """The first manager sleeps before the last elector's word is heard, and wakes when another has gone on from that version: judged as a
+    round that is done again, until the order of versions was."""
+    faults = "wild,crash_per_node_s=0.02,pause_per_node_s=0.01,partition_per_s=0.1,partition_max_s=15"
+    result = RoundRun(RoundOptions(2010, 14, faults, "loopback", 40.0, 8, "substitute", standbys=2)).go()
+    assert not result.failures, "\n".join([*result.failures, result.story, result.command])
+
+
 @pytest.mark.parametrize("placement", ["spread", "mixed"])
 def test_a_zone_does_not_take_with_it_what_has_had_time_to_leave_it(placement: PlacementPolicy) -> None:
     """Zones are longer than a leaf set, so that most of it lies within its own."""
