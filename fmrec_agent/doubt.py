@@ -73,6 +73,8 @@ class Doubt:
         """In words: what an earlier life knew, or may have learnt in rounds that we know nothing of; nothing where that cannot be."""
         if known.durable:
             return f"version {known.durable} was durable, and version {known.version or 'none'} was found"
-        if known.version and order.mode == "exact" and not order.chosen and order.phase == "train" and order.round > known.round + 1:
-            return f"round {order.round} is asked for, and no record after round {known.round} was found"
+        follows = known.round + known.whole
+        if known.version and order.mode == "exact" and not order.chosen and order.phase == "train" and order.round > follows:
+            found = f"no record after round {known.round}" if known.whole else f"half of round {known.round}"
+            return f"round {order.round} is asked for, and {found} was found"
         return ""

@@ -40,6 +40,11 @@ class Candidacy:
         self._complain_at = 0.0
 
     @property
+    def latest(self) -> int:
+        """The latest term that any elector who was asked has promised."""
+        return self.ballot.term if self.ballot is not None else 0
+
+    @property
     def behind(self) -> bool:
         """Is what was found older than what was committed?"""
         return self.base < self.floor

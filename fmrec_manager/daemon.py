@@ -2,7 +2,7 @@
 
 A tree's node has the treeId as its id; its root decides (root.py), its host does what is decided (tree_host.py). A standby has everything
 ready that takes time (torch, the listener, a place in the ring), and roots a tree when its manager is gone (standby_host.py). A manager
-that finds another in its place leaves: it has nothing to say any more.
+that finds another in its place, or hears that there was one, has nothing to say any more: it stands by for that tree, with all it holds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import logging
 import os
 import sys
 import time
-from functools import partial
 from typing import Any
 
 from fmrec_manager.display import Display
@@ -52,12 +51,14 @@ class ManagerDaemon:
         self._hosts: dict[str, TreeHost] = {}
         self._rooted: dict[str, TreeHost] = {}
         """Those of them that root their tree here: all, or where this is a standby the ones that it has taken over."""
+        self._news = asyncio.Event()
+        """Of a tree that is rooted here."""
         self._standby: StandbyHost | None = None
         self._address = settings.address
         self._lock: FolderLock | None = None
 
     async def run(self, stop: asyncio.Event) -> int:
-        """Serve until `stop` is set, a stop request comes, or another manager has taken over a tree."""
+        """Serve until `stop` is set, or a stop request comes."""
         check_identity()
         parameters = self._settings.overlay.parameters()
         self._connections = connections = Connections(self._settings.cluster, parameters)
@@ -92,40 +93,40 @@ class ManagerDaemon:
         return 0
 
     async def _root(self, parameters: OverlayParameters) -> None:
-        """Root the trees, at once or as they need it. Returns when another has taken one over; raises what a host failed with."""
+        """Root the trees, at once or as they need it, and stand by for the others. Never returns; raises what a host failed with."""
         seeds, hints = self._settings.seeds(), self._book.read()[:PEERS_TRIED]
-        taken: asyncio.Queue[TreeHost] = asyncio.Queue()
         if self._settings.standby:
-            trees = {name: host.tree for name, host in self._hosts.items()}
-            self._standby = standby = StandbyHost(
-                self._settings.cluster, self._address, trees, parameters, self._connections, partial(self._take_over, taken)
-            )
             held = [found for host in self._hosts.values() if (found := host.store.get(host.tree, host.tree)) is not None]
-            standby.start(seeds, hints, held)
+            self._stand_by(parameters).start(seeds, hints, held)
             log.info("a standby of cluster %s listens on %s", self._settings.cluster, self._address)
-            ends: set[asyncio.Future[Any]] = {standby.driver.failed}
         else:
             # The first tree's node enters the ring through seeds and remembered peers, the others through it.
             for index, (name, host) in enumerate(self._hosts.items()):
                 host.start(seeds if index == 0 else (self._address,), hints if index == 0 else ())
                 self._rooted[name] = host
-                taken.put_nowait(host)
             log.info("the manager of cluster %s listens on %s", self._settings.cluster, self._address)
-            ends = set()
         while True:
-            another = asyncio.create_task(taken.get())
-            done, _ = await asyncio.wait({another, *ends}, return_when=asyncio.FIRST_COMPLETED)
-            if another in done:
-                host = another.result()
-                ends |= {host.driver.failed, host.superseded}
-                continue
-            another.cancel()
-            for ended in done:
-                reason = ended.result()
-                log.warning("this manager leaves: %s", reason)
-            return
+            self._news.clear()
+            drivers = [host.driver for host in self._rooted.values()] + ([self._standby.driver] if self._standby is not None else [])
+            news: asyncio.Future[Any] = asyncio.ensure_future(self._news.wait())
+            ends = {news, *(driver.failed for driver in drivers), *(host.superseded for host in self._rooted.values())}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            news.cancel()
+            for driver in drivers:
+                if driver.failed.done():
+                    driver.failed.result()
+            for name, host in list(self._rooted.items()):
+                if host.superseded.done():
+                    await self._step_down(name, host, parameters)
 
-    def _take_over(self, taken: asyncio.Queue[TreeHost], name: str, term: int, found: Found | None, reason: str) -> None:
+    def _stand_by(self, parameters: OverlayParameters) -> StandbyHost:
+        """For the trees that are not rooted here."""
+        trees = {name: host.tree for name, host in self._hosts.items()}
+        where = self._settings.cluster, self._address
+        self._standby = StandbyHost(*where, trees, parameters, self._connections, self._take_over, self._rooted.keys())
+        return self._standby
+
+    def _take_over(self, name: str, term: int, found: Found | None, reason: str) -> None:
         """The manager of this tree is gone: root it here, from the record that was found."""
         log.warning("%s: %s: this standby takes over, with term %d", name, reason, term)
         host = self._hosts[name]
@@ -133,7 +134,24 @@ class ManagerDaemon:
             host.store.put(*found)
         host.start((self._address,), (), term)
         self._rooted[name] = host
-        taken.put_nowait(host)
+        self._news.set()
+
+    async def _step_down(self, name: str, host: TreeHost, parameters: OverlayParameters) -> None:
+        """Another roots this tree, or did last: stand by for it. A new host waits for its turn, as a standby's does from the beginning."""
+        order = host.superseded.result()
+        log.warning("tree %s %s: this manager stands by for it", name, order.reason)
+        del self._rooted[name]
+        near = [peer.address for peer in host.node.pastry.leaf_set if peer.address != self._address]
+        held = [found for record in host.store.held() if (found := host.store.get(*record.key)) is not None]
+        await host.close()
+        self._hosts[name] = again = TreeHost(name, host.settings, self._settings, parameters, self._connections, self._address)
+        await again.load()
+        if self._standby is None:
+            standby = self._stand_by(parameters)
+            standby.start((self._address,) if self._rooted else self._settings.seeds(), near)
+        else:
+            standby = self._standby
+        standby.superseded(name, order.term, held)
 
     def _say_what_stays(self) -> None:
         """Stopped in the middle of a run: where is what the next start goes on from?"""

@@ -59,9 +59,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class StepDown:
-    """Another roots this tree: do nothing more for it, and say so."""
+    """Another roots this tree, or did last, with this term: do nothing more for it but stand by."""
 
     reason: str
+    term: int
 
 
 @dataclass(frozen=True, slots=True)

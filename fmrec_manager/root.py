@@ -399,9 +399,7 @@ class Root:
         if verdict == "wait":
             return []
         if verdict == "lost":
-            # A start that was refused need not have a rival: the promise may be to one that is gone, and whose clock was ahead.
-            remedy = "" if candidacy.promised else "; if none runs, start this one with --standby, for a term later than any it hears of"
-            return self.superseded(f"has another root by now: {self.reason}{remedy}")
+            return self.superseded(f"has another root by now: {self.reason}", candidacy.latest)
         was_promised, self._deadline = candidacy.promised, None
         if not candidacy.carried(self.on_record):
             self.stage, self._deadline = "locating", now
@@ -411,12 +409,12 @@ class Root:
         fact = "goes_on" if 0 < candidacy.base[1] == self.version - 1 else "committed"
         return [Say(fact, {"round": self.next_round, "version": self.version, "by": self.reason}), *self._open_next(now)]
 
-    def superseded(self, reason: str) -> list[Order]:
-        """Another manager roots this tree now: nothing more is decided here."""
+    def superseded(self, reason: str, term: int) -> list[Order]:
+        """Another manager roots this tree now, or did last, with this term: nothing more is decided here."""
         if self.stage == "superseded":
             return []
         self.stage, self.reason, self.work, self.candidacy.ballot, self._deadline = "superseded", reason, None, None, None
-        return [StepDown(reason)]
+        return [StepDown(reason, term)]
 
     @property
     def put_to(self) -> Groups:

@@ -8,15 +8,15 @@
    that hears the root says no. More than half of those who have a say must agree (ballot.py): so on the smaller side of a cut, where
    the root may live on the other, a standby stays one.
 5. A tree of which it finds no record and has seen no root is none of its business: somebody is about to start it. Where it has seen the
-   root, which had committed nothing yet, and everyone who could hold a record says that there is none, it begins in its place. Where
-   something was committed, nobody here has it: on the smaller side of a cut, say. To begin anew would be to lose it.
+   root, or heard of its term, nothing was committed yet, and everyone who could hold a record says that there is none, it begins in its
+   place. Where something was committed, nobody here has it: on the smaller side of a cut, say. To begin anew would be to lose it.
 6. Its term is later than any that it has heard of, whatever its clock says.
 
     stage       what ends it                                                                              next
     watching    another node answers in the root's place, twice                                           looking
     looking     the record is found, or is certainly none; not certain: watching                          sounding
     sounding    carried: taking; the root answers the ring again, or patience_s passes: watching          taking
-    taking      for good: the root's decisions are root.py's from here
+    taking      the root's decisions are root.py's from here, until another has taken its place               watching
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ class TakeOver:
     reason: str
 
 
+LOOKING = "looking for the root"
+
 StandbyOrder = AskForRoot | LookForRecord | Sound | TakeOver
 
 
@@ -78,7 +80,7 @@ class Standby:
     def __init__(self, tree: TreeId, patience: Patience) -> None:
         self.tree = tree
         self.stage: Stage = "watching"
-        self.reason = "looking for the root"
+        self.reason = LOOKING
         self.root: Peer | None = None
         """As last heard."""
         self.term = 0
@@ -94,6 +96,16 @@ class Standby:
         """When the ring last answered; before that, when it was first asked."""
         self._absent_since: float | None = None
         self._give_up_at: float | None = None
+
+    def roots_it(self) -> None:
+        """It need not be watched: its root is in this process already."""
+        self.stage, self.reason = "taking", "rooted here"
+
+    def superseded(self, term: int) -> None:
+        """The root in this process has another after it, or had, with this term: watch that one."""
+        self._watch_on(LOOKING)
+        self.root, self._absent_since, self._answered_at = None, None, None
+        self.term, self._ask_at = max(self.term, term), 0.0
 
     def next_deadline(self) -> float | None:
         """When `tick` is wanted."""
@@ -149,7 +161,7 @@ class Standby:
         if not term and self.version:
             self._watch_on(f"version {self.version} of the tree's record was committed, and nobody here has any: start who holds it")
             return []
-        if not term and self.root is None:
+        if not term and self.root is None and not self.term:
             self._watch_on("no manager has begun this tree yet")
             return []
         self.ballot = Ballot(0, {peer.id: peer for peer in electors_of(members, self.tree, self._patience.electors_max)}, binding=False)

@@ -1,4 +1,5 @@
-"""The standby's process side: a node of the ring like any other, with an id of its own, that watches the roots of all trees.
+"""The standby's process side: a node of the ring like any other, with an id of its own, that watches the roots of the trees that are not
+rooted in this process.
 
 It holds replicas as every node does, and is a place through which agents can join when the manager is gone: name both to them. What each
 tree's standby decides is in standby.py; here its questions go to the ring, and the answers come back. The record that a look has found is
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from random import Random
 
@@ -45,7 +46,8 @@ def patience_of(parameters: OverlayParameters) -> Patience:
 
 
 class StandbyHost:
-    """Watches `trees`, by name. take_over(name, term, the record found, reason) is called once for each tree that is to be rooted."""
+    """Watches `trees`, by name, but for those that are `rooted` here. take_over(name, term, the record found, reason) is called for each
+    tree that is to be rooted, and not again before superseded(name)."""
 
     def __init__(
         self,
@@ -55,9 +57,13 @@ class StandbyHost:
         parameters: OverlayParameters,
         connections: Connections,
         take_over: Callable[[str, int, Found | None, str], None],
+        rooted: Collection[str] = (),
     ) -> None:
+        self._address = address
         self.me = Peer(agent_id(cluster, f"standby {address}"), address.host, address.port, int(time.time() * 1000))
         self.standbys = {name: Standby(tree, patience_of(parameters)) for name, tree in trees.items()}
+        for name in rooted:
+            self.standbys[name].roots_it()
         self._names = list(trees)  # a question's number is its tree's place here
         self._take_over = take_over
         self._loop = asyncio.get_running_loop()
@@ -69,13 +75,24 @@ class StandbyHost:
         self.driver = Driver(self.node, connections, self.store, self, parameters)
 
     def start(self, seeds: Iterable[Address], hints: Iterable[Address], held: Iterable[Found] = ()) -> None:
-        """Enter the ring, and watch. held: the trees' records that an earlier life has left on disk."""
+        """Enter the ring, and watch. held: records that an earlier life has left on disk. Our own address among the seeds is that of
+        another node of this process."""
         self.driver.start()
-        for record, data in held:
-            self.store.put(record, data)
-            self.driver.dispatch(RecordHeld(record))
-        self.driver.dispatch(Started(tuple(seeds), tuple(hints)))
+        self._hold(held)
+        seeds = tuple(seeds)
+        self.driver.dispatch(Started(seeds, tuple(hints), shared=self._address in seeds))
         self._tick()
+
+    def superseded(self, name: str, term: int, held: Iterable[Found]) -> None:
+        """The tree was rooted in this process, and has, or had, another root after that one. held: what that one held."""
+        self._hold(held)
+        self.standbys[name].superseded(term)
+        self._tick()
+
+    def _hold(self, held: Iterable[Found]) -> None:
+        for record, data in held:
+            if self.store.put(record, data):
+                self.driver.dispatch(RecordHeld(record))
 
     async def close(self) -> None:
         """Say goodbye and stop."""

@@ -117,8 +117,8 @@ class TreeHost:
         self._directory: Path | None = manager.state_dir / "trees" / name if manager.state_dir is not None else None
         self.store = RecordStore(self._directory, RECORD_STORE_BYTES_MAX, self._log.warning)
         self._loop = asyncio.get_running_loop()
-        self.superseded: asyncio.Future[str] = self._loop.create_future()
-        """Why another roots this tree now."""
+        self.superseded: asyncio.Future[StepDown] = self._loop.create_future()
+        """Why another roots this tree now, and with which term."""
         self._aggregator: Aggregator | None = None
         self.theta: dict[str, Array] = {}
         self.theta_record: RecordSummary | None = None
@@ -201,9 +201,8 @@ class TreeHost:
                 self._spawn(self._retrieved(effect))
             case ElectorAnswered():
                 self._obey(self.root.elector_answered(effect, effect.request, now))
-            case Quit(reason, by):
-                where = f"is rooted at {by.address} now, with term {by.incarnation} (dead? start this one with --standby)" if by else reason
-                self._obey(self.root.superseded(where))
+            case Quit(_, by):
+                self._obey(self.root.superseded(f"is rooted at {by.address}, or was last, with term {by.incarnation}", by.incarnation))
             case Notify():
                 level = logging.DEBUG if effect.fact in QUIET_FACTS else logging.INFO
                 self._log.log(level, "%s %s", effect.fact, " ".join(f"{key}={value}" for key, value in effect.details.items()))
@@ -278,8 +277,7 @@ class TreeHost:
 
         record = held[0]
         if record.incarnation >= self.me.incarnation:
-            why = f"has had a root of term {record.incarnation}, and this one's is {self.me.incarnation}: set the clock, or start again"
-            self._obey(self.root.superseded(why))
+            self._obey(self.root.superseded(f"has had a root of term {record.incarnation} already", record.incarnation))
             return None
         try:
             knowledge = open_record(*held)
@@ -328,9 +326,9 @@ class TreeHost:
                     self._spawn(self._commit(version, number))
                 case Ask(version, electors):
                     self.driver.dispatch(AskElectors(version, self.tree, self.me.incarnation, version, electors))
-                case StepDown(reason):
+                case StepDown():
                     if not self.superseded.done():
-                        self.superseded.set_result(f"tree {self.name} {reason}")
+                        self.superseded.set_result(order)
                 case Say(fact, details):
                     if fact in ("committed", "goes_on"):
                         details = {**details, "theta": self.theta_digest.hex()[:DIGITS_SAID]}

@@ -201,7 +201,7 @@ class Quit:
     """This node must stop: a newer incarnation of it lives, `by`."""
 
     reason: str
-    by: Peer | None = None
+    by: Peer
 
 
 @dataclass(frozen=True, slots=True)

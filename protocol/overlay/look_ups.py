@@ -107,6 +107,7 @@ class LookUps:
     def _says_its_own(self, gathering: Gathering) -> None:
         """What we hold now: it may have come while we waited."""
         mine = self._held.get(gathering.key)
+        gathering.holdings.pop(self._me.id, None)
         if mine is not None:
             gathering.holdings[self._me.id] = Holding(self._me, mine)
 

@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import replace
 from typing import Literal
 
-from protocol.identifiers import TreeId
+from protocol.identifiers import Peer, TreeId
 from protocol.wire.messages import Multicast, RoundOpen
 
 Order = tuple[int, int]
@@ -44,6 +44,14 @@ class Multicasts:
     @property
     def last(self) -> Multicast | None:
         return self._kept[-1] if self._kept else None
+
+    def root_after(self, root: Peer) -> Peer | None:
+        """Who gave the last order, where that is a later life of this root; who forged one may have named another as its giver."""
+        last = self.last
+        if last is None or last.order[0] <= root.incarnation:
+            return None
+        giver = last.body.holder
+        return giver if (giver.id, giver.incarnation) == (root.id, last.order[0]) else None
 
     def make(self, tree: TreeId, incarnation: int, body: RoundOpen) -> Multicast:
         """The root's next one."""

@@ -22,7 +22,7 @@ from protocol.overlay.pastry import Pastry
 from protocol.overlay.promise import TreePromise
 from protocol.overlay.replication import Replication
 from protocol.overlay.scribe import Scribe
-from protocol.overlay.terms import Terms
+from protocol.overlay.terms import LEAP_MAX, Terms
 from protocol.parameters import OverlayParameters
 from protocol.wire import messages as m
 from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest
@@ -241,8 +241,8 @@ class OverlayNode:
             raise RemoteProtocolError(f"{type(message).__name__} does not belong on a control connection")
         if peer.id == self.self_peer.id:
             return self._superseded(peer)
-        if (successor := self.terms.successor_of(peer)) is not None:
-            return [fx.Send(peer, m.Superseded(successor))]
+        if (successor := self.terms.successor_of(peer) or self.scribe.successor_of(peer)) is not None:
+            return [fx.Send(peer, m.Superseded(successor))]  # a root, whom nobody here would serve (terms, rule 3; scribe, rule 9)
         welcome, effects = self.detector.heard(peer, now)
         if not welcome:
             return effects
@@ -290,8 +290,8 @@ class OverlayNode:
         return effects + self.pastry.seed_answered(event.peer, now)
 
     def _superseded(self, by: Peer) -> Effects:
-        if by.id != self.self_peer.id or by.incarnation <= self.self_peer.incarnation:
-            return []
+        if by.id != self.self_peer.id or not 0 < by.incarnation - self.self_peer.incarnation <= LEAP_MAX:
+            return []  # of the past, or of no clock (terms, rule 7)
         return [fx.Quit(f"a newer life of this agent has started at {by.address} (incarnation {by.incarnation}): this one leaves", by)]
 
     def _route(self, sender: Peer, message: m.Route, now: float) -> Effects:

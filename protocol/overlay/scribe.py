@@ -23,6 +23,8 @@ routed to the treeId ends there with no special case.
    pushed down again hangs no better.
 8. Multicast (Scribe III-A). Down the tree, from the parent and nobody else, each once and in order (multicasts.py). TreeJoin and Alive say
    where the child stands; what it lacks is sent again, at most once in a heartbeat.
+9. Orders are numbered by the root's life first. Who has one of a later life than that of the root that speaks would take all of its orders
+   for old ones: it says so to that root (node.py), which would wait for ever.
 
     out --join--> attaching --welcome--> attached --parent died, cycle--> attaching
                   attaching --redirect--> attaching, elsewhere
@@ -91,6 +93,11 @@ class Scribe:
     def relatives(self) -> tuple[Peer, ...]:
         """Parents and children in all trees: those whose silence matters."""
         return self._relatives.peers()
+
+    def successor_of(self, peer: Peer) -> Peer | None:
+        """Rule 9: the later root of this peer's tree whose order has come here; None where it is no root, or the latest."""
+        tree = self.trees.get(peer.id)
+        return tree.multicasts.root_after(peer) if tree is not None else None
 
     # --- what the application wants -----------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@
     ...
 
 Agents are restarted by their launcher, one on each host, whose log names the process of each agent; the managers by us, as a supervisor
-would do (ARCHITECTURE.md). A manager's exit code other than 0 (it was superseded) and SIGKILL's is a fault of FMRec's.
+would do (ARCHITECTURE.md). A manager's exit code other than SIGKILL's is a fault of FMRec's: who is superseded stands by.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class ChaosCluster(LocalCluster):
             code = manager.process.poll() if manager.process is not None else None
             if code is None:
                 continue
-            if code not in (0, -signal.SIGKILL):
+            if code != -signal.SIGKILL:
                 self.odd_ends.append(f"{manager.name} ended with exit code {code}")
             self.start_one(manager.name)
             again.append(manager.name)

@@ -67,6 +67,8 @@ class Manager(Application):
         self._plan = plan
         self._rivals = rivals
         self._theta_record: RecordSummary | None = None
+        self.superseded_by = 0
+        """The term of a later root, once it has heard of one: it is over then."""
 
     def told(self, effect: fx.Effect) -> None:
         root, now, durability = self.root, self._now, self._agents.durability
@@ -89,6 +91,8 @@ class Manager(Application):
                 if recovery is not None and recovery.outcome != "running":
                     durability.retrieved_for_another(self.process, recovery.agent, effect)
                 self._obey(orders)
+            case fx.Quit(_, by):
+                self.superseded_by = by.incarnation
             case fx.ElectorAnswered():
                 self._obey(root.elector_answered(effect, effect.request, now))
 
@@ -125,8 +129,9 @@ class Manager(Application):
                     self._tell(ev.Retrieve(OWN_RECORD, self._agents.tree, self._agents.tree))
                 case Ask(version, electors):
                     self._tell(ev.AskElectors(version, self._agents.tree, self.process.peer.incarnation, version, electors))
-                case StepDown():
+                case StepDown(_, term):
                     assert self._rivals, f"{self.process} steps down, and there is no other manager"
+                    self.superseded_by = term
                     self._later(0.0, partial(self._cluster.kill, self.process))
                 case Recover(number, agent):
                     self._tell(ev.Retrieve(number, agent, self._agents.tree))

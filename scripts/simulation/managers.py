@@ -2,6 +2,7 @@
 
 Without standbys a manager that is killed comes back where it was. With them it is killed or hangs, and comes back by half a chance, as
 where somebody starts it by hand beside the standby that has taken its place: whoever roots the tree, no two may commit against each other.
+Who is superseded stands by.
 """
 
 from __future__ import annotations
@@ -122,9 +123,25 @@ class Managers:
             root = self._cluster.processes.get(f"{ROOT}@{process.name}")
             if root is not None and root.alive:
                 clock.after(0.0, lambda root, _: self._cluster.kill(root), root)
+        life = self._life(process)
+        term = life.superseded_by if isinstance(life, Manager) else 0
         standby = self.standbys.get(process.name.removeprefix(f"{ROOT}@"))
-        if standby is not None and standby.process is not process and standby.process.alive:
-            standby.root_ended()
+        if term and standby is None:
+            clock.after(0.0, self._stand_by, self, term)
+        elif standby is not None and standby.process is not process and standby.process.alive:
+            if term:
+                standby.superseded(term)
+            else:
+                standby.root_ended()
+
+    def _stand_by(self, _: object, term: int) -> None:
+        """A manager that was started as such is superseded: it goes on as a standby."""
+        standby = self.standbys.get(f"{STANDBY}0")
+        if standby is None:
+            self._population.start_standby(0)
+            standby = self.standbys[f"{STANDBY}0"]
+        if standby.process.alive:
+            standby.superseded(term)
 
     # --- what strikes -------------------------------------------------------------------------------------------------
 

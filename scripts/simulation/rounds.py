@@ -125,7 +125,7 @@ class RoundRun:
     def __init__(self, options: RoundOptions, work: Work | None = None) -> None:
         self.options = options
         self.faults = options.drawn_faults()
-        disks = options.standbys > 0
+        disks = options.standbys > 0 and self.faults.disk_kept_share > 0
         self.cluster = cluster = cluster_of(options.seed, options.nodes, options.preset, disks=disks, placement=options.placement)
         self.parameters = cluster.parameters
         self.work = work or Work(options.seed)

@@ -42,8 +42,13 @@ class StandbyLife(Application):
         self.standby = Standby(self._tree, patience_of(self._cluster.parameters))
         self._later(0.0, self._tick)
 
+    def superseded(self, term: int) -> None:
+        """The root in its process has another after it, or had, with this term."""
+        self.standby.superseded(term)
+        self._later(0.0, self._tick)
+
     def root_ended(self) -> None:
-        """The root that it has started is dead, or has stepped down."""
+        """The root that it has started is dead: so is it, and is started again."""
         self._later(STARTED_AGAIN_S, self._watch)
 
     def told(self, effect: fx.Effect) -> None:

@@ -40,7 +40,6 @@ def doubt() -> Doubt:
         (ROUND_3, 4, SOON, False),
         (ROUND_3, 4, LATE, True),
         (HALF_OF_3, 3, SOON, False),
-        (HALF_OF_3, 4, SOON, True),  # the round was closed with the whole of it
     ],
 )
 def test_rule_1_it_looks_once_more_where_the_order_is_late_or_for_a_later_round(known: Known, number: int, now: float, looks: bool) -> None:
@@ -53,9 +52,19 @@ def test_rule_1_it_looks_once_more_where_the_order_is_late_or_for_a_later_round(
         assert found.sure
 
 
+def test_rule_1_half_of_a_round_is_not_the_newest_where_the_next_is_asked_for() -> None:
+    """The round was closed with the whole of it, or with this half; in mode substitute both are right."""
+    found = doubt()
+    assert found.must_look(order(4, "substitute"), HALF_OF_3, SOON)
+    found.looked(0.0)
+    assert not found.must_look(order(4, "substitute"), HALF_OF_3, SOON), "once"
+
+
 @pytest.mark.parametrize(
     ("known", "asked", "lacks"),
     [
+        (HALF_OF_3, order(4), "round 4 is asked for, and half of round 3 was found"),
+        (HALF_OF_3, order(3), ""),
         (ROUND_3, order(5), "round 5 is asked for, and no record after round 3 was found"),
         (ROUND_3, order(4), ""),
         (ROUND_3, order(5, "substitute"), ""),  # its part in round 4 was done by its replica

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from protocol.aio.process import UserError
 from protocol.aio.store import RecordStore
 from protocol.identifiers import agent_id, tree_id
 from protocol.knowledge import Knowledge, seal
+from protocol.overlay.events import MessageReceived
+from protocol.wire.electing import TermRequest
 from scripts.local_cluster import free_ports
 from tests.agent.ring import Host
 
@@ -132,17 +135,36 @@ async def test_a_standby_knows_what_its_own_disk_holds(bystander: Host, tmp_path
     assert await standby.task == 0
 
 
-async def test_a_manager_that_finds_a_later_one_in_its_place_leaves(
+async def test_a_manager_that_finds_a_later_one_in_its_place_stands_by(
     started: Started, bystander: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Somebody starts a second manager by hand while the first one lives: the later one has the trees, the first says where they are."""
+    """Somebody starts a second manager by hand while the first one lives: the later one has the trees, the first says where they are, and
+    has them again when that one stops."""
     ring, other = str(bystander.me.address), port()
     first = await started(listen=port(), join=(ring,))
     await first.until(lambda: all(first.tree(name).get("stage") == "waiting" for name in TREES))
     second = await started(listen=other, join=(ring,))
-    assert await asyncio.wait_for(asyncio.shield(first.task), WITHIN_S) == 0
-    assert f"is rooted at {other} now, with term" in caplog.text
+    await first.until(lambda: not first.daemon._rooted)
+    assert f"is rooted at {other}, or was last, with term" in caplog.text
+    assert caplog.text.count("this manager stands by for it") == len(TREES)
     await second.until(lambda: all(second.tree(name)["stage"] == "waiting" for name in TREES))
+    await first.until(lambda: all(first.tree(name)["root"] == other for name in TREES))
+    terms = {name: second.daemon._rooted[name].me.incarnation for name in TREES}
+    second.stop.set()
+    assert await second.task == 0
+    await first.until(lambda: all(first.tree(name)["stage"] == "waiting" for name in TREES))
+    assert all(first.daemon._rooted[name].me.incarnation > term for name, term in terms.items())
+
+
+async def test_of_several_trees_it_stands_by_for_the_one_that_has_another_root_alone(started: Started, bystander: Host) -> None:
+    manager = await started(listen=port(), join=(str(bystander.me.address),))
+    await manager.until(lambda: all(manager.tree(name).get("stage") == "waiting" for name in TREES))
+    old = manager.daemon._rooted["two"].me
+    term = old.incarnation + 3_600_000
+    bystander.driver.dispatch(MessageReceived(replace(old, incarnation=term), TermRequest(1, old.id, term, 0)))
+    await manager.until(lambda: manager.tree("two").get("stage") == "waiting" and manager.daemon._rooted["two"].me.incarnation == term + 1)
+    assert set(manager.daemon._rooted) == set(TREES)
+    assert manager.daemon._rooted["one"].me.incarnation < term
 
 
 async def test_a_second_manager_on_the_state_of_one_that_runs_is_refused(started: Started, tmp_path: Path) -> None:

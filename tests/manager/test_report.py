@@ -55,7 +55,7 @@ def test_the_last_word_of_a_run_that_is_stopped_says_where_its_theta_is() -> Non
     play.goes(*SOURCES, cause="left")
     assert last_word(play.root, folder) == f"{where} kept here"
     assert last_word(play.root, None) == f"{where} nobody: name a --state-dir next time"
-    play.took(play.root.superseded("is rooted elsewhere"))
+    play.took(play.root.superseded("is rooted elsewhere", 7))
     assert last_word(play.root, folder) == "", "another manager has it"
 
 

@@ -154,8 +154,8 @@ def test_superseded_by_the_word_of_the_ring_in_the_middle_of_a_round() -> None:
     play = stage("exact")
     play.begins(*SOURCES)
     play.uploads("a", 0)
-    assert play.took(play.root.superseded("is rooted elsewhere")) == [StepDown("is rooted elsewhere")]
-    assert play.took(play.root.superseded("is rooted elsewhere")) == [], "said once"
+    assert play.took(play.root.superseded("is rooted elsewhere", 7)) == [StepDown("is rooted elsewhere", 7)]
+    assert play.took(play.root.superseded("is rooted elsewhere", 7)) == [], "said once"
     assert play.uploads("b", 0) == "train of round 0 is not open"
     play.goes("c")
     assert play.recovers() == []
@@ -167,7 +167,7 @@ def test_superseded_while_it_folds_in_it_commits_nothing_of_that() -> None:
     for name in SOURCES:
         play.uploads(name, 0)
     assert play.root.stage == "aggregating"
-    play.took(play.root.superseded("is rooted elsewhere"))
+    play.took(play.root.superseded("is rooted elsewhere", 7))
     assert play.root.aggregated(0.5, play.now) == []
     assert (play.root.stage, play.root.next_round) == ("superseded", 0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -243,6 +243,33 @@ def test_rule_6_a_few_who_have_promised_a_later_term_would_not_serve_its_root_so
     (order,) = watch.hears("c", "granted")
     assert isinstance(order, TakeOver)
     assert order.term == 9001
+
+
+def test_rule_5_a_term_that_was_heard_of_is_a_root_that_was_seen() -> None:
+    """It was killed before it had committed anything, and its clock was ahead: no manager with a right one could begin in its place."""
+    watch = Watch()
+    watch.closest_answers(9000)
+    watch.after(0.2)
+    watch.closest_answers(9000)
+    sound, order = watch.finds_nothing(certain=True)
+    assert (sound, order) == (Sound(9001, ()), TakeOver(9001, order.reason))  # type: ignore[union-attr]
+
+
+def test_a_root_that_is_superseded_watches_the_one_after_it_and_comes_later_than_that() -> None:
+    watch = Watch()
+    watch.standby.roots_it()
+    assert watch.after(10.0) == []
+    watch.standby.superseded(9000)
+    assert watch.after(0.0) == [AskForRoot()]
+    later = replace(ROOT, incarnation=9000)
+    watch.root_answers(later)
+    assert watch.standby.reason == f"the root at {later.address} lives"
+    watch.closest_answers()
+    watch.after(0.2)
+    watch.closest_answers()
+    (sound,) = watch.finds("a")
+    assert isinstance(sound, Sound)
+    assert sound.term == 9001
 
 
 def test_whatever_happens_it_takes_over_at_most_once_and_only_with_half_of_the_voices() -> None:

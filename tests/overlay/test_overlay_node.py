@@ -14,6 +14,7 @@ from protocol.identifiers import Address, NodeId, Peer
 from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
 from protocol.overlay.node import OverlayNode
+from protocol.overlay.terms import LEAP_MAX
 from protocol.wire import messages as m
 from protocol.wire.codec import encode
 from protocol.wire.electing import RootQuery
@@ -177,7 +178,15 @@ def test_a_newer_life_of_ourselves_makes_us_quit_and_says_where_it_is() -> None:
     assert of(fx.Quit, node_with(A).handle(ev.SeedAnswered(SEED, later), 1.0))
 
 
-@pytest.mark.parametrize("by", [ME, replace(ME, incarnation=0), replace(A, incarnation=9)], ids=["ourselves", "an older life", "another"])
+NOBODY_ELSE = {
+    "ourselves": ME,
+    "an older life": replace(ME, incarnation=0),
+    "another": replace(A, incarnation=9),
+    "a life of no clock": replace(ME, incarnation=ME.incarnation + LEAP_MAX + 1),
+}
+
+
+@pytest.mark.parametrize("by", NOBODY_ELSE.values(), ids=NOBODY_ELSE)
 def test_nobody_else_can_make_us_quit(by: Peer) -> None:
     assert not of(fx.Quit, said(node_with(A), A, m.Superseded(by)))
 

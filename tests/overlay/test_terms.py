@@ -354,6 +354,20 @@ def test_rule_3_a_root_that_speaks_after_its_successor_was_promised_is_told_and_
     assert node.detector.life_of(TREE) == root(5)
 
 
+def test_scribe_rule_9_who_has_an_order_of_a_later_root_says_so_to_an_earlier_one() -> None:
+    """It has promised nothing, or has forgotten it, and would take all orders of the earlier root for old ones."""
+    node = OverlayNode(ME, P, Random(1))
+    node.handle(ev.Started(), 0.0)
+    node.handle(ev.JoinTree(TREE, member(ME)), 0.1)
+    tree = node.scribe.trees[TREE]
+    forged = Multicast(TREE, (9, 1), RoundOpen("train", 5, 1, "exact", root(8)), resumes=True)
+    tree.multicasts.take(forged)
+    assert not sent(node.handle(ev.MessageReceived(root(3), LeafProbe((), ())), 0.2), Superseded), "nobody's: its giver is another"
+    tree.multicasts.take(Multicast(TREE, (9, 2), RoundOpen("train", 5, 1, "exact", root(9)), (9, 1)))
+    assert node.handle(ev.MessageReceived(root(3), LeafProbe((), ())), 0.3) == [fx.Send(root(3), Superseded(root(9)))]
+    assert not sent(node.handle(ev.MessageReceived(root(9), LeafProbe((), ())), 0.4), Superseded)
+
+
 # --- what peers may not say (P7) ---------------------------------------------------------------------------------------------
 
 
