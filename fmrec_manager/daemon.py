@@ -144,8 +144,9 @@ class ManagerDaemon:
         near = [peer.address for peer in host.node.pastry.leaf_set if peer.address != self._address]
         held = [found for record in host.store.held() if (found := host.store.get(*record.key)) is not None]
         await host.close()
-        self._hosts[name] = again = TreeHost(name, host.settings, self._settings, parameters, self._connections, self._address)
+        again = TreeHost(name, host.settings, self._settings, parameters, self._connections, self._address)
         await again.load()
+        self._hosts[name] = again
         if self._standby is None:
             standby = self._stand_by(parameters)
             standby.start((self._address,) if self._rooted else self._settings.seeds(), near)
