@@ -140,16 +140,18 @@ class ManagerDaemon:
         """Another roots this tree, or did last: stand by for it. A new host waits for its turn, as a standby's does from the beginning."""
         order = host.superseded.result()
         log.warning("tree %s %s: this manager stands by for it", name, order.reason)
-        del self._rooted[name]
         near = [peer.address for peer in host.node.pastry.leaf_set if peer.address != self._address]
-        held = [found for record in host.store.held() if (found := host.store.get(*record.key)) is not None]
+        # What is on disk stays there; else it goes on living here, for it may be the last copy.
+        keys = [(host.tree, host.tree)] if self._settings.state_dir is not None else [record.key for record in host.store.held()]
+        held = [found for key in keys if (found := host.store.get(*key)) is not None]
         await host.close()
         again = TreeHost(name, host.settings, self._settings, parameters, self._connections, self._address)
         await again.load()
         self._hosts[name] = again
+        del self._rooted[name]
         if self._standby is None:
             standby = self._stand_by(parameters)
-            standby.start((self._address,) if self._rooted else self._settings.seeds(), near)
+            standby.start((*self._settings.seeds(), *((self._address,) if self._rooted else ())), near)
         else:
             standby = self._standby
         standby.superseded(name, order.term, held)

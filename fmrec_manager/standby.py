@@ -2,14 +2,15 @@
 
 1. Each `interval_s` it asks the ring who roots the tree. The root itself answers: it lives, and all is well.
 2. Another node answers: the ring has buried the root. It must say so twice, `settle_s` apart: a ring in repair may err for a moment.
-3. Nobody answers: it is we who are cut off, or alone, which looks the same. No verdict follows from that; agents that come back find us,
-   and are a ring then.
+3. Nobody answers, or nobody but ourselves: it is we who are cut off, or alone, which looks the same. No verdict follows from that; agents
+   that come back find us, and are a ring then.
 4. The ring's word is not enough, for there may be two rings. It fetches the tree's record, which names the electors, and sounds them. One
    that hears the root says no. More than half of those who have a say must agree (ballot.py): so on the smaller side of a cut, where
    the root may live on the other, a standby stays one.
 5. A tree of which it finds no record and has seen no root is none of its business: somebody is about to start it. Where it has seen the
-   root, or heard of its term, nothing was committed yet, and everyone who could hold a record says that there is none, it begins in its
-   place. Where something was committed, nobody here has it: on the smaller side of a cut, say. To begin anew would be to lose it.
+   root, which had committed nothing yet, and everyone who could hold a record says that there is none, it begins in its place. Where
+   something was committed, nobody here has it: on the smaller side of a cut, say. To begin anew would be to lose it. Nor where it has
+   heard of a root's term alone: nobody has said what that one has committed.
 6. Its term is later than any that it has heard of, whatever its clock says.
 
     stage       what ends it                                                                              next
@@ -161,8 +162,10 @@ class Standby:
         if not term and self.version:
             self._watch_on(f"version {self.version} of the tree's record was committed, and nobody here has any: start who holds it")
             return []
-        if not term and self.root is None and not self.term:
-            self._watch_on("no manager has begun this tree yet")
+        if not term and self.root is None:
+            remedy = "start who holds it; where nothing was ever committed, a manager without --standby, or name another tree"
+            gone = f"a root of term {self.term} was here, and nobody here has its record: {remedy}"
+            self._watch_on(gone if self.term else "no manager has begun this tree yet")
             return []
         self.ballot = Ballot(0, {peer.id: peer for peer in electors_of(members, self.tree, self._patience.electors_max)}, binding=False)
         self.term = max(self.term + 1, clock)

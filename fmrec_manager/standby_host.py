@@ -91,7 +91,7 @@ class StandbyHost:
 
     def _hold(self, held: Iterable[Found]) -> None:
         for record, data in held:
-            if self.store.put(record, data):
+            if self.store.is_full(record) is None and self.store.put(record, data):
                 self.driver.dispatch(RecordHeld(record))
 
     async def close(self) -> None:
@@ -113,7 +113,7 @@ class StandbyHost:
     def __call__(self, effect: Effect) -> None:
         now = self._loop.time()
         match effect:
-            case RootAnswered(request):
+            case RootAnswered(request, peer) if peer.address != self._address or not self._is_alone():
                 self._told(request, lambda standby: standby.answered(effect, now))
             case ElectorAnswered(request):
                 self._told(request, lambda standby: standby.heard(effect, now))
@@ -130,6 +130,10 @@ class StandbyHost:
     async def on_upload(self, summary: RecordSummary, data: Data, sender: Peer) -> str | None:
         """A standby takes no contributions."""
         return "this is a standby, not the manager"
+
+    def _is_alone(self) -> bool:
+        """Is nobody in the ring but nodes of this process? What these say is no word of the ring."""
+        return all(peer.address == self._address for peer in self.node.pastry.leaf_set)
 
     def _told(self, request: int, tell: Callable[[Standby], list[StandbyOrder]]) -> None:
         name = self._names[request]

@@ -22,7 +22,7 @@ from protocol.overlay.pastry import Pastry
 from protocol.overlay.promise import TreePromise
 from protocol.overlay.replication import Replication
 from protocol.overlay.scribe import Scribe
-from protocol.overlay.terms import LEAP_MAX, Terms
+from protocol.overlay.terms import LEAP_HEARD_MAX, Terms
 from protocol.parameters import OverlayParameters
 from protocol.wire import messages as m
 from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest
@@ -290,7 +290,7 @@ class OverlayNode:
         return effects + self.pastry.seed_answered(event.peer, now)
 
     def _superseded(self, by: Peer) -> Effects:
-        if by.id != self.self_peer.id or not 0 < by.incarnation - self.self_peer.incarnation <= LEAP_MAX:
+        if by.id != self.self_peer.id or not 0 < by.incarnation - self.self_peer.incarnation <= LEAP_HEARD_MAX:
             return []  # of the past, or of no clock (terms, rule 7)
         return [fx.Quit(f"a newer life of this agent has started at {by.address} (incarnation {by.incarnation}): this one leaves", by)]
 

@@ -52,6 +52,8 @@ WITNESSED = 2
 """Rule 8."""
 LEAP_MAX = 1 << 42
 """Milliseconds, 139 years: a clock that has never been set begins with 1970, and no two are further apart."""
+LEAP_HEARD_MAX = LEAP_MAX // 2
+"""Of what others tell: a term after that must be one that electors promise, whenever they were started."""
 
 NONE = Promise()
 
@@ -187,7 +189,7 @@ class Terms:
         if reply.granted and reply.written > question.message.term:
             raise RemoteProtocolError(f"{sender.id.short} agrees to term {question.message.term} after term {reply.written}")
         word: Literal["granted", "refused"] = "granted" if reply.granted else "refused"
-        known = reply.promised, reply.version, reply.written
+        known = self._believed(reply.promised), reply.version, reply.written
         return [ElectorAnswered(reply.request, sender.id, word, *known, reply.reason[:REASON_MAX], reply.remembers)]
 
     def lost(self, peer: Peer) -> list[Effect]:
@@ -234,7 +236,11 @@ class Terms:
         if reply.rooted != (sender.id == tree):
             raise RemoteProtocolError(f"{sender.id.short} says that it {'roots' if reply.rooted else 'does not root'} tree {tree.short}")
         del self._root_asked[reply.request]
-        return [RootAnswered(reply.request, sender, reply.rooted, reply.term, reply.version)]
+        return [RootAnswered(reply.request, sender, reply.rooted, self._believed(reply.term), reply.version)]
+
+    def _believed(self, term: int) -> int:
+        """Rule 7: who tells of a term that is of no clock would have ours be of none."""
+        return min(term, self._me.incarnation + LEAP_HEARD_MAX)
 
     def check_invariants(self) -> None:
         assert max(len(self._questions), len(self._root_asked)) <= QUESTIONS_MAX, "questions without end"

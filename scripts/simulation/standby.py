@@ -54,7 +54,7 @@ class StandbyLife(Application):
     def told(self, effect: fx.Effect) -> None:
         standby, now = self.standby, self._now
         match effect:
-            case fx.RootAnswered():
+            case fx.RootAnswered(_, peer) if peer != self.process.peer or len(self.process.node.pastry.leaf_set):
                 self._obey(standby.answered(effect, now))
             case fx.ElectorAnswered():
                 self._obey(standby.heard(effect, now))

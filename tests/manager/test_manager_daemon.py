@@ -13,6 +13,7 @@ import pytest
 
 from fmrec_manager.daemon import ManagerDaemon
 from fmrec_manager.ledger import Ledger, LedgerMember
+from fmrec_manager.orders import StepDown
 from fmrec_manager.settings import ManagerSettings, TreeSettings
 from protocol.aio.process import UserError
 from protocol.aio.store import RecordStore
@@ -162,9 +163,40 @@ async def test_of_several_trees_it_stands_by_for_the_one_that_has_another_root_a
     old = manager.daemon._rooted["two"].me
     term = old.incarnation + 3_600_000
     bystander.driver.dispatch(MessageReceived(replace(old, incarnation=term), TermRequest(1, old.id, term, 0)))
-    await manager.until(lambda: manager.tree("two").get("stage") == "waiting" and manager.daemon._rooted["two"].me.incarnation == term + 1)
-    assert set(manager.daemon._rooted) == set(TREES)
-    assert manager.daemon._rooted["one"].me.incarnation < term
+    await manager.until(lambda: f"a root of term {term} was here, and nobody here has its record" in str(manager.tree("two").get("reason")))
+    assert set(manager.daemon._rooted) == {"one", "three"}
+    assert manager.tree("one")["stage"] == manager.tree("three")["stage"] == "waiting"
+
+
+async def test_a_manager_that_is_superseded_and_alone_takes_no_verdict_from_itself(started: Started, bystander: Host) -> None:
+    """Its only neighbour goes when it has told of a later root: that one may live, and what was committed may be where that is."""
+    manager = await started(listen=port(), join=(str(bystander.me.address),))
+    await manager.until(lambda: all(manager.tree(name).get("stage") == "waiting" for name in TREES))
+    for name in TREES:
+        later = replace(manager.daemon._rooted[name].me, incarnation=manager.daemon._rooted[name].me.incarnation + 9)
+        bystander.driver.dispatch(MessageReceived(later, TermRequest(1, later.id, later.incarnation, 0)))
+    await manager.until(lambda: not manager.daemon._rooted)
+    await bystander.close()
+    await manager.until(lambda: all("cut off, or alone" in manager.tree(name)["reason"] for name in TREES))
+
+
+async def test_a_manager_that_is_stopped_as_it_steps_down_has_written_what_it_held(
+    started: Started, bystander: Host, tmp_path: Path
+) -> None:
+    manager = await started(listen=port(), join=(str(bystander.me.address),), state_dir=tmp_path)
+    await manager.until(lambda: all(manager.tree(name).get("stage") == "waiting" for name in TREES))
+    host = manager.daemon._rooted["two"]
+    tensors = {"theta": {"w": np.ones(9, np.float32)}}
+    record, data = seal(Knowledge(agent_id("c", "a"), host.tree, 1, 1, "train", 0, 0, False, tensors=tensors))
+    host.store.put(record, data)
+    host.superseded.set_result(StepDown("is rooted elsewhere", host.me.incarnation + 9))
+    await asyncio.sleep(0)
+    manager.stop.set()
+    assert await manager.task == 0
+    again = RecordStore(tmp_path / "trees" / "two", 1 << 30, print)
+    await again.load()
+    assert again.get(*record.key) is not None
+    await again.close()
 
 
 async def test_a_second_manager_on_the_state_of_one_that_runs_is_refused(started: Started, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from protocol.identifiers import Address, NodeId, Peer
 from protocol.overlay import effects as fx
 from protocol.overlay import events as ev
 from protocol.overlay.node import OverlayNode
-from protocol.overlay.terms import LEAP_MAX
+from protocol.overlay.terms import LEAP_HEARD_MAX
 from protocol.wire import messages as m
 from protocol.wire.codec import encode
 from protocol.wire.electing import RootQuery
@@ -182,7 +182,7 @@ NOBODY_ELSE = {
     "ourselves": ME,
     "an older life": replace(ME, incarnation=0),
     "another": replace(A, incarnation=9),
-    "a life of no clock": replace(ME, incarnation=ME.incarnation + LEAP_MAX + 1),
+    "a life of no clock": replace(ME, incarnation=ME.incarnation + LEAP_HEARD_MAX + 1),
 }
 
 
