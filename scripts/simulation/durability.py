@@ -181,7 +181,7 @@ class Durability:
         if durable is None or found >= durable or self._closed or self._settling[key][-1][0] > began:
             return
         self.retrieved_behind += 1
-        holders = self._holders(key, durable)
+        holders = self._holders(key, durable, began)  # who has got it since could not be found
         reached = [holder for holder in holders if reached_since(self._cluster, process, holder, began - self._window_s)]
         if key not in self._lost and len(reached) >= self._cluster.parameters.write_quorum:
             words = f"{now:.4f}: {process} retrieved {_words(found)} of {owner}, and {_words(durable)} is durable, which {reached[0]} holds"
