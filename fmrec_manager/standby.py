@@ -129,8 +129,10 @@ class Standby:
             orders.append(AskForRoot())
         return orders
 
-    def answered(self, answer: RootAnswered, now: float) -> list[StandbyOrder]:
-        """The ring's word."""
+    def answered(self, answer: RootAnswered, now: float, *, alone: bool) -> list[StandbyOrder]:
+        """The ring's word. alone: is nobody in it but nodes of this process? Then it is none (rule 3)."""
+        if alone:
+            return []
         self.term, self._answered_at = max(self.term, answer.term), now
         self.version = max(self.version, answer.version)
         if self.stage == "taking":

@@ -113,8 +113,9 @@ class StandbyHost:
     def __call__(self, effect: Effect) -> None:
         now = self._loop.time()
         match effect:
-            case RootAnswered(request, peer) if peer.address != self._address or not self._is_alone():
-                self._told(request, lambda standby: standby.answered(effect, now))
+            case RootAnswered(request):
+                alone = all(peer.address == self._address for peer in self.node.pastry.leaf_set)
+                self._told(request, lambda standby: standby.answered(effect, now, alone=alone))
             case ElectorAnswered(request):
                 self._told(request, lambda standby: standby.heard(effect, now))
             case RetrievalEnded(request):
@@ -130,10 +131,6 @@ class StandbyHost:
     async def on_upload(self, summary: RecordSummary, data: Data, sender: Peer) -> str | None:
         """A standby takes no contributions."""
         return "this is a standby, not the manager"
-
-    def _is_alone(self) -> bool:
-        """Is nobody in the ring but nodes of this process? What these say is no word of the ring."""
-        return all(peer.address == self._address for peer in self.node.pastry.leaf_set)
 
     def _told(self, request: int, tell: Callable[[Standby], list[StandbyOrder]]) -> None:
         name = self._names[request]

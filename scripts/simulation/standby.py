@@ -54,8 +54,8 @@ class StandbyLife(Application):
     def told(self, effect: fx.Effect) -> None:
         standby, now = self.standby, self._now
         match effect:
-            case fx.RootAnswered(_, peer) if peer != self.process.peer or len(self.process.node.pastry.leaf_set):
-                self._obey(standby.answered(effect, now))
+            case fx.RootAnswered():
+                self._obey(standby.answered(effect, now, alone=not len(self.process.node.pastry.leaf_set)))
             case fx.ElectorAnswered():
                 self._obey(standby.heard(effect, now))
             case fx.RetrievalEnded(record=record):

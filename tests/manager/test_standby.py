@@ -41,10 +41,10 @@ class Watch:
         return given
 
     def root_answers(self, root: Peer = ROOT, version: int = 0) -> list[StandbyOrder]:
-        return self.took(self.standby.answered(RootAnswered(0, root, True, root.incarnation, version), self.now))
+        return self.took(self.standby.answered(RootAnswered(0, root, True, root.incarnation, version), self.now, alone=False))
 
-    def closest_answers(self, term: int = 0, version: int = 0) -> list[StandbyOrder]:
-        return self.took(self.standby.answered(RootAnswered(0, CLOSEST, False, term, version), self.now))
+    def closest_answers(self, term: int = 0, version: int = 0, *, alone: bool = False) -> list[StandbyOrder]:
+        return self.took(self.standby.answered(RootAnswered(0, CLOSEST, False, term, version), self.now, alone=alone))
 
     def finds(self, *names: str, term: int = 100, certain: bool = False, clock: int = CLOCK) -> list[StandbyOrder]:
         return self.took(self.standby.found([info(name) for name in names], term, certain, self.now, clock))
@@ -74,6 +74,16 @@ def test_rule_3_a_standby_that_nobody_answers_says_so_and_waits_until_there_is_a
     watch.closest_answers()
     watch.after(PATIENCE.settle_s)
     assert watch.closest_answers() == [LookForRecord()], "the agents are back, and the root is not"
+
+
+def test_rule_3_what_it_says_itself_is_no_word_of_the_ring() -> None:
+    """Alone, it is the node closest to the treeId."""
+    watch = Watch()
+    watch.root_answers()
+    for _ in range(20):
+        watch.after(PATIENCE.settle_s)
+        assert watch.closest_answers(alone=True) == []
+    assert watch.standby.reason == "nobody in the ring answers: cut off, or alone"
 
 
 def test_from_watching_to_rooting() -> None:
