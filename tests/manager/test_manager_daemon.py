@@ -190,7 +190,6 @@ async def test_a_manager_that_is_stopped_as_it_steps_down_has_written_what_it_he
     record, data = seal(Knowledge(agent_id("c", "a"), host.tree, 1, 1, "train", 0, 0, False, tensors=tensors))
     host.store.put(record, data)
     host.superseded.set_result(StepDown("is rooted elsewhere", host.me.incarnation + 9))
-    await asyncio.sleep(0)
     manager.stop.set()
     assert await manager.task == 0
     again = RecordStore(tmp_path / "trees" / "two", 1 << 30, print)

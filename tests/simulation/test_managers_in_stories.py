@@ -9,7 +9,7 @@ import pytest
 from fmrec_manager.orders import Commit
 from protocol.identifiers import NodeId, Peer, rank
 from protocol.overlay.promise import Promise, TreePromise
-from protocol.wire.messages import RoundOpen
+from protocol.wire.messages import RecoveryMode, RoundOpen
 from protocol.wire.values import RecordSummary
 from scripts.simulation.agents import Agent, Work
 from scripts.simulation.manager import Manager
@@ -77,11 +77,11 @@ def test_a_promise_of_an_earlier_run_ends_no_root_that_is_in_order_for_good() ->
 
 
 @pytest.mark.parametrize("mode", ["exact", "substitute"])
-def test_a_root_that_wakes_when_nobody_remembers_its_dead_successor_makes_way(mode: str) -> None:
+def test_a_root_that_wakes_when_nobody_remembers_its_dead_successor_makes_way(mode: RecoveryMode) -> None:
     """The electors have no disks, and were all started again; but the tree has handed the orders of the successor on to them, and whoever
     has these takes all of the first root's for old ones."""
     faults = "disk_kept_share=0"
-    run = RoundRun(RoundOptions(5, 13, faults, "loopback", 1.0, 12, mode, standbys=1), Work(5, step_s=6.0))  # type: ignore[arg-type]
+    run = RoundRun(RoundOptions(5, 13, faults, "loopback", 1.0, 12, mode, standbys=1), Work(5, step_s=6.0))
     assert run._build()
     clock, cluster, first = run.cluster.clock, run.cluster, run.manager
     assert clock.run_until(lambda: first.root.version >= 3 and first.root.stage == "train", 200.0)
