@@ -342,6 +342,7 @@ class AgentDaemon:
             "phase": trainer.phase,
             "round": trainer.round,
             "iteration": trainer.iteration,
+            "first_began_unix_s": trainer.first_began_unix_s,
             "first_iterated_unix_s": trainer.first_iterated_unix_s,
             "job": {"done": trainer.done, "total": trainer.total},
             "loss": trainer.loss,

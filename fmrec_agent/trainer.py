@@ -131,8 +131,9 @@ class Trainer:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer", initializer=in_thread)
         self._turns = turns
         self._yielding = False
+        self.first_began_unix_s: float | None = None
         self.first_iterated_unix_s: float | None = None
-        """When this life had done its first iteration."""
+        """When this life began its first iteration, and when it had done it."""
         self._stop = threading.Event()
         self.phase: Phase | None = None
         self.round = -1
@@ -199,6 +200,7 @@ class Trainer:
                 self._in_turn()
                 if self._stop.is_set():
                     return None
+                self.first_began_unix_s = self.first_began_unix_s or time.time()
                 self.loss = _number(float, "what step() returned", asked(self.learner, "step"))
                 self.first_iterated_unix_s = self.first_iterated_unix_s or time.time()
                 self.done += 1

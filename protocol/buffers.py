@@ -17,6 +17,9 @@ from protocol.tensors import Array
 MALLOC_KEEPS_BYTES_MAX = 32 << 20
 SPARE_BYTES_MAX = 256 << 20
 """Of one process. Larger records are received into new memory each time."""
+GRAIN_BYTES = 2 << 20
+"""New memory comes in multiples of this, of which nothing is touched that is not used: a version is often a little longer than the last, by
+the digits of a counter."""
 WASTED_SHARE_MAX = 0.25
 """A spare that is longer than what is wanted by more than this is left for others."""
 
@@ -30,7 +33,7 @@ def buffer_of(size: int) -> memoryview:
     if size <= MALLOC_KEEPS_BYTES_MAX:
         return np.empty(size, np.uint8).data
     spare = _taken(size)
-    whole = np.empty(size, np.uint8) if spare is None else spare
+    whole = np.empty(-(-size // GRAIN_BYTES) * GRAIN_BYTES, np.uint8) if spare is None else spare
     lent = whole[:size]
     finalize(lent, _give_back, whole).atexit = False
     return lent.data

@@ -1,16 +1,17 @@
 """How long a recovery takes with 0.1 to 100 MB of meta knowledge, what being ready for one costs, and the floors, on this machine.
 
 Twelve agents and a manager, real processes over loopback, in mode exact, train without end (scripts/recovery_bench/forecaster.py). Again
-and again one is killed or hung at any moment of a job; recovery_bench/cluster.py says what detect, locate, transfer, kill, stop and
-restart are. Beside that, for each size:
+and again one is killed or hung at any moment of a job; recovery_bench/cluster.py says what detect, locate, transfer, kill, stop,
+resumed and restart are. Beside that, for each size:
 
     pause       what a checkpoint takes from training: the snapshot, without the time in which other processes had the processors; snapshot:
                 with it, by the clock
     moved       the transfer, of those recoveries that needed one: some replicas are the manager's own
     durable     from the snapshot until the write quorum holds it
     raw         the floor: the same bytes through a bare BufferedProtocol, alone, into the same memory each time; raw_new: into a new buffer
-                each time; raw_meanwhile: as raw, beside the twelve agents; raw_first: the first of these, into memory that the process
-                has not touched before, which a virtual machine may have to get from its host
+                each time; raw_in_a_row: as raw, beside the twelve agents; raw_meanwhile: these, each after a rest, as the transfer of a
+                recovery is; raw_first: the first of all, into memory that the process has not touched before, which a virtual machine may
+                have to get from its host
     repeat      the alternative: doing the lost iterations again. A job is the paper's 400, and who dies at any moment of it without a
                 record has lost 200 on average
 
@@ -81,9 +82,10 @@ async def measured(folder: Path, size_mb: str, case: Case, pace_s: float) -> Fig
         for _ in range(case.stops):
             stops.append(await fleet.trial(signal.SIGSTOP, period_s))
         size = int(median(trial["bytes"] for trial in kills))
-        raw_ms, raw_first_ms = await asyncio.to_thread(floors.raw_meanwhile_ms, size)
+        raw = await asyncio.to_thread(floors.raw_meanwhile, size)
     moved = [trial for trial in kills if trial["transfer_ms"]]  # of the others the manager is one of the holders itself
-    figures = {f"{name}_ms": _median(kills, f"{name}_ms") for name in (*STEPS, "restart")}
+    beyond_ms = median(trial["total_ms"] - trial["detect_ms"] for trial in moved) if moved else 0.0
+    figures = {f"{name}_ms": _median(kills, f"{name}_ms") for name in (*STEPS, "resumed", "restart")}
     figures |= {f"stop_{name}_ms": _median(stops, f"{name}_ms") if stops else None for name in STEPS}
     snapshots = {(agent["name"], agent["durable_version"]): agent for agent in ready if agent["durable_ms"] and agent["snapshot_pause_ms"]}
     return {
@@ -100,11 +102,10 @@ async def measured(folder: Path, size_mb: str, case: Case, pace_s: float) -> Fig
         **figures,
         "restart_p99_ms": spread(kills, "restart_ms")["p99"],
         "repeat_ms": round(1000 * LOST_ON_AVERAGE * iteration_s, 1),
-        "raw_meanwhile_ms": raw_ms,
-        "raw_first_ms": raw_first_ms,
+        **raw,
         "moved": len(moved),
         "moved_ms": _median(moved, "transfer_ms") if moved else None,
-        "beyond_by_raw": round(median(trial["total_ms"] - trial["detect_ms"] for trial in moved) / raw_ms, 2) if moved else None,
+        "beyond_by_raw": round(beyond_ms / raw["raw_meanwhile_ms"], 2) if moved else None,
         "trials": {"SIGKILL": kills, "SIGSTOP": stops},
     }
 

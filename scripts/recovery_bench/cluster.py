@@ -4,9 +4,10 @@
     locate      until it is known who holds the newest record
     transfer    until its bytes are at the manager, every digest checked
     kill, stop  all of it: from SIGKILL or SIGSTOP to the verified record at the manager
-    restart     from SIGKILL to the first iteration of the agent's next life beyond its record
+    resumed     from SIGKILL until the agent's next life, which has its record, begins its first iteration
+    restart     until it has done it
 
-The manager's clock tells detect, locate and transfer, the agent's when its next life has first iterated: both are asked only every
+The manager's clock tells detect, locate and transfer, the agent's when its next life first iterates: both are asked only every
 RECOVERED_WATCH_S while something is being recovered, for to answer takes their time.
 """
 
@@ -34,6 +35,7 @@ BATCH = 8
 WITHIN_S = 60.0
 WATCH_S = 0.01
 RECOVERED_WATCH_S = 0.1
+FIRST_ITERATION = {"resumed": "began", "restart": "iterated"}
 REPLACED_MAX_S = 6.0
 """Of 100 MB by the longest that a transfer may take it would be half a minute."""
 
@@ -186,7 +188,7 @@ class Fleet:
             "locate_ms": recovery["locate_ms"],
             "transfer_ms": recovery["transfer_ms"],
             "total_ms": detect_ms + recovery["total_ms"],
-            "restart_ms": await again if again is not None else None,
+            **(await again if again is not None else {}),
         }
         await self.cluster.until(lambda status: status["counts"]["alive"] == AGENTS, WITHIN_S)
         await asyncio.sleep(self._replaced_s)
@@ -212,12 +214,12 @@ class Fleet:
         await asyncio.sleep(RECOVERED_WATCH_S)
         return ended(await self.cluster.until(lambda status: ended(status) is not None, WITHIN_S, RECOVERED_WATCH_S)) or {}
 
-    async def _again(self, index: int, before: Status, when: float) -> float:
-        """Milliseconds until the next life has done an iteration that its record did not hold."""
+    async def _again(self, index: int, before: Status, when: float) -> Figures:
+        """Milliseconds until the next life was at, and had done, an iteration that its record did not hold."""
         while time.time() < when + WITHIN_S:
             await asyncio.sleep(RECOVERED_WATCH_S)
             agent = await self.cluster.agent(index)
             resumed = agent["resumed_from"] if agent and agent["incarnation"] > before["incarnation"] else None
             if agent and resumed is not None and agent["iteration"] > resumed["iteration"]:
-                return 1000 * (float(agent["first_iterated_unix_s"]) - when)
+                return {f"{name}_ms": 1000 * (agent[f"first_{what}_unix_s"] - when) for name, what in FIRST_ITERATION.items()}
         raise ClusterError(f"{before['name']} did not train again within {WITHIN_S:.0f} s")

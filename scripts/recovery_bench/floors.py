@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -20,20 +21,32 @@ from scripts.bulk_bench.floor import raw_ms, raw_sender
 
 TRIALS = 50
 RAW_TRIALS = 9
+REST_S = 1.0
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def raw_meanwhile_ms(size: int) -> tuple[float, float]:
-    """Moving so many bytes between two processes of ours by a bare BufferedProtocol, now: beside whatever runs on the machine. The first
-    time is into new memory; the median is that of the later ones, into the same memory again."""
+def raw_meanwhile(size: int) -> dict[str, float]:
+    """Moving so many bytes between two processes of ours by a bare BufferedProtocol, now: beside whatever runs on the machine.
+
+    raw_first_ms: into new memory; the others are medians, into the same memory again. raw_in_a_row_ms: one transfer right after the other.
+    raw_meanwhile_ms: one after a rest of REST_S, as a recovery's is: two processes that wake up get in each other's way on one processor,
+    until the scheduler has parted them.
+    """
     same = np.empty(size, np.uint8).data
 
-    async def run(port: int) -> list[float]:
-        return [await raw_ms(port, same) for _ in range(1 + RAW_TRIALS)]
+    async def run(port: int) -> tuple[float, list[float], list[float]]:
+        first = await raw_ms(port, same)
+        in_a_row = [await raw_ms(port, same) for _ in range(RAW_TRIALS)]
+        rested = []
+        for _ in range(RAW_TRIALS):
+            await asyncio.sleep(REST_S)
+            rested.append(await raw_ms(port, same))
+        return first, in_a_row, rested
 
     with raw_sender(size) as port:
-        found = uvloop.run(run(port))
-    return round(median(found[1:]), 3), round(found[0], 3)
+        first, in_a_row, rested = uvloop.run(run(port))
+    found = {"raw_first_ms": first, "raw_in_a_row_ms": median(in_a_row), "raw_meanwhile_ms": median(rested)}
+    return {name: round(value, 3) for name, value in found.items()}
 
 
 def process_floor() -> dict[str, Any]:

@@ -82,12 +82,12 @@ def show(report: Figures) -> None:
 
 def _recoveries(sizes: dict[str, Figures]) -> Table:
     columns = ("MB", "kills", "verified", "detect", "locate", "transfer", "kill p50", "p99", "stops", "stop p50", "p99")
-    columns += ("restart p50", "p99", "repeat")
+    columns += ("resumed", "restart p50", "p99", "repeat")
     table = _table("from the signal to the verified record at the manager, and to training again; ms, medians", columns)
     for size, found in sizes.items():
         steps = (found["detect_ms"], found["locate_ms"], found["transfer_ms"], *(found["kill_ms"][name] for name in PAIR))
         stops = (str(found["stops"]), *(_shown(found["stop_ms"][name]) for name in PAIR))
-        last = (found["restart_ms"], found["restart_p99_ms"], found["repeat_ms"])
+        last = (found.get("resumed_ms"), found["restart_ms"], found["restart_p99_ms"], found["repeat_ms"])
         table.add_row(size, str(found["kills"]), str(found["verified"]), *map(_shown, steps), *stops, *map(_shown, last))
     return table
 
@@ -98,12 +98,13 @@ def _stop_steps(size: str, found: Figures) -> str:
 
 
 def _readiness(sizes: dict[str, Figures]) -> Table:
-    columns = ("MB", "bytes", "pause", "by the clock", "durable", "raw", "new", "raw meanwhile", "new", "moved", "of", "beyond / raw")
-    columns += ("raw / bulk", "raw / with digests")
+    columns = ("MB", "bytes", "pause", "by the clock", "durable", "raw", "new", "raw meanwhile", "in a row", "new")
+    columns += ("moved", "of", "beyond / raw", "raw / bulk", "raw / with digests")
     title = "checkpoints and transfers; ms, medians; pause: without waiting for a processor; raw: alone, and beside the twelve agents"
     table = _table(title, columns)
     for size, found in sizes.items():
-        times = ("pause_ms", "snapshot_ms", "durable_ms", "raw_ms", "raw_new_ms", "raw_meanwhile_ms", "raw_first_ms", "moved_ms")
+        times = ("pause_ms", "snapshot_ms", "durable_ms", "raw_ms", "raw_new_ms")
+        times += ("raw_meanwhile_ms", "raw_in_a_row_ms", "raw_first_ms", "moved_ms")
         ratios = ("beyond_by_raw", "bulk_ratio", "bulk_digest_ratio")
         shown = [[_shown(found.get(name)) for name in names] for names in (times, ratios)]
         table.add_row(size, f"{found['bytes']:,}", *shown[0], f"{found['moved']}/{found['kills']}", *shown[1])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from protocol import buffers
-from protocol.buffers import MALLOC_KEEPS_BYTES_MAX, SPARE_BYTES_MAX, buffer_of
+from protocol.buffers import GRAIN_BYTES, MALLOC_KEEPS_BYTES_MAX, SPARE_BYTES_MAX, buffer_of
 
 LARGE = MALLOC_KEEPS_BYTES_MAX + 1000
 
@@ -35,6 +35,17 @@ def test_what_was_given_back_is_used_again() -> None:
     assert where(buffer_of(LARGE)) != place, "it is taken"
 
 
+def test_what_is_a_little_longer_fits_too() -> None:
+    view = buffer_of(LARGE)
+    place = where(view)
+    del view
+    longer = buffer_of(LARGE + 4)
+    assert (where(longer), len(longer)) == (place, LARGE + 4)
+    longer[LARGE + 3] = 7
+    del longer
+    assert where(buffer_of(LARGE + GRAIN_BYTES)) != place
+
+
 def test_a_part_of_it_keeps_it_whoever_holds_the_part() -> None:
     view = buffer_of(LARGE)
     place, part, array = where(view), view[5:10], np.frombuffer(view[20:], np.uint8)[3:4]
@@ -55,12 +66,12 @@ def test_a_spare_that_is_much_longer_is_left_and_one_that_is_shorter_as_well() -
 
 
 def test_so_many_bytes_are_kept_the_last_first_and_no_small_ones() -> None:
-    size = SPARE_BYTES_MAX // 2 - 10
-    first, second, third = buffer_of(size), buffer_of(size + 1), buffer_of(size + 2)
+    size = SPARE_BYTES_MAX // 2 - 2 * GRAIN_BYTES
+    first, second, third = (buffer_of(size + more * GRAIN_BYTES) for more in range(3))
     small, giant = buffer_of(MALLOC_KEEPS_BYTES_MAX), buffer_of(SPARE_BYTES_MAX + 1)
     del first, second, third, small
     del giant
-    assert [len(spare) for spare in buffers._spares.values()] == [size + 1, size + 2]
+    assert [len(spare) for spare in buffers._spares.values()] == [size + GRAIN_BYTES, size + 2 * GRAIN_BYTES]
 
 
 def test_threads_never_share_one() -> None:
