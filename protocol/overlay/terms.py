@@ -13,7 +13,8 @@ commit. This is the part of those who are asked, the electors, and of whoever as
    died: the failure detector would have it back, and it would wait for contributions that nobody brings it.
 4. Sounding. A standby asks first what would be said to its term. Who hears the root says no: a root that lives is not to be
    disturbed because a standby has lost sight of it. Nothing is promised.
-5. Who is asked and refuses the connection is gone, its promises with it; silence is no answer. The difference is one fresh dial.
+5. Who is asked and refuses the connection is gone, its promises with it; silence is no answer. The difference is one fresh dial. Whoever
+   ends that connection, too, is asked with the next question: it may not understand ours.
 6. Who roots the tree is asked by route to the treeId. Another node than the root answers only when it is the live node closest to
    the treeId: that is the word of the ring that the root is gone (Pastry, rule 3).
 7. Terms come from clocks, in milliseconds. One that is further ahead than any two clocks are apart is nobody's, and refused: a promise of
@@ -60,10 +61,11 @@ NONE = Promise()
 
 @dataclass(slots=True)
 class Question:
-    """What we have asked the electors, and whose answer is awaited."""
+    """What we have asked the electors, and whose answer is awaited. repeated: of whom, on another connection (rule 5)."""
 
     message: TermRequest
     waiting: dict[NodeId, Peer] = field(default_factory=dict)
+    repeated: set[NodeId] = field(default_factory=set)
 
 
 class Terms:
@@ -194,7 +196,8 @@ class Terms:
 
     def lost(self, peer: Peer) -> list[Effect]:
         """A connection broke, or none could be made: where this is an elector that we wait for, one fresh dial tells which (rule 5)."""
-        return [Dial(peer)] if any(question.waiting.get(peer.id) == peer for question in self._questions.values()) else []
+        asked = (each for each in self._questions.values() if peer.id not in each.repeated)
+        return [Dial(peer)] if any(question.waiting.get(peer.id) == peer for question in asked) else []
 
     def dial_ended(self, peer: Peer, found: Peer | None, refused: bool) -> list[Effect]:
         """An elector's next life is asked in its place; where nobody listens, or somebody else, it is gone."""
@@ -204,6 +207,7 @@ class Terms:
                 continue
             if found is not None and found.id == peer.id:
                 question.waiting[peer.id] = found
+                question.repeated.add(peer.id)
                 effects.append(Send(found, question.message))
             elif refused or found is not None:
                 del question.waiting[peer.id]

@@ -218,6 +218,21 @@ def test_a_question_is_withdrawn_when_the_next_one_about_its_tree_is_put() -> No
     assert terms.replied(B, TermReply(8, True, 3, 6, 3))
 
 
+def test_rule_5_who_ends_each_connection_is_asked_with_the_next_question() -> None:
+    """It does not understand ours, perhaps: without this it was asked again at the pace of the network."""
+    terms = Elector().terms
+    question = TermRequest(7, TREE, 3, 7)
+    terms.ask(7, question, (A,))
+    assert terms.lost(A) == [fx.Dial(A)]
+    assert terms.dial_ended(A, A, refused=False) == [fx.Send(A, question)]
+    assert terms.lost(A) == []
+    terms.ask(8, replace(question, request=8), (A,))
+    assert terms.lost(A) == [fx.Dial(A)]
+    (gone,) = terms.dial_ended(A, None, refused=True)
+    assert isinstance(gone, fx.ElectorAnswered)
+    assert (gone.request, gone.answer) == (8, "gone")
+
+
 def test_rule_3_an_earlier_life_than_the_one_promised_or_heard_is_of_the_past() -> None:
     elector = Elector()
     assert not elector.terms.is_of_the_past(root(3))
