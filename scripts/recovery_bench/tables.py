@@ -98,9 +98,9 @@ def _stop_steps(size: str, found: Figures) -> str:
 
 
 def _readiness(sizes: dict[str, Figures]) -> Table:
-    columns = ("MB", "bytes", "pause", "by the clock", "durable", "raw", "new", "raw meanwhile", "in a row", "new")
+    columns = ("MB", "bytes", "pause", "by the clock", "durable", "raw", "new", "meanwhile", "in a row", "new")
     columns += ("moved", "of", "beyond / raw", "raw / bulk", "raw / with digests")
-    title = "checkpoints and transfers; ms, medians; pause: without waiting for a processor; raw: alone, and beside the twelve agents"
+    title = "checkpoints and transfers; ms, medians; pause: without waiting for a processor; raw: alone, and meanwhile, beside the agents"
     table = _table(title, columns)
     for size, found in sizes.items():
         times = ("pause_ms", "snapshot_ms", "durable_ms", "raw_ms", "raw_new_ms")
