@@ -34,6 +34,7 @@ class Gathering:
     """A look-up that we answer: whom we wait for, and what was said. patient: suspects still have time.
 
     spared: so many need not be waited for, once anything was found. began; moved: when any but the owner last joined, left or was born.
+    lost: somebody has died since, the owner beside.
     """
 
     asker: Peer
@@ -46,6 +47,7 @@ class Gathering:
     moved: float
     holdings: dict[NodeId, Holding] = field(default_factory=dict)
     patient: bool = True
+    lost: bool = False
 
 
 class LookUps:
@@ -126,6 +128,7 @@ class LookUps:
         effects: list[Effect] = []
         for query, gathering in list(self._gatherings.items()):
             gathering.spared = 0
+            gathering.lost = gathering.lost or identifier != gathering.key[0]
             effects += self._gathered(query, identifier, None)
         return effects
 
@@ -166,7 +169,9 @@ class LookUps:
         self._deadlines.drop(("doubtful", query))
         self._says_its_own(gathering)
         newest = sorted(gathering.holdings.values(), key=lambda holding: (holding.record.order, holding.holder.id), reverse=True)
-        return [Send(gathering.asker, LookUpReply(gathering.number, tuple(newest), len(gathering.waiting), gathering.far))]
+        settled = not gathering.waiting or not newest or (self._is_settled(gathering) and not gathering.lost)
+        reply = LookUpReply(gathering.number, tuple(newest), len(gathering.waiting), gathering.far, settled)
+        return [Send(gathering.asker, reply)]
 
     def check_invariants(self) -> None:
         assert all(("gather", query) in self._deadlines for query in self._gatherings), "a look-up that is never answered"

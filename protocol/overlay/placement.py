@@ -273,6 +273,8 @@ class Placements:
             self._deadlines.set(MEND, now + self._parameters.mend_after_s)
 
     def _stored(self, placement: Placement, push: Pushing, now: float) -> list[Effect]:
+        if push.peer not in self._places(placement.adopted):
+            return self._place(placement, now)  # others have come nearer meanwhile, or it lives anew
         placement.held_by(push.peer)
         if placement.fastest_s is None:
             placement.fastest_s = now - push.began

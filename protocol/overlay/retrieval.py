@@ -64,7 +64,9 @@ class Retrieval:
 def merged(replies: Iterable[LookUpReply]) -> LookUpReply:
     """Near and far as one."""
     found = list(replies)
-    return LookUpReply(found[0].request, tuple(h for reply in found for h in reply.holdings), sum(reply.silent for reply in found))
+    settled = all(reply.settled for reply in found)
+    holdings = tuple(h for reply in found for h in reply.holdings)
+    return LookUpReply(found[0].request, holdings, sum(reply.silent for reply in found), settled=settled)
 
 
 class Retrievals:
@@ -104,6 +106,7 @@ class Retrievals:
         wanted = self._retrievals[request]
         self._deadlines.set(("look_up", request), now + self._parameters.look_up_timeout_s)
         wanted.replies.clear()
+        wanted.complete = wanted.sure = False
         look_up = LookUp(wanted.number, wanted.owner, wanted.tree, self._me, all=wanted.look_ups > 1)
         near: list[Effect] = [RouteBody(wanted.owner, look_up)]
         return [*near, RouteBody(opposite(wanted.owner), replace(look_up, far=True))] if self._looks_far else near
@@ -121,20 +124,30 @@ class Retrievals:
 
     def _located(self, request: int, reply: LookUpReply, now: float) -> list[Effect]:
         wanted = self._retrievals[request]
-        wanted.complete, wanted.sure = reply.silent == 0, reply.silent < self._parameters.write_quorum
+        wanted.complete = reply.silent == 0
+        wanted.sure = wanted.complete or (reply.settled and reply.silent < self._parameters.write_quorum)
+        wanted.holdings = self._newest_first(wanted, reply.holdings)
         if self._asks_again(wanted, reply, now):
             return self._look_up_again(request, now)
+        return self._take(request, now)
+
+    def _take(self, request: int, now: float) -> list[Effect]:
+        """What was found: the first that comes."""
+        wanted = self._retrievals[request]
         self._deadlines.drop(("look_up", request))
         wanted.located = now
+        wanted.untried = list(wanted.holdings)
+        return self._fetch_next(request, now)
+
+    def _newest_first(self, wanted: Retrieval, holdings: Iterable[Holding]) -> tuple[Holding, ...]:
+        """Ours among them."""
         mine = self._held.get((wanted.owner, wanted.tree))
         # Each holder once, and no more of them than an honest answer names; among equals our own copy, which needs no transfer.
-        said = {holding.holder.id: holding for holding in reply.holdings if self._is_credible(holding, wanted)}
+        said = {holding.holder.id: holding for holding in holdings if self._is_credible(holding, wanted)}
         said.pop(self._me.id, None)
         found = [*([Holding(self._me, mine)] if mine is not None else []), *said.values()]
         newest = sorted(found, key=lambda holding: holding.record.order, reverse=True)
-        wanted.holdings = tuple(newest[: (1 + self._looks_far) * (self._parameters.leaf_set_size + 1)])
-        wanted.untried = list(wanted.holdings)
-        return self._fetch_next(request, now)
+        return tuple(newest[: (1 + self._looks_far) * (self._parameters.leaf_set_size + 1)])
 
     def _asks_again(self, wanted: Retrieval, reply: LookUpReply, now: float) -> bool:
         """Somebody has not been heard: is that no answer?"""
@@ -213,12 +226,9 @@ class Retrievals:
             heard = merged(wanted.replies.values())  # near or far: of the other, where all copies may be, there is no word
             return self._located(request, replace(heard, silent=heard.silent + self._parameters.write_quorum), now)
         if wanted.look_ups >= LOOK_UPS_MAX:
-            wanted.located = now
-            mine = self._held.get((wanted.owner, wanted.tree))
-            if mine is not None:
-                wanted.untried = [Holding(self._me, mine)]
+            wanted.holdings = self._newest_first(wanted, wanted.holdings)  # of an earlier answer
             wanted.reason = f"no answer to {LOOK_UPS_MAX} look-ups"
-            return self._fetch_next(request, now)
+            return self._take(request, now)
         return self._look_up_again(request, now)
 
     def died(self, peer: Peer, neighbours: Iterable[Peer], now: float) -> list[Effect]:

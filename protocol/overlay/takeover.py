@@ -246,11 +246,13 @@ class Takeover:
         return effects + self._discard_all(lambda record: record.tree == tree)
 
     def tree_reopened(self, tree: TreeId, now: float) -> list[Effect]:
-        """There are orders again."""
+        """There are orders again: our own record of it needs copies as before."""
         if tree not in self._closed:
             return []
         del self._closed[tree]
-        return self.leaf_set_changed(now)
+        mine = self.held.get((self._me.id, tree))
+        brought = self._placements.bring(mine, now) if mine is not None and self._me.id != tree else []
+        return [*brought, *self.leaf_set_changed(now)]
 
     def check_invariants(self) -> None:
         assert len(self._closed) <= CLOSED_MAX, "closed trees without end"

@@ -297,12 +297,14 @@ class LookUp:
 
 @dataclass(frozen=True, slots=True)
 class LookUpReply:
-    """From the live node closest to the owner, for its leaf set and itself; newest first. silent: neighbours that did not answer."""
+    """From the live node closest to the owner, for its leaf set and itself; newest first. silent: neighbours that did not answer. settled:
+    have those who died near us, the owner beside, been replaced as holders? What they held, one of the silent may be the last to have."""
 
     request: int
     holdings: tuple[Holding, ...]
     silent: int = 0
     far: bool = False
+    settled: bool = True
 
 
 @dataclass(frozen=True, slots=True)

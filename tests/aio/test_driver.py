@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -391,4 +392,30 @@ async def test_a_holder_whose_disk_fails_counts_like_one_without_and_tries_again
     assert (await a.node.until(events.PushEnded)).outcome == "stored"
     assert b.store.is_settled(summary)
     assert a.driver._connections.bulk.moved.sent_bytes == 1000, "its bytes were there already"
+    await b.store.close()
+
+
+async def test_what_was_discarded_while_the_disk_synced_is_not_said_to_be_stored(
+    host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary, data = record(2)
+    b = await host("b")
+    b.driver.store = b.store = RecordStore(tmp_path, 1 << 24, print)
+    syncing, go_on, sync = asyncio.Event(), threading.Event(), os.fdatasync
+    loop = asyncio.get_running_loop()
+
+    def slow(descriptor: int) -> None:
+        loop.call_soon_threadsafe(syncing.set)
+        go_on.wait(10)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    a = await host("a", lambda event: [effects.Push(1, b.peer, summary)] if event == events.Started() else [])
+    a.store.put(summary, data)
+    a.driver.dispatch(events.Started())
+    await syncing.wait()
+    b.store.discard(summary)
+    go_on.set()
+    ended = await a.node.until(events.PushEnded)
+    assert (ended.outcome, "discarded" in ended.reason) == ("refused", True)
     await b.store.close()

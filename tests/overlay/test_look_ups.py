@@ -216,3 +216,18 @@ def test_rule_5_look_ups_being_answered_are_bounded() -> None:
     node = Node(*FIVE, parameters=replace(P, held_messages_max=4))
     effects = [effect for request in range(9) for effect in node.machine.look_up_delivered(look_up(request=request), 0.0)]
     assert facts(effects) == ["look_up_dropped"] * 5
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_rule_5_who_was_not_heard_may_be_the_last_holder_where_another_has_just_died(dies: bool) -> None:
+    """Two of k were a quorum: one of them dies with the owner, the other stalls. What a third has is older, perhaps."""
+    node = settled(*FIVE[:4])
+    number = asked(node)
+    if dies:
+        node.neighbours = [FIVE[1], FIVE[2], FIVE[3]]
+        node.machine.died(FIVE[0], NOW + 0.002)
+        node.machine.leaf_set_changed(NOW + 0.002)
+    said = answers(node, number, FIVE[2], version=2)
+    assert said == []
+    said = [reply for _, reply in sent(node.until(NOW + P.gather_timeout_s), LookUpReply)]
+    assert [(reply.holdings[0].record.version, reply.silent > 0, reply.settled) for reply in said] == [(2, True, not dies)]

@@ -48,6 +48,20 @@ def test_the_slow_one_counts_where_it_is_done_after_all_and_the_other_is_given_u
     assert set(node.machine.holders(KEY)) == {holder.id for holder in FIVE[:3]}
 
 
+def test_who_has_it_and_is_no_place_any_more_does_not_count_and_the_next_is_tried() -> None:
+    """Others joined nearer to us while it moved: three copies that no quorum is counted of, and nothing more would be tried."""
+    small = replace(P, leaf_set_size=4)
+    node = Node(*FIVE[:4], parameters=small)
+    pushed = targets(node.replicate(1))
+    node.neighbours = [*node.neighbours, *(peer(leading) for leading in (0x84, 0x7C, 0x83, 0x7D))]
+    node.note(node.machine.leaf_set_changed(0.2))
+    near = [targets(node.ends(holder, "stored", now=0.3)) for holder in pushed]
+    assert len(node.transfers) == 2 * len(pushed), near
+    assert node.machine.holders(KEY) == ()
+    seen = [effect for holder in list(node.transfers)[len(pushed) :] for effect in node.ends(holder, "stored", now=0.4)]
+    assert [durable.record for durable in of(fx.Durable, seen)] == [record(ME, 1)]
+
+
 def test_all_that_are_slow_without_measure_are_doubled_at_half_of_their_time() -> None:
     """Three hang, and nobody knows yet."""
     node = Node(*FIVE, peer(0x50))

@@ -60,3 +60,33 @@ def test_an_owner_asks_on_until_the_newest_is_here(
     ended = fx.RetrievalEnded(1, came, named, 0.01, 0.02, 1, "", complete)
     assert asks_on(ended, asked) is on
     assert bool(ended.missed) is (on and bool(named))
+
+
+def test_where_a_dead_holder_was_not_replaced_nobody_may_be_unheard() -> None:
+    machine = Node(A, B, C).machine
+    machine.retrieve(1, OWNER.id, TREE, 0.0)
+    reply = LookUpReply(1, (Holding(A, record(OWNER, 4)),), SPARED, settled=False)
+    (fetch,) = of(fx.Fetch, machine.look_up_answered(reply, 0.1))
+    (ended,) = of(fx.RetrievalEnded, machine.fetch_ended(fetch.transfer, fetch.record, "", 0.2))
+    assert (ended.complete, ended.sure) == (False, False)
+
+
+def test_what_an_earlier_answer_named_is_fetched_where_a_later_look_up_is_not_answered() -> None:
+    """An owner with an older version on its disk: its newest one was named twice, while somebody else was silent."""
+    node = Node(A, B, C)
+    node.machine.record_held(record(ME, 1, tree=TREE), 0.0)
+    node.machine.retrieve(1, ME.id, TREE, 0.0)
+    for now in (0.1, 0.2):
+        node.machine.look_up_answered(LookUpReply(1, (Holding(A, record(ME, 9, tree=TREE)),), 1), now)
+    (fetch,) = of(fx.Fetch, node.until(60.0)[:2])
+    assert (fetch.peer, fetch.record.version) == (A, 9)
+
+
+def test_what_was_sure_of_an_answer_is_not_of_what_is_taken_without_one() -> None:
+    """Nobody near holds it and one is silent, then nobody answers: our own old replica is better than nothing, and not sure."""
+    node = Node(A, B, C)
+    node.machine.record_held(record(OWNER, 1), 0.0)
+    node.machine.retrieve(1, OWNER.id, TREE, 0.0)
+    node.machine.look_up_answered(LookUpReply(1, (), SPARED), 0.1)
+    (ended,) = of(fx.RetrievalEnded, node.until(60.0))
+    assert (ended.record, ended.complete, ended.sure) == (record(OWNER, 1), False, False)

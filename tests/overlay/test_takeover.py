@@ -318,6 +318,18 @@ def test_rule_5_a_new_run_opens_the_tree_again() -> None:
     assert node.note(node.machine.tree_reopened(TREE, 1.2)) == []
 
 
+def test_rule_5_and_our_own_record_of_it_has_copies_again() -> None:
+    """Also one whose pushes were under way when the tree was closed: who waits for it to be durable would wait for ever."""
+    node = Node(*RING)
+    node.replicate(1)
+    node.note(node.machine.tree_closed(TREE))
+    assert node.machine.holders((ME.id, TREE)) == ()
+    pushed = targets(node.note(node.machine.tree_reopened(TREE, 1.0)))
+    assert len(pushed) == P.replicas
+    seen = [effect for holder in pushed for effect in node.ends(holder, "stored", now=1.1)]
+    assert [durable.record for durable in of(fx.Durable, seen)] == [record(ME, 1)]
+
+
 def test_rule_5_so_many_closed_trees_are_remembered() -> None:
     node = Node(*RING)
     trees = [node_id(number) for number in range(CLOSED_MAX + 1)]
