@@ -201,12 +201,9 @@ class Driver:
             return reason
         if self.store.put(summary, data):
             self.dispatch(RecordHeld(summary))
-        # A disk that fails has said so; the record is in memory then, as with a holder that has no disk.
-        await self.store.settled(summary)
-        held = self.store.get(*summary.key)
-        if held is None or held[0].order < summary.order:
-            return f"version {summary.version} of {summary.owner.short} was discarded meanwhile"
-        return None
+        # A disk that fails has said so; the record is in memory then, as with a holder that has no disk. Else it was discarded meanwhile.
+        why = await self.store.settled(summary)
+        return why if self.store.get(*summary.key) is None else None
 
     async def provide(self, owner: NodeId, tree: TreeId, version: int) -> tuple[RecordSummary, Data]:
         return await self.store.wait_for(owner, tree, version)

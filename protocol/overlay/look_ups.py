@@ -10,7 +10,8 @@ version is in it, or is held by the asker itself. Not so to a record's owner, no
 of that version whom nobody has heard; nor where replicas are also far away; nor while holders may be in replacement: when any but the
 owner has joined, left or begun another life near us, in less time than it takes to find it dead, to wait, and to bring a record of that
 size to another. That leaves what had fewer holders from the first, in a ring of fewer nodes, or where all others refused: an owner finds
-it, who hears everyone.
+it, who hears everyone. And where somebody was not heard while holders may be in replacement, the answer says that it is not settled: the
+dead and the silent together may have been the quorum.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Gathering:
     """A look-up that we answer: whom we wait for, and what was said. patient: suspects still have time.
 
     spared: so many need not be waited for, once anything was found. began; moved: when any but the owner last joined, left or was born.
-    lost: somebody has died since, the owner beside.
+    inf once one of them has died while we wait.
     """
 
     asker: Peer
@@ -47,7 +48,6 @@ class Gathering:
     moved: float
     holdings: dict[NodeId, Holding] = field(default_factory=dict)
     patient: bool = True
-    lost: bool = False
 
 
 class LookUps:
@@ -128,7 +128,8 @@ class LookUps:
         effects: list[Effect] = []
         for query, gathering in list(self._gatherings.items()):
             gathering.spared = 0
-            gathering.lost = gathering.lost or identifier != gathering.key[0]
+            if identifier != gathering.key[0]:
+                gathering.moved = inf
             effects += self._gathered(query, identifier, None)
         return effects
 
@@ -169,7 +170,7 @@ class LookUps:
         self._deadlines.drop(("doubtful", query))
         self._says_its_own(gathering)
         newest = sorted(gathering.holdings.values(), key=lambda holding: (holding.record.order, holding.holder.id), reverse=True)
-        settled = not gathering.waiting or not newest or (self._is_settled(gathering) and not gathering.lost)
+        settled = not gathering.waiting or not newest or self._is_settled(gathering)
         reply = LookUpReply(gathering.number, tuple(newest), len(gathering.waiting), gathering.far, settled)
         return [Send(gathering.asker, reply)]
 

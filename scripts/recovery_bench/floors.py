@@ -29,8 +29,7 @@ def raw_meanwhile(size: int) -> dict[str, float]:
     """Moving so many bytes between two processes of ours by a bare BufferedProtocol, now: beside whatever runs on the machine.
 
     raw_first_ms: into new memory; the others are medians, into the same memory again. raw_in_a_row_ms: one transfer right after the other.
-    raw_meanwhile_ms: one after a rest of REST_S, as a recovery's is: two processes that wake up get in each other's way on one processor,
-    until the scheduler has parted them.
+    raw_meanwhile_ms: one after a rest of REST_S, as a recovery's is; scripts/bench_bulk.py --only rest shows what a rest alone does.
     """
     same = np.empty(size, np.uint8).data
 
