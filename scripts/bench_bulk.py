@@ -2,6 +2,7 @@
 
     transfers    0.1 to 100 MB from and to another process, with and without checking digests; the share of the floor's speed that each has.
                  raw: the floor, into the same memory each time, as ours; raw_new: into a new buffer each time
+    rest         100 MB right after each other, and after a rest of a tenth of a second and of one: the floor, and ours with digests
     control      round trips of control messages, alone and while a gigabyte moves between the same two processes
     holders      100 MB from one holder, from three, and from three of which one hangs
     changed      a version of which a tenth is new, where the older one is held
@@ -42,6 +43,7 @@ def bench(only: list[str], trials: int, folder: Path | None) -> Figures:
     """All that was asked for; the report."""
     parts: dict[str, Callable[[], Figures]] = {
         "transfers": partial(measures.transfers, trials=trials),
+        "rest": measures.after_rest,
         "control": measures.control_delay,
         "holders": measures.several_holders,
         "changed": partial(measures.changed_part, trials=trials),
@@ -89,7 +91,7 @@ def _shown(value: object) -> str:
 
 def main() -> int:
     """The command line; 1 where a transfer is slower than it must be."""
-    parts = ["transfers", "control", "holders", "changed", "encodings", "digests", "disk"]
+    parts = ["transfers", "rest", "control", "holders", "changed", "encodings", "digests", "disk"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=parts, help="this part alone; may be given again")
     parser.add_argument("--trials", type=int, default=15, help="transfers of each kind and size (15)")

@@ -38,6 +38,7 @@ PING_EVERY_S = 0.005
 HANGS_AFTER_S = 0.02
 """In the middle: 100 MB take longer."""
 CHANGED = 0.1
+RESTS_S = (0.0, 0.1, 1.0)
 
 Figures = dict[str, Any]
 
@@ -101,6 +102,32 @@ async def _transfers(me: Shelf, port: int, peer: Peer, record: Record, trials: i
     figures = medians(times)
     ratios = {f"{name}_ratio": round(figures["raw_ms"] / figures[f"{name}_ms"], 3) for name in ("bulk", "bulk_digest", "push")}
     return {"record_bytes": size, **figures, **ratios}
+
+
+def after_rest(size_mb: str = "100", trials: int = 9) -> dict[str, Figures]:
+    """By how long nothing was moved before each: raw_ms and bulk_digest_ms, as in transfers(). A recovery's is one after a rest."""
+    record = record_of(int(float(size_mb) * 1e6))
+    same = np.empty(record[0].record_bytes, np.uint8).data
+
+    async def run(port: int, peer: Peer) -> dict[str, Figures]:
+        me = await shelf("bench", free_ports(1), [])
+        works = {"raw_ms": lambda: raw_ms(port, same), "bulk_digest_ms": lambda: fetch(me, [peer], record)}
+        for work in works.values():
+            await work()  # into new memory
+        found = {f"{rest_s:g} s": {name: await _rested(work, rest_s, trials) for name, work in works.items()} for rest_s in RESTS_S}
+        await me.connections.close()
+        return found
+
+    with raw_sender(record[0].record_bytes) as port, holders(1, [record]) as peers:
+        return uvloop.run(run(port, peers[0]))
+
+
+async def _rested(work: Callable[[], Awaitable[Any]], rest_s: float, trials: int) -> float:
+    times = []
+    for _ in range(trials):
+        await asyncio.sleep(rest_s)
+        times.append(await timed_ms(work))
+    return round(median(times), 3)
 
 
 def several_holders(trials: int = 5) -> Figures:

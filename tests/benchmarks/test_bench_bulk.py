@@ -39,6 +39,21 @@ def test_the_floor_that_judges_is_received_into_the_same_memory_each_time(monkey
     assert (found["raw_new_ms"], found["raw_ms"]) == (1.0, 3.0)
 
 
+def test_what_a_rest_costs_is_told_for_the_floor_and_for_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    rested = []
+    sleep = measures.asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        rested.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(measures.asyncio, "sleep", noted)
+    found = measures.after_rest("0.1", trials=2)
+    assert list(found) == ["0 s", "0.1 s", "1 s"]
+    assert all(times["raw_ms"] > 0 and times["bulk_digest_ms"] > 0 for times in found.values())
+    assert [rest for rest in rested if rest in measures.RESTS_S] == [rest for rest in measures.RESTS_S for _ in range(4)]
+
+
 def test_the_floor_fills_the_memory_that_it_is_given() -> None:
     buffer = np.zeros(100_000, np.uint8)
     with floor.raw_sender(len(buffer)) as port:
