@@ -56,7 +56,7 @@ LEFT_WITHIN_S = 0.5
 """A killed process leaves its port and its folder within milliseconds of what tells its launcher of its death, in either order."""
 INCARNATION_MAX = 2**64 - 1
 """No message carries a greater one."""
-LOUD_FACTS = {"ring_lost", "slept"}
+LOUD_FACTS = {"ring_lost", "slept", "record_forgotten"}
 """What the overlay notices and a user of one agent wants to know; the rest is for log_level debug, and the manager's log."""
 
 
@@ -277,6 +277,9 @@ class AgentDaemon:
         if effect.fact == "no_seed_reachable":
             tried = ", ".join(str(address) for address in effect.details["tried"])  # type: ignore[attr-defined]
             log.warning("no seed is reachable (tried %s): start the manager there, or name others with --join; trying again", tried)
+        elif effect.fact == "store_full":
+            remedy = "raise record_store_bytes_max or overlay.held_records_max, or lower overlay.forget_after_s where many are gone for good"
+            log.warning("%s keeps no more records of others, %s: %s", self.name, effect.details["reason"], remedy)
         else:
             log.log(logging.INFO if effect.fact in LOUD_FACTS else logging.DEBUG, "%s: %s %s", self.name, effect.fact, details)
 

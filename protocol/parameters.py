@@ -60,6 +60,10 @@ class OverlayParameters:
     trees_max: int = 1024
     """Trees that one node is in, forwarding included; a JOIN to another is refused."""
     held_records_max: int = 4096
+    """Records that one node holds for others; what is pushed beyond is refused."""
+    forget_after_s: float = 259200.0
+    """Records of an agent that has been away for so long, 72 hours, are forgotten: its name will not be used again. Longer keeps what
+    was learnt over longer outages, and costs room where many are killed whose names never come back."""
     path_max: int = 64
     """Longest path from the root of a tree that is believed."""
     send_queue_max: int = 1024
@@ -213,6 +217,8 @@ class OverlayParameters:
             raise ValueError(f"remembered_dead_max ({self.remembered_dead_max}) must be at least 2: one that refused, one that fell silent")
         if self.connections_max < (relations := self.leaf_set_size + self.fan_out_max + 1):
             raise ValueError(f"connections_max ({self.connections_max}) must hold a leaf set, a parent and its children ({relations})")
+        if self.forget_after_s < (least := 4 * self.upkeep_interval_s):
+            raise ValueError(f"forget_after_s ({self.forget_after_s:g}) must be at least {least:g}: who holds a record tells of it before")
         if self.retry_min_s > self.retry_max_s:
             raise ValueError(f"retry_min_s ({self.retry_min_s}) cannot exceed retry_max_s ({self.retry_max_s})")
 

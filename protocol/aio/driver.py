@@ -106,6 +106,7 @@ class Driver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._transfers: dict[int, asyncio.Task[None]] = {}
         self._unsendable: set[str] = set()  # kinds of messages that once could not be sent
+        self._full = False  # told already that others' records find no room
         self._closed = False
 
     # --- for the daemon -----------------------------------------------------------------------------------------------
@@ -180,9 +181,18 @@ class Driver:
     def admit(self, summary: RecordSummary, purpose: Purpose) -> str | None:
         if purpose == "upload":
             return None
+        return self._no_room(summary) or self.store.admit(summary)
+
+    def _no_room(self, summary: RecordSummary) -> str | None:
+        """Why another's record cannot be kept, None where it can; the application is told once, until something was discarded."""
         if len(self.store) >= self._parameters.held_records_max and self.store.get(summary.owner, summary.tree) is None:
-            return f"{len(self.store)} records are held already"
-        return self.store.admit(summary)
+            reason: str | None = f"{len(self.store)} records are held already"
+        else:
+            reason = self.store.is_full(summary)
+        if reason is not None and not self._full:
+            self._application(Notify("store_full", {"reason": reason}))
+        self._full = self._full or reason is not None
+        return reason
 
     async def accept(self, summary: RecordSummary, data: Data, purpose: Purpose, sender: Peer) -> str | None:
         if purpose == "upload":
@@ -243,6 +253,7 @@ class Driver:
                     task.cancel()
             case Discard(record):
                 self.store.discard(record)
+                self._full = False
             case _:
                 self._application(effect)
 
@@ -317,7 +328,7 @@ class Driver:
 
     def _check_room(self, record: RecordSummary) -> None:
         """BulkError where there is no room for it. Our own record is never refused: it is what we go on from."""
-        reason = self.store.is_full(record) if record.owner != self.node.self_peer.id else None
+        reason = self._no_room(record) if record.owner != self.node.self_peer.id else None
         if reason is not None:
             raise BulkError(reason)
 

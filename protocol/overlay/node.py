@@ -26,7 +26,7 @@ from protocol.overlay.terms import LEAP_HEARD_MAX, Terms
 from protocol.parameters import OverlayParameters
 from protocol.wire import messages as m
 from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest
-from protocol.wire.keeping import FarQuery, FarReply, Release, Stray, Withdrawn
+from protocol.wire.keeping import Absent, FarQuery, FarReply, Release, Stray, Withdrawn
 
 Effects = list[fx.Effect]
 
@@ -126,6 +126,7 @@ class OverlayNode:
             m.HoldingsReply: lambda p, x, now: self.replication.reply_received(p, x),
             FarReply: lambda p, x, now: self.replication.far_replied(x, now),
             Release: lambda p, x, now: self.replication.released(p, x, x.tree in self.scribe.trees),
+            Absent: lambda p, x, now: self.replication.absence_told(p, x, now),
             Withdrawn: lambda p, x, now: self.replication.withdrawn(p.id, x.tree),
             RootReply: lambda p, x, now: self.terms.root_replied(p, x),
             TermRequest: lambda p, x, now: self.terms.term_requested(p, x, now),

@@ -123,6 +123,10 @@ class Placement:
         moving = sum(map(self.is_abroad, self.holders.values())) < self.abroad
         return [transfer for transfer, push in self.pushing.items() if not (moving and self.is_abroad(push.peer))]
 
+    def reached(self) -> list[Peer]:
+        """Who has a copy, or may have one by now."""
+        return [*self.holders.values(), *(push.peer for push in self.pushing.values())]
+
     def is_tried(self, identifier: NodeId) -> bool:
         tried = identifier in self.holders or identifier in self.refused or identifier in self.failed
         return tried or any(push.peer.id == identifier for push in self.pushing.values())

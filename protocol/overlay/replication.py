@@ -13,7 +13,7 @@ retrieval.py (the way back).
    fast writer would never have anything durable. Of the versions that wait, only the newest is kept.
 4. Upkeep. When a holder dies or the leaf set moves, the owner brings the newest version to k members again: at once where less than the
    quorum is left, else soon. A holder that is no longer in the leaf set does not count: a look-up would not ask it. When the owner is dead,
-   the closest node stands in (takeover.py).
+   the closest node stands in, and forgets it after days of absence (takeover.py, absences.py).
 5. Look-up. Routed to the owner's id, it ends at the live node closest to it (the owner itself after a restart), which asks its leaf set
    who holds what, and answers as soon as nobody is left to wait for, newest first, and says how many were silent; before that where what
    is durable must have been found already. It counts what it holds itself.
@@ -33,9 +33,9 @@ from protocol.overlay.leaf_set import LeafSet
 from protocol.overlay.look_ups import LookUps
 from protocol.overlay.placement import MEND, RETRY, Placements, RecordKey, one_an_address
 from protocol.overlay.retrieval import Retrievals
-from protocol.overlay.takeover import UPKEEP, Takeover
+from protocol.overlay.takeover import FORGET, UPKEEP, Takeover
 from protocol.parameters import OverlayParameters
-from protocol.wire.keeping import FarQuery, FarReply, Release, Stray
+from protocol.wire.keeping import Absent, FarQuery, FarReply, Release, Stray
 from protocol.wire.messages import HoldingsQuery, HoldingsReply, LookUp, LookUpReply
 from protocol.wire.values import RecordSummary
 
@@ -132,6 +132,9 @@ class Replication:
     def released(self, sender: Peer, release: Release, member: bool) -> list[Effect]:
         return self._takeover.released(sender, release, member)
 
+    def absence_told(self, sender: Peer, absent: Absent, now: float) -> list[Effect]:
+        return self._takeover.absence_told(sender, absent, now)
+
     def withdrawn(self, owner: NodeId, tree: TreeId) -> list[Effect]:
         return self._takeover.withdrawn(owner, tree)
 
@@ -187,6 +190,8 @@ class Replication:
             return self._far.ask(now)
         if key == UPKEEP:
             return self._takeover.upkeep(now)
+        if key == FORGET:
+            return self._takeover.forget(now)
         match kind:
             case "push":
                 return [CancelTransfer(number), *self._placements.ended(number, "failed", "no end in time", now)]

@@ -15,23 +15,30 @@ in: it keeps k copies alive, its own among them.
    adopts none of its records and fetches none: who tells of one and is not in the tree hears that it may go (Release, closed). A new
    run's order opens it again.
 6. Of a tree's own record every member has a copy, for its children in the tree: only those near the root are ever strays.
+7. An agent that was killed, and whose name nobody uses again, has taken nothing with it. When its owner has been away for `forget_after_s`
+   (absences.py) who stands in forgets a record, and tells the other holders that theirs may go (Release, forgotten), now and whenever one
+   that was not heard then tells of it. These believe it where they miss the owner as well. A tree's own record is never forgotten.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 from protocol.identifiers import NodeId, Peer, TreeId, zone_of
+from protocol.overlay.absences import Absences
 from protocol.overlay.deadlines import Deadlines
 from protocol.overlay.effects import CancelTransfer, Discard, Effect, Fetch, Notify, RouteBody, Send
 from protocol.overlay.leaf_set import LeafSet
 from protocol.overlay.placement import Placements, RecordKey, is_possible
 from protocol.parameters import OverlayParameters
-from protocol.wire.keeping import Release, Stray, Withdrawn
+from protocol.wire.keeping import Absent, Release, Stray, Withdrawn
 from protocol.wire.values import RecordSummary
 
 UPKEEP = ("upkeep", 0)
 """The deadline at which strays are told of."""
+FORGET = ("forget", 0)
+"""The deadline at which the owner of something adopted has been away for too long."""
 STRAYS_MAX = 64
 """In one turn; the others have theirs next time."""
 FETCHES_MAX = 4
@@ -65,6 +72,8 @@ class Takeover:
         self._strays: dict[RecordKey, None] = {}
         """Held, and not ours to care for: longest untold first."""
         self._fetching: dict[int, RecordSummary] = {}
+        self._absences = Absences(leaf_set, 2 * parameters.held_records_max)
+        """Of the owners of what is held, and of what was forgotten: as many again."""
         self._closed: dict[TreeId, None] = {}
         """Trees whose last order has passed here, the latest last."""
 
@@ -91,18 +100,21 @@ class Takeover:
         return owner != record.tree or self._leaf_set.covers(owner)
 
     def leaf_set_changed(self, now: float) -> list[Effect]:
+        self._absences.ring_changed(now)
         effects: list[Effect] = []
         for record in list(self.held.values()):
             effects += self._tend(record, now)
         return effects
 
     def _tend(self, record: RecordSummary, now: float) -> list[Effect]:
-        """Rules 1 and 2 for one record."""
+        """Rules 1, 2 and 7 for one record."""
         key, owner = record.key, record.owner
         if owner == self._me.id:
             return []
+        self._absences.look(record, now, would_see=self._in_ring() and self._leaf_set.covers(owner))
         if self._is_ours(owner) and not self._is_closed(record):
             self._strays.pop(key, None)
+            self._forget_in_time(record, now)
             return self._adopt(record, now)
         placement = self._placements.get(key)
         effects = self._placements.drop(key) if placement is not None and placement.adopted else []
@@ -129,7 +141,8 @@ class Takeover:
         for key in list(self._strays)[:STRAYS_MAX]:
             del self._strays[key]
             self._strays[key] = None
-            effects.append(RouteBody(key[0], Stray(self.held[key], self._me)))
+            record = self.held[key]
+            effects.append(RouteBody(key[0], Stray(record, self._me, self._absent_s(record, now))))
         if self._strays:
             self._deadlines.set(UPKEEP, now + self._parameters.upkeep_interval_s)
         return effects
@@ -146,9 +159,16 @@ class Takeover:
         if holder.id == self._me.id:
             return []
         mine = self.held.get(record.key)
+        self._absences.look(record, now, would_see=True)
+        if holder.id in self._leaf_set:
+            self._absences.told(record, stray.absent_s, now)
+        if self._is_forgotten(record, now):
+            return [*(self._forget(mine) if mine is not None else []), _forgotten(record, holder)]
         if mine is None or mine.order < record.order:
             return self._take(stray, now)
-        return [*self._adopt(mine, now), *self._placements.found(record, holder, now), *self._release(stray)]
+        self._forget_in_time(mine, now)
+        told = self._tell_absence(stray, mine, now)
+        return [*self._adopt(mine, now), *self._placements.found(record, holder, now), *self._release(stray), *told]
 
     def _release(self, stray: Stray) -> list[Effect]:
         """Rule 3: only who is far from here, and only where k have it as new."""
@@ -188,14 +208,65 @@ class Takeover:
         return [CancelTransfer(transfer)] if self._fetching.pop(transfer, None) is not None else []
 
     def released(self, sender: Peer, release: Release, member: bool) -> list[Effect]:
-        """Others have it: our copy may go, if it is as far from its owner as they think; or if its tree is closed. member: are we in the
-        tree? Then we hear ourselves when it is closed, and when it goes on."""
+        """Our copy may go: others have it, and it is as far from its owner as they think; or its tree is closed, or its owner has been away
+        for too long. member: are we in the tree? Then we hear ourselves when it is closed, and when it goes on."""
         record = self.held.get((release.owner, release.tree))
         if record is None or record.key not in self._strays or record.order > (release.incarnation, release.version):
             return []
-        may_say = sender.id == record.owner or sender == (self._leaf_set.closest(record.owner) or self._me)
-        over = release.closed and may_say and (release.tree in self._closed or not member)
-        return self._discard(record) if over or not self._leaf_set.covers(record.owner) else []
+        forgotten = release.forgotten and record.owner != record.tree
+        over = forgotten or (release.closed and (release.tree in self._closed or not member))
+        return self._discard(record) if (over and self._may_say(sender, record)) or not self._leaf_set.covers(record.owner) else []
+
+    def _may_say(self, sender: Peer, record: RecordSummary) -> bool:
+        """Is it the owner, or the node that stands in for it?"""
+        return sender.id == record.owner or sender == (self._leaf_set.closest(record.owner) or self._me)
+
+    # --- whose owner has been away for too long -----------------------------------------------------------------------
+
+    def _absent_s(self, record: RecordSummary, now: float) -> float:
+        """For how long we know that its owner is away."""
+        return max(now - self._absences.since(record), 0.0)
+
+    def _is_forgotten(self, record: RecordSummary, now: float) -> bool:
+        """Rule 7; to be asked by who stands in."""
+        return record.owner != record.tree and now >= self._absences.since(record) + self._parameters.forget_after_s
+
+    def _forget_in_time(self, record: RecordSummary, now: float) -> None:
+        """The time of what we have adopted, as far as it is known now; not the past, where the ring is in doubt just when it comes."""
+        due = max(self._absences.since(record) + self._parameters.forget_after_s, now + self._parameters.probe_timeout_s)
+        if record.owner != record.tree and due < (self._deadlines.when(FORGET) or inf):
+            self._deadlines.set(FORGET, due)
+
+    def forget(self, now: float) -> list[Effect]:
+        """The time of something that was adopted may have come."""
+        effects: list[Effect] = []
+        for key in self._placements.adopted():
+            record = self.held[key]
+            if self._is_forgotten(record, now) and self._is_ours(record.owner):
+                effects += self._forget(record)
+            else:
+                self._forget_in_time(record, now)
+        return effects
+
+    def _forget(self, record: RecordSummary) -> list[Effect]:
+        placement = self._placements.get(record.key)
+        theirs = placement.reached() if placement is not None else []
+        fact = Notify("record_forgotten", {"owner": record.owner, "version": record.version, "after_s": self._parameters.forget_after_s})
+        return [fact, *(_forgotten(record, holder) for holder in theirs), *self._discard(record)]
+
+    def _tell_absence(self, stray: Stray, mine: RecordSummary, now: float) -> list[Effect]:
+        """Who has missed the owner for less long than we have may stand in for it next."""
+        record, absent_s = stray.record, self._absent_s(mine, now)
+        if record != mine or absent_s <= stray.absent_s + self._parameters.upkeep_interval_s:
+            return []
+        return [Send(stray.holder, Absent(record.owner, record.tree, record.version, record.incarnation, absent_s))]
+
+    def absence_told(self, sender: Peer, absent: Absent, now: float) -> list[Effect]:
+        """Who stands in for the owner of something that we hold has missed it for longer."""
+        record = self.held.get((absent.owner, absent.tree))
+        if record is not None and record.order == (absent.incarnation, absent.version) and self._may_say(sender, record):
+            self._absences.told(record, absent.absent_s, now)
+        return []
 
     # --- what nobody needs any more -----------------------------------------------------------------------------------
 
@@ -255,8 +326,15 @@ class Takeover:
         return [*brought, *self.leaf_set_changed(now)]
 
     def check_invariants(self) -> None:
+        self._absences.check_invariants()
         assert len(self._closed) <= CLOSED_MAX, "closed trees without end"
         assert self._strays.keys() <= self.held.keys(), "a stray that is not held"
         assert not self._strays or UPKEEP in self._deadlines, "strays that nobody is told of"
         assert all(("take", transfer) in self._deadlines for transfer in self._fetching), "a fetch that never ends"
         assert all(self.held.get(key) is not None for key in self._placements.adopted()), "adopted, and not held"
+        kept = [self.held[key] for key in self._placements.adopted() if key[0] != key[1]]
+        assert FORGET in self._deadlines or all(self._absences.since(record) == inf for record in kept), "adopted for ever"
+
+
+def _forgotten(record: RecordSummary, holder: Peer) -> Effect:
+    return Send(holder, Release(record.owner, record.tree, record.version, record.incarnation, forgotten=True))

@@ -10,22 +10,38 @@ from protocol.wire.values import RecordSummary
 
 @dataclass(frozen=True, slots=True)
 class Stray:
-    """Routed with the owner's id as key: `holder` holds this record of an owner that it does not see. Whose is it to keep?"""
+    """Routed with the owner's id as key: `holder` holds this record of an owner that it does not see. Whose is it to keep?
+
+    absent_s: for how long the holder, which would see it, has not; 0 where it would not.
+    """
 
     record: RecordSummary
     holder: Peer
+    absent_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """To a holder that is far from the owner's id: k others hold this version, or a newer one; your copy of it may go. `closed`: to any
-    holder, for the tree is closed, and nobody needs it any more."""
+    """To a holder that is far from the owner's id: k others hold this version, or a newer one; your copy of it may go. Or, to any holder:
+    nobody needs it any more, the tree is `closed`; or it is `forgotten`, its owner has been away for too long."""
 
     owner: NodeId
     tree: TreeId
     version: int
     incarnation: int
     closed: bool = False
+    forgotten: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """To a holder that has told of this version: its owner has been away for absent_s seconds, longer than you know."""
+
+    owner: NodeId
+    tree: TreeId
+    version: int
+    incarnation: int
+    absent_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from protocol.identifiers import NodeId, Peer, TreeId
 from protocol.wire.electing import RootQuery, RootReply, TermReply, TermRequest
-from protocol.wire.keeping import FarQuery, FarReply, Release, Stray, Withdrawn
+from protocol.wire.keeping import Absent, FarQuery, FarReply, Release, Stray, Withdrawn
 from protocol.wire.moving import BulkAccept, BulkFetch, BulkPush, BulkRefuse, BulkStored, BulkWant
 from protocol.wire.values import Departed, Holding, MemberInfo, Progress, RecordSummary, SubtreeDigest
 
@@ -422,6 +422,7 @@ TABLE = (
     Row(42, Withdrawn, "owner", "holder"),
     Row(43, FarQuery, "owner", "closest node, inside Route", FarReply),
     Row(44, FarReply, "closest node", "owner"),
+    Row(45, Absent, "closest node", "holder"),
     Row(50, LookUp, "manager or owner", "closest node, inside Route", LookUpReply),
     Row(51, LookUpReply, "closest node", "asker"),
     Row(52, HoldingsQuery, "closest node", "its leaf set", HoldingsReply),
@@ -445,7 +446,7 @@ Message = (
     Hello | Refusal | NotUnderstood | Heartbeat | JoinReply | LeafProbe | LeafProbeReply | Ping | Pong | Measured | RowRequest | RowReply
     | IndirectProbe | IndirectAnswer | Suspected | Goodbye | Superseded | Route | RouteAck
     | TreeJoin | TreeWelcome | TreeRefusal | TreeRedirect | TreeLeave | Alive | TreePulse | Multicast
-    | LookUpReply | HoldingsQuery | HoldingsReply | Release | Withdrawn | FarReply | RootReply | TermRequest | TermReply
+    | LookUpReply | HoldingsQuery | HoldingsReply | Release | Absent | Withdrawn | FarReply | RootReply | TermRequest | TermReply
     | BulkPush | BulkFetch | BulkAccept | BulkWant | BulkRefuse | BulkStored | StatusRequest | StatusReply | StopRequest
 )  # fmt: skip
 """What a frame may hold at its top: every row but the bodies that travel inside Route and Multicast."""

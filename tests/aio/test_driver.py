@@ -200,6 +200,30 @@ async def test_a_full_holder_refuses(host: Any) -> None:
     assert "the store is full" in ended.reason
 
 
+@pytest.mark.parametrize("too_many", [True, False], ids=["records", "bytes"])
+async def test_that_it_is_full_is_told_once_until_something_goes(host: Any, too_many: bool) -> None:
+    a = await host("a")
+    held, _ = record(1, size=10)
+    a.store.put(*record(1, size=10))
+    a.driver._parameters = replace(a.driver._parameters, held_records_max=1 if too_many else 10)
+    a.store._bytes_max = 1 << 20 if too_many else 1100
+    other = replace(record(1)[0], owner=agent_id("c", "p"))
+    a.node.script = lambda event: [effects.Discard(held)] if event == events.Started() else []
+
+    def told() -> list[Any]:
+        return [effect.details["reason"] for effect in a.daemon.effects if effect.fact == "store_full"]
+
+    reasons = [a.driver.admit(other, "replica") for _ in range(3)]
+    assert reasons[0] is not None
+    assert told() == reasons[:1]
+    assert a.driver.admit(replace(held, version=2), "replica") is None, "a newer version takes the place of what is there"
+    a.driver.dispatch(events.Started())
+    assert a.driver.admit(other, "replica") is None
+    a.store.put(*record(3, size=10))
+    assert a.driver.admit(other, "replica") is not None
+    assert len(told()) == 2
+
+
 async def test_a_record_that_was_superseded_is_not_pushed(host: Any) -> None:
     b = await host("b")
     a = await host("a", lambda event: [effects.Push(1, b.peer, record(1)[0])] if event == events.Started() else [])

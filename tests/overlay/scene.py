@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf, nan
 from random import Random
 from typing import Literal, TypeVar
 
@@ -13,7 +14,7 @@ from protocol.overlay.detector import Detector
 from protocol.overlay.node import OverlayNode
 from protocol.parameters import OverlayParameters
 from protocol.wire import messages as m
-from protocol.wire.keeping import FarQuery, FarReply, Release, Stray, Withdrawn
+from protocol.wire.keeping import Absent, FarQuery, FarReply, Release, Stray, Withdrawn
 
 Kind = TypeVar("Kind")
 P = OverlayParameters()
@@ -121,6 +122,9 @@ class Pool:
     def small(self) -> int:
         return self.rng.randrange(12)
 
+    def seconds(self) -> float:
+        return self.rng.choice([0.0, 0.0, self.rng.random(), 1e6, 1e300, -1.0, inf, nan])
+
     def identifier(self) -> NodeId:
         return self.rng.choice(self.ids) if self.rng.random() < 0.95 else NodeId(self.rng.getrandbits(BITS))
 
@@ -196,7 +200,7 @@ class Pool:
         if kind == 1:
             return m.LookUp(self.small(), self.identifier(), self.tree(), self.peer())
         if kind == 2:
-            return Stray(self.summary(), self.peer())
+            return Stray(self.summary(), self.peer(), self.seconds())
         if kind == 3:
             return FarQuery(self.identifier(), self.peer(), self.rng.random() < 0.5)
         return m.Datagram(b"x")
@@ -242,7 +246,8 @@ class Pool:
             lambda: m.LookUpReply(self.small(), self.several(self.holding, 30)),
             lambda: m.HoldingsQuery(self.number(), self.identifier(), self.tree()),
             lambda: m.HoldingsReply(self.small(), self.summary() if self.rng.random() < 0.7 else None),
-            lambda: Release(self.identifier(), self.tree(), self.number(), self.number()),
+            lambda: Release(self.identifier(), self.tree(), self.number(), self.number(), self.rng.random() < 0.1, self.rng.random() < 0.1),
+            lambda: Absent(self.identifier(), self.tree(), self.number(), self.number(), self.seconds()),
             lambda: Withdrawn(self.tree()),
             lambda: FarReply(self.identifier(), self.several(self.peer, 30)),
             lambda: m.BulkFetch(self.identifier(), self.tree(), 1),

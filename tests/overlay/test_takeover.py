@@ -91,14 +91,14 @@ def test_rule_1_a_node_comes_between_and_it_is_that_ones() -> None:
     node.leaf_set.insert(peer(0x7D))
     node.note(node.machine.leaf_set_changed(2.0))
     assert node.machine.adopted() == ()
-    assert strays(node.until(2.0 + P.probe_timeout_s)) == [Stray(record(NEAR, 3), ME)]
+    assert strays(node.until(2.0 + P.probe_timeout_s)) == [Stray(record(NEAR, 3), ME, 1.0 + P.probe_timeout_s)]
 
 
 def test_rule_2_who_is_not_closest_tells_who_is_and_tells_it_again() -> None:
     node = holding(NEXT)
     assert targets(dies(node, NEXT)) == []
     assert strays(node.until(1.0 + 0.9 * P.probe_timeout_s)) == []
-    assert strays(node.until(1.0 + P.probe_timeout_s)) == [Stray(record(NEXT, 3), ME)]
+    assert strays(node.until(1.0 + P.probe_timeout_s)) == [Stray(record(NEXT, 3), ME, P.probe_timeout_s)]
     assert len(strays(node.until(1.0 + P.probe_timeout_s + 3 * P.upkeep_interval_s))) == 3
 
 
