@@ -8,15 +8,17 @@ by name through all its lives. Every verdict has a reason.
 3. Orphaned (its parent in the tree died): suspect until it is heard through another parent, for `orphan_max_s`; then dead.
 4. Left in order: left; nobody waits for it, and no later news of that life counts. It may come back.
 5. After a restart of the manager, everyone on record is suspect in the same way until heard.
+6. Who has left, or is retired (the root has given it up for good: root.py, rule 10), may come back as everyone may. The last GONE_KEPT of
+   these are kept, to be shown; whoever went before them is forgotten.
 
     unknown --joined--> alive --orphaned--> suspect --late--> dead
-                          |  \\--died--------------------------^  |
+                          |  \\--died--------------------------^  |--retired--> left
                           \\--left--> left                        \\--joined (later life, or wrongly judged)--> alive
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,17 +27,20 @@ from protocol.wire.values import Departed, MemberInfo
 
 State = Literal["alive", "suspect", "dead", "left"]
 Cause = Literal["death", "heartbeat", "restart", "deadline"]
+GONE_KEPT = 256
 
 
 @dataclass(slots=True)
 class Member:
-    """One member through all its lives. iteration: the last that was heard of its present or, when dead, its last life."""
+    """One member through all its lives. iteration: the last that was heard of its present or, when dead, its last life. died_in: the round
+    that was next, or open, when its last life was over."""
 
     info: MemberInfo
     state: State
     reason: str
     since: float
     iteration: int = -1
+    died_in: int = 0
 
     def loss(self, cause: Cause | None = None, silent_s: float = 0.0) -> Loss:
         """Of its present or, when dead, its last life, for the reason that its state has. That tells the cause where none is given."""
@@ -123,6 +128,19 @@ class Liveness:
                 reason = f"{member.reason}, and not heard through another parent for {now - member.since:.1f} s"
                 losses += self._dies(member, reason, now - member.since, now, "heartbeat")
         return losses
+
+    def retire(self, agent: NodeId, reason: str, now: float) -> None:
+        """Nobody waits for it any more, as if it had left."""
+        member = self.members[agent]
+        member.state, member.reason, member.since = "left", reason, now
+
+    def forget_gone(self, spared: Callable[[NodeId], bool]) -> list[NodeId]:
+        """Rule 6; spared: of whom news is still awaited. Returns whom it has forgotten."""
+        gone = sorted((member.since, agent) for agent, member in self.members.items() if member.state == "left")
+        forgotten = [agent for _, agent in gone[:-GONE_KEPT] if not spared(agent)]
+        for agent in forgotten:
+            del self.members[agent]
+        return forgotten
 
     def next_deadline(self) -> float | None:
         return min((m.since + self._orphan_max_s for m in self.members.values() if m.state == "suspect"), default=None)

@@ -22,6 +22,8 @@
    the record keeps: so a later life of the root chooses the same (selection.py). In mode substitute the dead of whom nothing was found
    that may stand in are passed over; where those who were chosen cannot fill a round any more, others are.
 9. Where the tree's record is on our disk and cannot be read, nothing is begun: the root waits for one who has a copy, or for people.
+10. A source that is dead for more rounds than `staleness_max` has left nothing that may stand in, and its name may never be used again. In
+   the modes that go on without it, it is retired: not awaited, looked for, counted for the quorum or asked for its vote, until it is back.
 """
 
 from __future__ import annotations
@@ -222,6 +224,7 @@ class Root:
 
     def _open(self, phase: Literal["train", "adapt"], role: Role, now: float) -> list[Order]:
         terms = self.plan.terms
+        retired = self._retire(now) if phase == "train" else []
         expected = select(self.liveness.of_role(role), terms.mode)
         chosen: tuple[NodeId, ...] = ()
         if phase == "train" and self.plan.selection.policy != "all":
@@ -238,7 +241,20 @@ class Root:
             if not self.work.expected:
                 return self._finish()
         served = [order for agent, recovery in self.left_behind.items() for order in self._serve(self.work, recovery, agent)]
-        return [Announce(phase, self.next_round, chosen=chosen), *served, *self._judge(now)]
+        return [*retired, Announce(phase, self.next_round, chosen=chosen), *served, *self._judge(now)]
+
+    def _retire(self, now: float) -> list[Order]:
+        """Rule 10."""
+        most = self.plan.terms.staleness_max
+        orders: list[Order] = []
+        for agent, member in self.liveness.of_role("source").items() if self.plan.terms.mode != "exact" else ():
+            if member.state == "dead" and self.next_round - member.died_in > most:
+                self.liveness.retire(agent, f"{member.reason}; dead for more than {most} rounds, which go on without it", now)
+                self.left_behind.pop(agent, None)
+                orders.append(Say("retired", {"agent": agent, "reason": member.reason}))
+        for agent in self.liveness.forget_gone(self.recoveries.running):
+            self.seen.pop(agent, None)
+        return orders
 
     def _chosen(self) -> tuple[NodeId, ...]:
         """Rule 8."""
@@ -426,6 +442,7 @@ class Root:
     def _lost(self, loss: Loss, now: float) -> list[Order]:
         """A life is over. Where an earlier look for its agent still runs, that one asks for what an earlier life has left."""
         orders: list[Order] = [Say("agent_lost", {"agent": loss.agent, "cause": loss.cause, "reason": loss.reason})]
+        self.liveness.members[loss.agent].died_in = self.next_round
         if self.work is not None:
             self.work.tried.discard(loss.agent)
         if self.plan.terms.mode == "drop" or self.stage in ("locating", "waiting", "init", "done", "superseded"):

@@ -30,7 +30,7 @@ def test_what_the_example_says_of_the_overlay_is_so() -> None:
     fields = r"^# (\w+_s|replicas|write_quorum|leaf_set_size|heartbeat_misses) = ([\d.]+)"
     said = dict(re.findall(fields, EXAMPLE.read_text(), re.MULTILINE))
     given = settings(*(f"overlay.{key}={value}" for key, value in said.items()))
-    assert len(said) == 8
+    assert len(said) == 9
     assert given.overlay.parameters() == ManagerSettings().overlay.parameters()
 
 
