@@ -278,7 +278,7 @@ class AgentDaemon:
             tried = ", ".join(str(address) for address in effect.details["tried"])  # type: ignore[attr-defined]
             log.warning("no seed is reachable (tried %s): start the manager there, or name others with --join; trying again", tried)
         elif effect.fact == "store_full":
-            remedy = "raise record_store_bytes_max or overlay.held_records_max, or lower overlay.forget_after_s where many are gone for good"
+            remedy = "raise record_store_bytes_max or overlay.held_records_max, or lower overlay.forget_after_s where many are gone"
             log.warning("%s keeps no more records of others, %s: %s", self.name, effect.details["reason"], remedy)
         else:
             log.log(logging.INFO if effect.fact in LOUD_FACTS else logging.DEBUG, "%s: %s %s", self.name, effect.fact, details)

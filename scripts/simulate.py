@@ -35,7 +35,7 @@ from scripts.simulation.run import Options, simulate  # noqa: E402
 HOPS_NODES = (100, 250, 450, 1000, 2500, 5000, 10000)
 CHURN_MINUTES = (5, 15, 60, 138)
 MODES = ("exact", "substitute", "drop")
-ALONE = ("exact", 1.0, 0, 1, "local")
+ALONE = ("exact", 1.0, 0, 1, "local", 0.0)
 """What has a meaning with rounds alone, as it is without."""
 
 
@@ -93,6 +93,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--standbys", type=int, default=0, help="with --rounds: of the nodes, how many watch the manager (%(default)s)")
     parser.add_argument("--zones", type=int, default=1, help="with --rounds: the agents are in so many, in turn (%(default)s)")
     parser.add_argument("--placement", default="local", choices=get_args(PlacementPolicy), help="with --rounds: of replicas (%(default)s)")
+    parser.add_argument(
+        "--forget-after", type=float, default=0.0, help="with --rounds: seconds until records of who is gone are forgotten (the preset's)"
+    )
     parser.add_argument("--no-tree", action="store_true", help="no tree: the ring alone")
     parser.add_argument("--jobs", type=int, default=1, help="processes, where there are several runs (%(default)s)")
     parser.add_argument("--curve", choices=tuple(CURVES), help="one run for each point of a curve, written to --output")
@@ -115,8 +118,9 @@ def chosen_runs(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> 
         parser.error("--selected is above 0 and at most 1, --standbys is not negative and leaves a manager and an agent")
     if not 1 <= chosen.zones <= max(1, chosen.nodes - 1 - chosen.standbys):
         parser.error("--zones is at least 1, and at most the number of agents")
-    if not chosen.rounds and (chosen.mode, chosen.selected, chosen.standbys, chosen.zones, chosen.placement) != ALONE:
-        parser.error("--mode, --selected, --standbys, --zones and --placement go with --rounds")
+    alone = (chosen.mode, chosen.selected, chosen.standbys, chosen.zones, chosen.placement, chosen.forget_after)
+    if not chosen.rounds and alone != ALONE:
+        parser.error("--mode, --selected, --standbys, --zones, --placement and --forget-after go with --rounds")
     routed = None if chosen.routed is None else -(-chosen.routed // len(seeds))
     base = Options(seeds[0], chosen.nodes, chosen.faults, chosen.preset, chosen.seconds, routed, not chosen.no_tree)
     runs: list[Options | RoundOptions] = [replace(base, seed=seed) for seed in seeds]
@@ -125,12 +129,14 @@ def chosen_runs(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> 
     elif chosen.rounds:
         first = RoundOptions(
             seeds[0], chosen.nodes, chosen.faults, chosen.preset, chosen.seconds, chosen.rounds, chosen.mode, chosen.selected,
-            chosen.standbys, chosen.zones, chosen.placement,
+            chosen.standbys, chosen.zones, chosen.placement, chosen.forget_after,
         )  # fmt: skip
         runs = [replace(first, seed=seed) for seed in seeds]
     try:
         for run in runs:
             run.drawn_faults()
+            if isinstance(run, RoundOptions):
+                run.parameters()
     except ValueError as error:
         parser.error(str(error))
     return runs

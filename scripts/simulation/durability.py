@@ -5,6 +5,8 @@ P2  A restored record is no older than what its owner was told is durable; else 
     who hold what was durable could be reached: a look-up of another's record need not hear all. And the last copy does not die, one that
     has lived on alone, awake and reachable, for longer than a repair takes. And where placement sends copies abroad, a zone that dies does
     not take with it what was durable a repair ago, of an owner that was awake and reachable since: it has a copy in another zone by then.
+    And what was forgotten was of an owner that had been away for as long as its holders wait, who may not find it when it is back; after
+    twice that and a repair nobody has it ("kept").
 P6  Nothing is announced that is not committed, which is that the electors agreed; and nothing is committed for a round before one that was.
 """
 
@@ -43,9 +45,9 @@ class Durability:
     """Watches one run. record_bytes: of an agent's record."""
 
     def __init__(self, cluster: Cluster, tree: TreeId, record_bytes: int) -> None:
-        self.mistakes = {promise: Mistakes() for promise in ("P2", "P6")}
+        self.mistakes = {promise: Mistakes() for promise in ("P2", "kept", "P6")}
         self.durables = self.restores = self.found = self.lost = self.behind_said = 0
-        self.retrieved = self.retrieved_behind = self.judged_abroad = 0
+        self.retrieved = self.retrieved_behind = self.judged_abroad = self.forgotten = 0
         self.committed_round = -1
         self._rounds: dict[int, int] = {}
         """The round of each version that was committed."""
@@ -66,6 +68,9 @@ class Durability:
         self._alone: dict[RecordKey, float] = {}
         """Since when one copy only is left that is as new as the durable version."""
         self._lost: set[RecordKey] = set()
+        self._kept: set[tuple[RecordKey, int]] = set()
+        self._went: dict[NodeId, float] = {}
+        """When each agent's last life was over."""
         self._closed = False
         cluster.transfers.on_held = self._held
         cluster.transfers.on_discarded = lambda process, record: self._gone(process, record.key, died=False)
@@ -78,6 +83,7 @@ class Durability:
         self._count(record.key)
 
     def _ended(self, process: Process) -> None:
+        self._went[process.peer.id] = self._cluster.clock.now
         for key in process.store:
             self._gone(process, key, died=True)
 
@@ -96,10 +102,27 @@ class Durability:
         self._lost.add(key)
         now = self._cluster.clock.now
         words = f"{now:.4f}: the last copy of {key[0]}, {_words(durable)}, went with {process}, alone since {since:.4f}"
-        if not died:
+        if not died and self._away_s(key[0]) >= self._cluster.parameters.forget_after_s:
+            self.forgotten += 1
+        elif not died:
             self.mistakes["P2"].add(f"{words}: it was discarded", process)
         elif since < now - self._repair_s and process.awake_since < now - self._repair_s and not self._was_cut(since):
             self.mistakes["P2"].add(words, process)
+
+    def _away_s(self, owner: NodeId) -> float:
+        """For how long no life of it has been there."""
+        process = self._cluster.view.get(owner)
+        return 0.0 if process is not None and process.alive else self._cluster.clock.now - self._went.get(owner, inf)
+
+    def look_for_kept(self) -> None:
+        """Each copy of what should be forgotten, once: a holder that was cut off or asleep may have begun to wait anew."""
+        for key, copies in self._copies.items():
+            if key[0] == self._tree or self._away_s(key[0]) < 2 * self._cluster.parameters.forget_after_s + self._repair_s:
+                continue
+            for process, order, _ in [copy for index, copy in copies.items() if (key, index) not in self._kept]:
+                self._kept.add((key, process.index))
+                words = f"{self._cluster.clock.now:.4f}: {process} has {_words(order)} of {key[0]}"
+                self.mistakes["kept"].add(f"{words}, which has been away for {self._away_s(key[0]):.1f} s", process)
 
     def _was_cut(self, since: float) -> bool:
         network = self._cluster.network
@@ -160,7 +183,7 @@ class Durability:
         durable = self._durable.get(key)
         if durable is None or found >= durable or self._closed:
             return
-        if key in self._lost:
+        if key in self._lost or process.began - self._went.get(key[0], inf) >= self._cluster.parameters.forget_after_s:
             self.lost += 1
             return
         holders = self._holders(key, durable)

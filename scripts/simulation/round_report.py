@@ -8,7 +8,7 @@ from scripts.simulation.report import Figures, added, ending
 
 SUMS = (
     "rounds", "double_contributions", "durable_lost", "committed_lost", "given_up", "durables", "restores", "restored", "restored_behind",
-    "lost", "retrieved", "retrieved_behind", "judged_abroad", "manager_lives", "takeovers", "moved_mb",
+    "lost", "retrieved", "retrieved_behind", "forgotten", "kept_too_long", "judged_abroad", "manager_lives", "takeovers", "moved_mb",
     "events",
 )  # fmt: skip
 
@@ -27,9 +27,10 @@ def text(result: Figures) -> str:
         f"P6 committed rounds lost {result['committed_lost']}; left out without need {result['given_up']}",
         f"{result['durables']} versions durable, {result['moved_mb']:g} MB moved; {result['restores']} looked for their own record, "
         f"{result['restored']} found one, {result['restored_behind']} were told that a newer one may be out of reach, "
-        f"of {result['lost']} all copies had died at once",
+        f"of {result['lost']} all copies had died at once, or were being forgotten",
         f"{result['manager_lives']} lives of managers, {result['takeovers']} of them begun by standbys",
         f"{result['retrieved']} agents' records retrieved by the root, {result['retrieved_behind']} looks behind what was durable",
+        f"{result['forgotten']} records forgotten of agents that never came back, {result['kept_too_long']} copies kept for too long",
         f"{result['judged_abroad']} records of zones that died had had time to be in another",
         f"faults that struck: {counts('struck')}",
         f"facts: {counts('facts')}",

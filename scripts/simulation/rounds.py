@@ -13,7 +13,7 @@ from typing import Any
 
 from fmrec_manager.selection import Selection
 from protocol.overlay import effects as fx
-from protocol.parameters import PlacementPolicy
+from protocol.parameters import PRESETS, OverlayParameters, PlacementPolicy
 from protocol.wire.messages import RecoveryMode
 from protocol.wire.values import RecordSummary
 from scripts.simulation import collector
@@ -53,11 +53,21 @@ class RoundOptions:
     zones: int = 1
     """The agents are in so many, in turn."""
     placement: PlacementPolicy = "local"
+    forget_after_s: float = 0.0
+    """Records of agents that have been away for so long are forgotten; 0: as the preset says."""
 
     def drawn_faults(self) -> Faults:
         """Those of the specification; in mode exact, but for what changes the members. ValueError where it is wrong."""
         faults = parse(self.faults, Random(self.seed))
         return replace(faults, restart_share=1.0, session_mean_s=0.0, leave_share=0.0) if self.mode == "exact" else faults
+
+    def parameters(self) -> OverlayParameters:
+        """The preset's, with what is chosen otherwise. ValueError where they cannot work."""
+        chosen = replace(PRESETS[self.preset](), placement=self.placement)
+        if self.forget_after_s:
+            chosen = replace(chosen, forget_after_s=self.forget_after_s)
+        chosen.validate()
+        return chosen
 
     @property
     def selection(self) -> Selection:
@@ -69,7 +79,7 @@ class RoundOptions:
         return (
             f"python scripts/simulate.py --rounds {self.rounds} --seed {self.seed} --nodes {self.nodes} --faults {self.faults} "
             f"--preset {self.preset} --seconds {self.seconds:g} --mode {self.mode} --selected {self.selected:g} "
-            f"--standbys {self.standbys} --zones {self.zones} --placement {self.placement}"
+            f"--standbys {self.standbys} --zones {self.zones} --placement {self.placement} --forget-after {self.forget_after_s:g}"
         )
 
 
@@ -95,10 +105,14 @@ class RoundResult:
     restored_behind: int = 0
     """Of the restores: the newest version could not be reached, and that was said."""
     lost: int = 0
-    """Of the restores: all copies of what was durable had died before a repair was possible."""
+    """Of the restores: all copies of what was durable had died before a repair was possible, or were being forgotten."""
     retrieved: int = 0
     retrieved_behind: int = 0
     """Of the agents' records that the root has looked for, found and not: older than what was durable when the look began."""
+    forgotten: int = 0
+    """Records of which the last copy was forgotten, for their owners had been away for long enough."""
+    kept_too_long: int = 0
+    """Copies of records that should have been forgotten."""
     judged_abroad: int = 0
     """Records of zones that died, which were durable for long enough to have copies in another."""
     manager_lives: int = 0
@@ -126,8 +140,8 @@ class RoundRun:
         self.options = options
         self.faults = options.drawn_faults()
         disks = options.standbys > 0 and self.faults.disk_kept_share > 0
-        self.cluster = cluster = cluster_of(options.seed, options.nodes, options.preset, disks=disks, placement=options.placement)
-        self.parameters = cluster.parameters
+        self.parameters = options.parameters()
+        self.cluster = cluster = cluster_of(options.seed, options.nodes, options.preset, disks=disks, parameters=self.parameters)
         self.work = work or Work(options.seed)
         self.durability = Durability(cluster, TREE, self.work.record_bytes)
         work_s = SLOWEST * self.work.iterations * self.work.step_s
@@ -211,6 +225,7 @@ class RoundRun:
             self.managers.begin()
         while clock.now < end:
             clock.run(min(SLICE_S, end - clock.now))
+            self.durability.look_for_kept()
 
     def _liveness(self) -> None:
         """Everything is healed, many die in that instant, all the dead come back, and all rounds must be done in time."""
@@ -252,7 +267,7 @@ class RoundRun:
         result.durables, result.restores, result.restored = judge.durables, judge.restores, judge.found
         result.restored_behind, result.lost = judge.behind_said, judge.lost
         result.retrieved, result.retrieved_behind = judge.retrieved, judge.retrieved_behind
-        result.judged_abroad = judge.judged_abroad
+        result.judged_abroad, result.forgotten, result.kept_too_long = judge.judged_abroad, judge.forgotten, judge.mistakes["kept"].count
         result.double_contributions, result.ways = folded.mistakes["P1"].count, dict(sorted(folded.ways.items()))
         result.durable_lost = judge.mistakes["P2"].count
         result.committed_lost = judge.mistakes["P6"].count + folded.mistakes["P6"].count

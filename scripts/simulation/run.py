@@ -6,11 +6,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Any
 
-from protocol.parameters import PRESETS, OverlayParameters, PlacementPolicy
+from protocol.parameters import PRESETS, OverlayParameters
 from protocol.wire import messages as m
 from protocol.wire.codec import decode, encode
 from scripts.simulation import collector
@@ -110,9 +110,9 @@ def convergence_max_s(parameters: OverlayParameters) -> float:
     return 4 * (parameters.retry_max_s + parameters.silence_max_s + parameters.trial_max_s)
 
 
-def cluster_of(seed: int, nodes: int, preset: str, *, disks: bool = False, placement: PlacementPolicy = "local") -> Cluster:
-    """Empty, for a run with so many nodes: with few, everything is checked at every step."""
-    parameters = replace(PRESETS[preset](), placement=placement)
+def cluster_of(seed: int, nodes: int, preset: str, *, disks: bool = False, parameters: OverlayParameters | None = None) -> Cluster:
+    """Empty, for a run with so many nodes: with few, everything is checked at every step. parameters: the preset's, if none are given."""
+    parameters = parameters or PRESETS[preset]()
     small = nodes <= CODEC_NODES_MAX
     codec = (encode, decode) if small else None
     return Cluster(seed, parameters, TERRAINS[preset], codec, check_every=1 if small else CHECK_EVERY, keep=False, disks=disks)

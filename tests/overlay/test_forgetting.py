@@ -100,6 +100,18 @@ def test_a_holder_that_was_not_heard_then_tells_of_its_copy_and_hears_that_it_ma
     assert told_of(node, Stray(record(NEAR, 2), RING[1]), later) == [fx.Send(RING[1], forgotten(NEAR, version=2))]
 
 
+def test_unless_its_owner_was_back_meanwhile_and_brought_its_record_to_others() -> None:
+    """From its own disk: the very version that was forgotten here."""
+    node = bereft(NEAR)
+    later = DIED + P.forget_after_s + 5.0
+    node.until(later)
+    node.leaf_set.insert(replace(NEAR, incarnation=2))
+    node.note(node.machine.leaf_set_changed(later))
+    node.leaf_set.remove(NEAR.id)
+    node.note(node.machine.leaf_set_changed(later + 1.0))
+    assert of(fx.Fetch, told_of(node, Stray(record(NEAR, 3), RING[0]), later + 2.0))
+
+
 def test_but_a_newer_version_than_was_forgotten_is_kept_for_as_long_again() -> None:
     """Its owner was there since, where we have not seen it."""
     node = bereft(NEAR)
@@ -144,8 +156,15 @@ def test_and_tells_it_from_then_on_where_it_was_who_stands_in(sender: Peer, abse
 def test_a_neighbour_s_word_counts_and_nobody_else_s_nor_what_is_no_time() -> None:
     for holder, absent_s in ((FAR, P.forget_after_s), (RING[0], nan), (RING[0], inf), (RING[0], -1.0)):
         node = bereft(NEAR)
-        told_of(node, Stray(record(NEAR, 3), holder, absent_s), 2.0)
+        assert "record_forgotten" not in facts(told_of(node, Stray(record(NEAR, 3), holder, absent_s), 2.0))
         assert "record_forgotten" not in facts(node.until(DIED + P.forget_after_s - 0.01)), (holder, absent_s)
+
+
+def test_nor_what_is_told_of_an_older_version_than_ours() -> None:
+    node = Node(*RING, parameters=P)
+    node.note(node.machine.record_held(record(NEAR, 4), DIED))
+    assert told_of(node, Stray(record(NEAR, 3), RING[0], P.forget_after_s), 2.0) == []
+    assert "record_forgotten" not in facts(node.until(DIED + P.forget_after_s - 0.01))
 
 
 def test_who_holds_it_lets_it_go_at_the_word_of_who_stands_in() -> None:

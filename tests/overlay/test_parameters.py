@@ -49,7 +49,7 @@ def test_a_hang_is_noticed_within_what_the_presets_say() -> None:
         ({"raw_loss_target": 1.5}, "raw_loss_target is a share"),
         ({"fan_out_max": 1}, "is a chain"),
         ({"delay_max_s": 2.0}, "a probe .* must end within the silence"),
-        ({"forget_after_s": 10.0}, r"forget_after_s \(10\) must be at least 19.2"),
+        ({"forget_after_s": 9.0}, r"forget_after_s \(9\) must be at least 9.6"),
     ],
 )
 def test_a_set_of_values_that_cannot_work_is_named(wrong: dict[str, float], says: str) -> None:
