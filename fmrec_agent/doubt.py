@@ -4,7 +4,8 @@ A life may have begun on the smaller side of a cut, or in a ring beside the ring
 there is one.
 
 1. It looks once more where the order comes late (who is cut off gets none), or is for a later round than follows what it knows: where
-   what it knows is half of a round, and the next one is asked for, somebody had the whole of it.
+   what it knows is half of a round, and the next one is asked for, somebody had the whole of it. Not before `settle_s`: where many come
+   back at once, those who hold its record are nobody's neighbours any more, and tell of it then.
 2. Its newest record may lie beyond a cut that lasts: where there must be one it goes on looking, for as long as CUT_VERDICTS verdicts take
    and once more, and says what is lost where it must go on without. There must be one where an earlier life of the same launcher called a
    newer version durable (high_water.py); and there may be in mode exact, where all train, for it may have had a part in the rounds between.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from protocol.parameters import OverlayParameters
 from protocol.wire.messages import RoundOpen
 
 CUT_VERDICTS = 10.0
@@ -35,13 +37,13 @@ class Known:
 
 
 class Doubt:
-    """Of one life. verdict_max_s: within this a neighbourhood knows who is gone (protocol/parameters.py); began: when its first order could
-    come, on the clock that `now` is told from."""
+    """Of one life. began: when its first order could come, on the clock that `now` is told from."""
 
-    def __init__(self, verdict_max_s: float) -> None:
+    def __init__(self, parameters: OverlayParameters) -> None:
         self.began = 0.0
         self.sure = False
-        self._verdict_max_s = verdict_max_s
+        self._verdict_max_s = parameters.verdict_max_s
+        self._settle_s = parameters.settle_s
         self._looks = 0
         self._looked_s = 0.0
 
@@ -53,6 +55,10 @@ class Doubt:
         once_more = not self._looks and (late or order.round > known.round + known.whole)
         self.sure = not once_more and not self.lacks(order, known)
         return not self.sure
+
+    def early_s(self, now: float) -> float:
+        """How long to wait before the next look."""
+        return max(self.began + self._settle_s - now, 0.0)
 
     @property
     def is_last(self) -> bool:

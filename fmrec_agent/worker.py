@@ -97,7 +97,7 @@ class Worker:
         self._role = role
         self._parameters = parameters
         self._restore_newest = restore_newest
-        self._doubt = Doubt(parameters.verdict_max_s)
+        self._doubt = Doubt(parameters)
         self._order: Order | None = None
         self._news = asyncio.Event()
         self._finished: Finished | None = None
@@ -224,6 +224,10 @@ class Worker:
         while doubt.must_look(order.body, self._known(), loop.time()):
             began, last, lacks = loop.time(), doubt.is_last, doubt.lacks(order.body, self._known())
             self.doing = "looking for what an earlier life knew" + (f": {lacks}" if lacks else "")
+            if early_s := doubt.early_s(began):
+                await self._superseded_within(early_s)
+                if self._order is not order:
+                    return False
             await self._restore_newest()
             lacks = doubt.lacks(order.body, self._known())
             if lacks and not last:

@@ -148,6 +148,11 @@ class OverlayParameters:
         return 2 * self.exchange_interval_s
 
     @property
+    def settle_s(self) -> float:
+        """Within this after a node has come, those know where they are to tell of its record that had it in sight before, and it has it."""
+        return 2 * self.probe_timeout_s + self.delay_max_s
+
+    @property
     def verdict_max_s(self) -> float:
         """Within this everyone in a neighbourhood has been heard, or been found dead."""
         return self.silence_max_s + self.trial_max_s
@@ -217,7 +222,7 @@ class OverlayParameters:
             raise ValueError(f"remembered_dead_max ({self.remembered_dead_max}) must be at least 2: one that refused, one that fell silent")
         if self.connections_max < (relations := self.leaf_set_size + self.fan_out_max + 1):
             raise ValueError(f"connections_max ({self.connections_max}) must hold a leaf set, a parent and its children ({relations})")
-        if self.forget_after_s < (least := 4 * self.upkeep_interval_s):
+        if self.forget_after_s < (least := 2 * self.upkeep_interval_s):
             raise ValueError(f"forget_after_s ({self.forget_after_s:g}) must be at least {least:g}: who holds a record tells of it before")
         if self.retry_min_s > self.retry_max_s:
             raise ValueError(f"retry_min_s ({self.retry_min_s}) cannot exceed retry_max_s ({self.retry_max_s})")

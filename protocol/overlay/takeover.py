@@ -6,7 +6,8 @@ in: it keeps k copies alive, its own among them.
 1. What we hold of an owner that is not in our leaf set, in whose place we are closest to its id, we adopt. Owner or somebody closer is
    there again: it is theirs, and we only hold our copy.
 2. Who holds such a copy and is not closest says so (Stray), routed to the owner's id, at first after `probe_timeout_s`, again each
-   `upkeep_interval_s`: so the closest node learns of records that it does not hold, or holds in an older version, and fetches them.
+   `upkeep_interval_s`, and soon where that id moves out of its sight: so the closest node learns of records that it does not hold, or holds
+   in an older version, and fetches them. So does the owner itself: of many that come back at once none has had the others' for neighbours.
 3. The ring may have moved away from us, so that no look-up would ask us. Our copy may go when the owner, or who stands in for it, says that
    it has k others as new (Release); not before.
 4. Two that both believe that they are closest bring the same bytes to the same neighbourhood: no harm.
@@ -69,8 +70,10 @@ class Takeover:
         self._number = number
         self.held: dict[RecordKey, RecordSummary] = {}
         """The newest version of each record here, of our own as well."""
-        self._strays: dict[RecordKey, None] = {}
-        """Held, and not ours to care for: longest untold first."""
+        self._strays: dict[RecordKey, bool] = {}
+        """Held, and not ours to care for: longest untold first. Is the owner's id in our sight?"""
+        self._untold: dict[RecordKey, None] = {}
+        """Of these, what is told of first: it is new, or moved out of our sight."""
         self._fetching: dict[int, RecordSummary] = {}
         self._absences = Absences(leaf_set, 2 * parameters.held_records_max)
         """Of the owners of what is held, and of what was forgotten: as many again."""
@@ -113,18 +116,25 @@ class Takeover:
             return []
         self._absences.look(record, now, would_see=self._in_ring() and self._leaf_set.covers(owner))
         if self._is_ours(owner) and not self._is_closed(record):
-            self._strays.pop(key, None)
+            self._no_stray(key)
             self._forget_in_time(record, now)
             return self._adopt(record, now)
         placement = self._placements.get(key)
         effects = self._placements.drop(key) if placement is not None and placement.adopted else []
         if not self._is_stray(record):
-            self._strays.pop(key, None)
-        elif key not in self._strays:
-            self._strays[key] = None
-            if UPKEEP not in self._deadlines:
-                self._deadlines.set(UPKEEP, now + self._parameters.probe_timeout_s)
+            self._no_stray(key)
+            return effects
+        in_sight = self._leaf_set.covers(owner)
+        if key not in self._strays or (self._strays[key] and not in_sight):
+            self._untold[key] = None
+            soon = now + self._parameters.probe_timeout_s
+            self._deadlines.set(UPKEEP, min(soon, self._deadlines.when(UPKEEP) or soon))
+        self._strays[key] = in_sight
         return effects
+
+    def _no_stray(self, key: RecordKey) -> None:
+        self._strays.pop(key, None)
+        self._untold.pop(key, None)
 
     def _adopt(self, record: RecordSummary, now: float) -> list[Effect]:
         before = self._placements.get(record.key)
@@ -138,13 +148,14 @@ class Takeover:
     def upkeep(self, now: float) -> list[Effect]:
         """Tell of strays: the first of them, which then are the last."""
         effects: list[Effect] = []
-        for key in list(self._strays)[:STRAYS_MAX]:
-            del self._strays[key]
-            self._strays[key] = None
+        for key in list(dict.fromkeys((*self._untold, *self._strays)))[:STRAYS_MAX]:
+            self._untold.pop(key, None)
+            self._strays[key] = self._strays.pop(key)
             record = self.held[key]
             effects.append(RouteBody(key[0], Stray(record, self._me, self._absent_s(record, now))))
         if self._strays:
-            self._deadlines.set(UPKEEP, now + self._parameters.upkeep_interval_s)
+            pause_s = self._parameters.probe_timeout_s if self._untold else self._parameters.upkeep_interval_s
+            self._deadlines.set(UPKEEP, now + pause_s)
         return effects
 
     def stray_delivered(self, stray: Stray, now: float) -> list[Effect]:
@@ -154,11 +165,11 @@ class Takeover:
             return []
         if self._is_over(record):
             return [Send(holder, Release(record.owner, record.tree, record.version, record.incarnation, closed=True))]
+        mine = self.held.get(record.key)
         if record.owner == self._me.id:
-            return self._release(stray)
+            return self._take(stray, now) if mine is None or mine.order < record.order else self._release(stray)
         if holder.id == self._me.id:
             return []
-        mine = self.held.get(record.key)
         self._absences.look(record, now, would_see=True)
         if holder.id in self._leaf_set:
             self._absences.told(record, stray.absent_s, now)
@@ -187,7 +198,8 @@ class Takeover:
     def _take(self, stray: Stray, now: float) -> list[Effect]:
         """Fetch what we are to care for."""
         record = stray.record
-        if len(self._fetching) >= FETCHES_MAX or len(self.held) >= self._parameters.held_records_max:
+        full = record.owner != self._me.id and len(self.held) >= self._parameters.held_records_max
+        if full or len(self._fetching) >= FETCHES_MAX:
             return []  # it will be told of again
         if any(wanted.key == record.key for wanted in self._fetching.values()):
             return []
@@ -283,7 +295,7 @@ class Takeover:
 
     def _discard(self, record: RecordSummary) -> list[Effect]:
         del self.held[record.key]
-        self._strays.pop(record.key, None)
+        self._no_stray(record.key)
         placement = self._placements.get(record.key)
         dropped = self._placements.drop(record.key) if placement is not None and placement.adopted else []
         return [*dropped, Discard(record)]
@@ -329,6 +341,7 @@ class Takeover:
         self._absences.check_invariants()
         assert len(self._closed) <= CLOSED_MAX, "closed trees without end"
         assert self._strays.keys() <= self.held.keys(), "a stray that is not held"
+        assert self._untold.keys() <= self._strays.keys(), "to be told of, and no stray"
         assert not self._strays or UPKEEP in self._deadlines, "strays that nobody is told of"
         assert all(("take", transfer) in self._deadlines for transfer in self._fetching), "a fetch that never ends"
         assert all(self.held.get(key) is not None for key in self._placements.adopted()), "adopted, and not held"

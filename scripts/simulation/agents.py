@@ -45,7 +45,7 @@ class Agent(Application):
         self._agents = agents
         self._pace_s = pace_s
         self._asks = 0
-        self._doubt = Doubt(agents.cluster.parameters.verdict_max_s)
+        self._doubt = Doubt(agents.cluster.parameters)
         self._wait_s = agents.cluster.parameters.retry_min_s
         """Until it looks again for what it lacks."""
         self._looking: float | None = None
@@ -101,7 +101,7 @@ class Agent(Application):
         now = self._agents.cluster.clock.now
         if self._looking is None and body.mode != "drop" and self._doubt.must_look(body, self._known(), now):
             self._looking, self._asks = now, 0
-            self.ask()
+            self._later(self._doubt.early_s(now), self.ask)
         return self._looking is None
 
     def _looked(self) -> None:

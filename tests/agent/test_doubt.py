@@ -9,9 +9,11 @@ import pytest
 
 from fmrec_agent.doubt import CUT_VERDICTS, Doubt, Known
 from protocol.identifiers import NodeId, Peer
+from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Phase, RoundOpen
 
-VERDICT_S = 2.0
+P = OverlayParameters()
+VERDICT_S = P.verdict_max_s
 BEGAN = 100.0
 SOON, LATE = BEGAN + VERDICT_S, BEGAN + VERDICT_S + 0.001
 ROOT = Peer(NodeId(1), "127.0.0.1", 20001, 1)
@@ -25,7 +27,7 @@ def order(
 
 
 def doubt() -> Doubt:
-    found = Doubt(VERDICT_S)
+    found = Doubt(P)
     found.began = BEGAN
     return found
 
@@ -50,6 +52,13 @@ def test_rule_1_it_looks_once_more_where_the_order_is_late_or_for_a_later_round(
         found.looked(0.0)
         assert not found.must_look(order(number), known, math.inf), "once"
         assert found.sure
+
+
+def test_rule_1_not_before_those_who_hold_its_record_have_had_time_to_tell() -> None:
+    found = doubt()
+    assert found.early_s(BEGAN + 0.25) == P.settle_s - 0.25
+    assert found.early_s(BEGAN + P.settle_s) == 0.0
+    assert found.early_s(math.inf) == 0.0
 
 
 def test_rule_1_half_of_a_round_is_not_the_newest_where_the_next_is_asked_for() -> None:

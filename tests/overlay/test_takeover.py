@@ -19,6 +19,8 @@ NEAR, NEXT = peer(0x7E), peer(0x72)
 RING = [peer(leading) for leading in (0x8A, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0x78, 0x70, 0x60, 0x50, 0x40, 0x30)]
 """A full leaf set, which does not cover FAR."""
 FAR = peer(0x05)
+CLOSER = peer(0x71)
+"""To NEXT than any of RING."""
 
 
 def holding(owner: Peer, version: int = 3, *ring: Peer) -> Node:
@@ -194,7 +196,42 @@ def test_rule_3_the_owner_releases_who_is_far_when_it_has_its_k() -> None:
     complete(node, effects)
     assert sent(node.machine.stray_delivered(stray, 1.0), Release) == [(FAR, Release(ME.id, TREE, 3, 1))]
     assert node.machine.stray_delivered(Stray(record(ME, 3), RING[5]), 1.0) == [], "a neighbour's copy does no harm"
-    assert node.machine.stray_delivered(Stray(record(ME, 5), FAR), 1.0) == [], "what is newer than ours is not given up"
+    [fetch] = of(fx.Fetch, node.machine.stray_delivered(Stray(record(ME, 5), FAR), 1.0))
+    assert fetch.peer == FAR, "what is newer than ours is not given up"
+
+
+def test_rule_2_an_owner_that_is_back_hears_who_has_its_record_and_finds_it_with_itself() -> None:
+    """Many came back at once: none of its neighbours is who it was. The look-up for it asks nobody but its neighbours."""
+    node = Node(*RING)
+    [fetch] = of(fx.Fetch, node.note(node.machine.stray_delivered(Stray(record(ME, 3), FAR), 1.0)))
+    assert (fetch.peer, fetch.record) == (FAR, record(ME, 3))
+    node.note(node.machine.fetch_ended(fetch.transfer, record(ME, 3), "", 1.1))
+    assert node.machine.held() == (record(ME, 3),)
+
+
+def test_rule_2_what_moves_out_of_sight_is_told_of_soon() -> None:
+    """Told of before, to who is not the closest any more; and so many have come that we would not even see the owner."""
+    node = Node(*RING[:4])
+    node.note(node.machine.record_held(record(NEXT, 3), 1.0))
+    node.neighbours = [*node.neighbours, CLOSER]
+    node.note(node.machine.leaf_set_changed(1.1))
+    assert len(strays(node.until(2.0))) == 1
+    node.neighbours = RING[:6] + [peer(leading) for leading in (0x7F, 0x7E, 0x7D, 0x7C, 0x7B, 0x7A)]
+    node.note(node.machine.leaf_set_changed(2.1))
+    assert [stray.record for stray in strays(node.until(2.1 + P.probe_timeout_s))] == [record(NEXT, 3)]
+    assert strays(node.until(2.0 + P.upkeep_interval_s)) == [], "and then as ever"
+
+
+def test_rule_2_what_was_never_told_of_is_first() -> None:
+    node = Node(*RING)
+    many = [record(peer(0x70 - number), 3) for number in range(1, 5)]
+    for number, one in enumerate(many):
+        node.note(node.machine.record_held(replace(one, tree=node_id(number)), 1.0))
+    node.until(1.0 + P.probe_timeout_s)
+    late = record(peer(0x61), 3)
+    node.note(node.machine.record_held(late, 3.0))
+    told = strays(node.until(3.0 + P.probe_timeout_s))
+    assert told[0].record == late
 
 
 def test_rule_3_who_stands_in_releases_too() -> None:
@@ -302,10 +339,10 @@ def test_rule_5_but_not_for_anybody_s_word_nor_in_a_tree_that_goes_on_here(by_th
 
 
 def test_rule_5_the_owner_lets_go_too_where_it_has_its_record_itself() -> None:
-    """An earlier holder, far away and not in the tree. One that has lost its record (it starts again) may still look for it."""
+    """An earlier holder, far away and not in the tree. One that has lost its record (it starts again) takes it first."""
     node = Node(*RING)
     node.note(node.machine.tree_closed(TREE))
-    assert node.machine.stray_delivered(Stray(record(ME, 3), FAR), 1.0) == []
+    assert of(fx.Fetch, node.machine.stray_delivered(Stray(record(ME, 3), FAR), 1.0))
     node.machine.record_held(record(ME, 4), 1.0)
     assert node.machine.stray_delivered(Stray(record(ME, 3), FAR), 1.0) == [fx.Send(FAR, closed(ME))]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from fmrec_manager.orders import Aggregate
 from fmrec_manager.round import Slot, Way
 from protocol.identifiers import NodeId, Peer
 from protocol.overlay import effects as fx
+from protocol.overlay.absences import Absences
 from protocol.overlay.far_places import FarPlaces
+from protocol.overlay.takeover import Takeover
 from protocol.parameters import PlacementPolicy
 from protocol.wire.messages import RecoveryMode, RoundOpen
 from protocol.wire.values import RecordSummary
@@ -109,6 +112,30 @@ def test_a_zone_does_not_take_with_it_what_has_had_time_to_leave_it(placement: P
     assert result.judged_abroad > 0
 
 
+@pytest.mark.parametrize("seed", [1, 8])
+def test_who_comes_back_among_many_finds_what_those_hold_who_were_its_neighbours(seed: int) -> None:
+    """Of a ring of six, which has seen thirty others die, all thirty come back in one instant."""
+    faults = "session_mean_s=5,silent_share=0.5"
+    result = RoundRun(RoundOptions(seed, 6, faults, "loopback", 30.0, 8, "substitute")).go()
+    assert not result.failures, "\n".join([*result.failures, result.story, result.command])
+
+
+def forgetful(seed: int) -> RoundRun:
+    """Agents live for less long than records of who is gone are kept, and come under ever new names."""
+    options = RoundOptions(seed, 6, "session_mean_s=8,silent_share=0.5", "loopback", 40.0, 12, "substitute", forget_after_s=10.0)
+    run = RoundRun(options)
+    run.go()
+    return run
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_what_agents_leave_that_never_come_back_is_forgotten_in_time_and_nothing_before(seed: int) -> None:
+    result = forgetful(seed).result
+    assert not result.failures, "\n".join([*result.failures, result.story, result.command])
+    assert result.rounds == 12
+    assert result.forgotten > 10
+
+
 def test_a_run_is_its_seed() -> None:
     first, second = (RoundRun(RoundOptions(7, 10, WILD, "loopback", 2.0, 2)).go() for _ in range(2))
     assert first.trace_digest == second.trace_digest
@@ -164,6 +191,17 @@ def test_p2_copies_that_stay_in_their_zone_are_found(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(FarPlaces, "replied", lambda places, reply: False)
     run = small(seed=1, nodes=32, faults="zone_per_s=0.05", seconds=40.0, rounds=16, zones=2, placement="spread")
     assert broken(run, "P2")
+
+
+def test_a_time_that_is_not_handed_on_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each who stands in would begin to wait anew, and live no longer than it waits."""
+    monkeypatch.setattr(Takeover, "_absent_s", lambda self, record, now: 0.0)
+    assert broken(forgetful(4), "kept")
+
+
+def test_p2_what_is_forgotten_too_early_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Absences, "since", lambda self, record: -inf)
+    assert broken(forgetful(1), "P2")
 
 
 def with_a_durable_record() -> tuple[RoundRun, Agent, RecordSummary]:
