@@ -134,13 +134,12 @@ class Liveness:
         member = self.members[agent]
         member.state, member.reason, member.since = "left", reason, now
 
-    def forget_gone(self, spared: Callable[[NodeId], bool]) -> list[NodeId]:
-        """Rule 6; spared: of whom news is still awaited. Returns whom it has forgotten."""
+    def forget_gone(self, spared: Callable[[NodeId], bool]) -> None:
+        """Rule 6; spared: of whom news is still awaited."""
         gone = sorted((member.since, agent) for agent, member in self.members.items() if member.state == "left")
-        forgotten = [agent for _, agent in gone[:-GONE_KEPT] if not spared(agent)]
-        for agent in forgotten:
-            del self.members[agent]
-        return forgotten
+        for _, agent in gone[:-GONE_KEPT]:
+            if not spared(agent):
+                del self.members[agent]
 
     def next_deadline(self) -> float | None:
         return min((m.since + self._orphan_max_s for m in self.members.values() if m.state == "suspect"), default=None)

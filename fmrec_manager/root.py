@@ -252,8 +252,7 @@ class Root:
                 self.liveness.retire(agent, f"{member.reason}; dead for more than {most} rounds, which go on without it", now)
                 self.left_behind.pop(agent, None)
                 orders.append(Say("retired", {"agent": agent, "reason": member.reason}))
-        for agent in self.liveness.forget_gone(self.recoveries.running):
-            self.seen.pop(agent, None)
+        self.liveness.forget_gone(self.recoveries.running)
         return orders
 
     def _chosen(self) -> tuple[NodeId, ...]:
@@ -380,6 +379,8 @@ class Root:
             return self._put(0, f"going on from version {self.version}: asking the electors", now)
         self.version += 1
         self.on_record = self.liveness.staying()
+        named = {info.peer.id for info in self.on_record}
+        self.seen = {agent: said for agent, said in self.seen.items() if agent in named}  # as a later life will have it
         self.stage, self.reason, self._deadline = "committing", f"sealing version {self.version}", None
         return [Commit(self.version, self.next_round)]
 

@@ -45,6 +45,8 @@ from protocol.parameters import OverlayParameters
 from protocol.wire.messages import Message
 from protocol.wire.values import RecordSummary
 
+FULL_AGAIN_S = 60.0
+"""Between two complaints that there is no room for others' records."""
 logger = logging.getLogger(__name__)
 
 
@@ -106,7 +108,7 @@ class Driver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._transfers: dict[int, asyncio.Task[None]] = {}
         self._unsendable: set[str] = set()  # kinds of messages that once could not be sent
-        self._full = False  # told already that others' records find no room
+        self._full_again = -math.inf  # when it is told again that others' records find no room
         self._closed = False
 
     # --- for the daemon -----------------------------------------------------------------------------------------------
@@ -184,14 +186,14 @@ class Driver:
         return self._no_room(summary) or self.store.admit(summary)
 
     def _no_room(self, summary: RecordSummary) -> str | None:
-        """Why another's record cannot be kept, None where it can; the application is told once, until something was discarded."""
+        """Why another's record cannot be kept, None where it can; the application is told now and then."""
         if len(self.store) >= self._parameters.held_records_max and self.store.get(summary.owner, summary.tree) is None:
             reason: str | None = f"{len(self.store)} records are held already"
         else:
             reason = self.store.is_full(summary)
-        if reason is not None and not self._full:
+        if reason is not None and self._loop.time() >= self._full_again:
+            self._full_again = self._loop.time() + FULL_AGAIN_S
             self._application(Notify("store_full", {"reason": reason}))
-        self._full = self._full or reason is not None
         return reason
 
     async def accept(self, summary: RecordSummary, data: Data, purpose: Purpose, sender: Peer) -> str | None:
@@ -253,7 +255,6 @@ class Driver:
                     task.cancel()
             case Discard(record):
                 self.store.discard(record)
-                self._full = False
             case _:
                 self._application(effect)
 

@@ -5,16 +5,19 @@ Nobody can know that an agent will never come back; but after days of absence it
 1. Only who would see the owner can miss it: in the ring, with neighbours on both sides of that id. Who would not knows nothing.
 2. The time is that of one version of a record: an owner that has made a newer one was there since.
 3. A holder tells for how long it has missed the owner (Stray), and hears it from who stands in where that one knows of a longer time
-   (Absent). The longest counts: so the time goes on though no node lives as long as it. But whoever has seen the owner itself believes
-   nothing from before.
-4. Times are told as durations: clocks need not agree. Who starts again has forgotten them, and begins with what others tell.
+   (Absent). The longest counts: so the time goes on though no node lives as long as it.
+4. But nobody is away who was seen: a holder tells of that as well, and the latest sight that anybody tells of begins the time anew. Who was
+   cut off or asleep for days has missed everyone, and learns so that they were there.
+5. Times are told as durations: clocks need not agree. Who starts again has forgotten them, and begins with what others tell.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
+from protocol.identifiers import NodeId
 from protocol.overlay.leaf_set import LeafSet
 from protocol.overlay.placement import RecordKey
 from protocol.wire.values import RecordSummary
@@ -22,53 +25,69 @@ from protocol.wire.values import RecordSummary
 
 @dataclass(slots=True)
 class Absence:
-    """Of the owner of one version. since: when it was missed first, inf while it is there; seen: when we saw it last."""
+    """Of the owner of one version. there: in our leaf set; since: when it was missed first, inf while it is there or out of sight; seen:
+    when it was seen last, where it is not there."""
 
     order: tuple[int, int]
+    there: bool = False
     since: float = inf
     seen: float = -inf
 
 
 class Absences:
-    """What one node knows of them, `most` at a time: beyond, the one that was noted first is forgotten."""
+    """What one node knows of them, `most` at a time: beyond, the one that was noted first is forgotten. would_see: would we see the node of
+    this id, where it is there?"""
 
-    def __init__(self, leaf_set: LeafSet, most: int) -> None:
+    def __init__(self, leaf_set: LeafSet, would_see: Callable[[NodeId], bool], most: int) -> None:
         self._leaf_set = leaf_set
+        self._would_see = would_see
         self._most = most
         self._known: dict[RecordKey, Absence] = {}
 
     def ring_changed(self, now: float) -> None:
-        """Who is back, of all that are known: also of those whose records are not held here any more."""
+        """Of all that are known: also of those whose records are not held here any more."""
         for (owner, _), absence in self._known.items():
-            if owner in self._leaf_set:
-                absence.since, absence.seen = inf, now
+            self._look(owner, absence, now)
 
-    def look(self, record: RecordSummary, now: float, *, would_see: bool) -> None:
-        """Is the owner there? Rules 1 and 2."""
-        there = record.owner in self._leaf_set
-        if not there and not would_see:
-            self._known.pop(record.key, None)
-            return
+    def look(self, record: RecordSummary, now: float) -> None:
+        """Is the owner there? Rule 2."""
         absence = self._known.get(record.key)
         if absence is None or absence.order < record.order:
-            self._known[record.key] = absence = Absence(record.order, seen=absence.seen if absence is not None else -inf)
+            before = absence or Absence(record.order)
+            self._known[record.key] = absence = Absence(record.order, before.there, seen=before.seen)
             if len(self._known) > self._most:
                 del self._known[next(iter(self._known))]
-        if there:
-            absence.since, absence.seen = inf, now
+        self._look(record.owner, absence, now)
+
+    def _look(self, owner: NodeId, absence: Absence, now: float) -> None:
+        """Rule 1."""
+        before, absence.there = absence.there, owner in self._leaf_set
+        if before or absence.there:
+            absence.seen = now
+        if absence.there or not self._would_see(owner):
+            absence.since = inf
         elif absence.since == inf:
             absence.since = now
 
-    def told(self, record: RecordSummary, absent_s: float, now: float) -> None:
-        """Rule 3: another has missed the owner of this very version for so long."""
+    def told(self, record: RecordSummary, absent_s: float, seen_s: float, now: float) -> None:
+        """Rules 3 and 4: another has missed the owner of this very version for so long, and it was seen so long ago; below 0: never."""
         absence = self._known.get(record.key)
-        if absence is not None and absence.order == record.order and absence.since < inf and 0 <= absent_s < inf:
-            absence.since = max(min(absence.since, now - absent_s), absence.seen)
+        if absence is None or absence.order != record.order or absence.since == inf:
+            return
+        if 0 <= seen_s < inf:
+            absence.seen = max(absence.seen, now - seen_s)
+        told = now - absent_s if 0 <= absent_s < inf else inf
+        absence.since = max(min(absence.since, told), absence.seen)
 
     def since(self, record: RecordSummary) -> float:
         """When its owner was missed first; inf where it is there, or has made this since what is known, or nothing is."""
         absence = self._known.get(record.key)
         return absence.since if absence is not None and absence.order >= record.order else inf
+
+    def seen(self, record: RecordSummary) -> float:
+        """When its owner was seen last, as far as is known; -inf for never."""
+        absence = self._known.get(record.key)
+        return absence.seen if absence is not None else -inf
 
     def check_invariants(self) -> None:
         assert len(self._known) <= self._most, "absences without end"

@@ -51,7 +51,7 @@ class Gathering:
 
 
 class LookUps:
-    """The look-ups that one node answers. `held`: what it holds itself."""
+    """The look-ups that one node answers. `held`: what it holds itself; `being_taken`: what of a key is on its way here, and from whom."""
 
     def __init__(
         self,
@@ -60,6 +60,7 @@ class LookUps:
         leaf_set: LeafSet,
         is_suspect: Callable[[NodeId], bool],
         held: Mapping[RecordKey, RecordSummary],
+        being_taken: Callable[[RecordKey], list[Holding]],
         deadlines: Deadlines[tuple[str, int]],
     ) -> None:
         self._me = me
@@ -67,6 +68,7 @@ class LookUps:
         self._leaf_set = leaf_set
         self._is_suspect = is_suspect
         self._held = held
+        self._being_taken = being_taken
         self._deadlines = deadlines
         self._gatherings: dict[int, Gathering] = {}
         self._queries = 0
@@ -169,6 +171,8 @@ class LookUps:
         self._deadlines.drop(("gather", query))
         self._deadlines.drop(("doubtful", query))
         self._says_its_own(gathering)
+        for holding in self._being_taken(gathering.key):
+            gathering.holdings.setdefault(holding.holder.id, holding)
         newest = sorted(gathering.holdings.values(), key=lambda holding: (holding.record.order, holding.holder.id), reverse=True)
         settled = not gathering.waiting or not newest or self._is_settled(gathering)
         reply = LookUpReply(gathering.number, tuple(newest), len(gathering.waiting), gathering.far, settled)

@@ -125,7 +125,7 @@ class OverlayNode:
             m.HoldingsQuery: lambda p, x, now: self.replication.query_received(p, x),
             m.HoldingsReply: lambda p, x, now: self.replication.reply_received(p, x),
             FarReply: lambda p, x, now: self.replication.far_replied(x, now),
-            Release: lambda p, x, now: self.replication.released(p, x, x.tree in self.scribe.trees),
+            Release: lambda p, x, now: self.replication.released(p, x, x.tree in self.scribe.trees, now),
             Absent: lambda p, x, now: self.replication.absence_told(p, x, now),
             Withdrawn: lambda p, x, now: self.replication.withdrawn(p.id, x.tree),
             RootReply: lambda p, x, now: self.terms.root_replied(p, x),

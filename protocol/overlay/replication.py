@@ -60,7 +60,7 @@ class Replication:
         self._far = FarPlaces(me, parameters, leaf_set, self.deadlines)
         self._placements = Placements(parameters, self._places, self.deadlines, number)
         self._takeover = Takeover(me, parameters, leaf_set, in_ring, self._placements, self.deadlines, number)
-        self._look_ups = LookUps(me, parameters, leaf_set, is_suspect, self._takeover.held, self.deadlines)
+        self._look_ups = LookUps(me, parameters, leaf_set, is_suspect, self._takeover.held, self._takeover.being_taken, self.deadlines)
         self._retrievals = Retrievals(me, parameters, self._takeover.held, self.deadlines, number)
 
     def next_deadline(self) -> float | None:
@@ -129,8 +129,8 @@ class Replication:
     def stray_delivered(self, stray: Stray, now: float) -> list[Effect]:
         return self._takeover.stray_delivered(stray, now)
 
-    def released(self, sender: Peer, release: Release, member: bool) -> list[Effect]:
-        return self._takeover.released(sender, release, member)
+    def released(self, sender: Peer, release: Release, member: bool, now: float) -> list[Effect]:
+        return self._takeover.released(sender, release, member, now)
 
     def absence_told(self, sender: Peer, absent: Absent, now: float) -> list[Effect]:
         return self._takeover.absence_told(sender, absent, now)

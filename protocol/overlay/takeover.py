@@ -18,7 +18,8 @@ in: it keeps k copies alive, its own among them.
 6. Of a tree's own record every member has a copy, for its children in the tree: only those near the root are ever strays.
 7. An agent that was killed, and whose name nobody uses again, has taken nothing with it. When its owner has been away for `forget_after_s`
    (absences.py) who stands in forgets a record, and tells the other holders that theirs may go (Release, forgotten), now and whenever one
-   that was not heard then tells of it. These believe it where they miss the owner as well. A tree's own record is never forgotten.
+   that was not heard then tells of it. These believe it where they miss the owner as well, and know of nobody who has seen it since. A
+   tree's own record is never forgotten.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from protocol.overlay.leaf_set import LeafSet
 from protocol.overlay.placement import Placements, RecordKey, is_possible
 from protocol.parameters import OverlayParameters
 from protocol.wire.keeping import Absent, Release, Stray, Withdrawn
-from protocol.wire.values import RecordSummary
+from protocol.wire.values import Holding, RecordSummary
 
 UPKEEP = ("upkeep", 0)
 """The deadline at which strays are told of."""
@@ -74,8 +75,8 @@ class Takeover:
         """Held, and not ours to care for: longest untold first. Is the owner's id in our sight?"""
         self._untold: dict[RecordKey, None] = {}
         """Of these, what is told of first: it is new, or moved out of our sight."""
-        self._fetching: dict[int, RecordSummary] = {}
-        self._absences = Absences(leaf_set, 2 * parameters.held_records_max)
+        self._fetching: dict[int, Stray] = {}
+        self._absences = Absences(leaf_set, self._would_see, 2 * parameters.held_records_max)
         """Of the owners of what is held, and of what was forgotten: as many again."""
         self._closed: dict[TreeId, None] = {}
         """Trees whose last order has passed here, the latest last."""
@@ -90,10 +91,13 @@ class Takeover:
 
     # --- whose it is --------------------------------------------------------------------------------------------------
 
+    def _would_see(self, owner: NodeId) -> bool:
+        """Where it is there."""
+        return self._in_ring() and self._leaf_set.covers(owner)
+
     def _is_ours(self, owner: NodeId) -> bool:
         """Is the owner absent, and are we the closest to its id?"""
-        leaf_set = self._leaf_set
-        return owner not in leaf_set and self._in_ring() and leaf_set.covers(owner) and leaf_set.closest(owner) is None
+        return owner not in self._leaf_set and self._would_see(owner) and self._leaf_set.closest(owner) is None
 
     def _is_stray(self, record: RecordSummary) -> bool:
         """Of an absent owner, and not ours: the closest node, or an owner that we are too far from to see, is to know of it."""
@@ -114,7 +118,7 @@ class Takeover:
         key, owner = record.key, record.owner
         if owner == self._me.id:
             return []
-        self._absences.look(record, now, would_see=self._in_ring() and self._leaf_set.covers(owner))
+        self._absences.look(record, now)
         if self._is_ours(owner) and not self._is_closed(record):
             self._no_stray(key)
             self._forget_in_time(record, now)
@@ -151,8 +155,7 @@ class Takeover:
         for key in list(dict.fromkeys((*self._untold, *self._strays)))[:STRAYS_MAX]:
             self._untold.pop(key, None)
             self._strays[key] = self._strays.pop(key)
-            record = self.held[key]
-            effects.append(RouteBody(key[0], Stray(record, self._me, self._absent_s(record, now))))
+            effects.append(RouteBody(key[0], self._stray(self.held[key], now)))
         if self._strays:
             pause_s = self._parameters.probe_timeout_s if self._untold else self._parameters.upkeep_interval_s
             self._deadlines.set(UPKEEP, now + pause_s)
@@ -170,9 +173,9 @@ class Takeover:
             return self._take(stray, now) if mine is None or mine.order < record.order else self._release(stray)
         if holder.id == self._me.id:
             return []
-        self._absences.look(record, now, would_see=True)
+        self._absences.look(record, now)
         if holder.id in self._leaf_set:
-            self._absences.told(record, stray.absent_s, now)
+            self._absences.told(record, stray.absent_s, stray.seen_s, now)
         if self._is_forgotten(record, now):
             return [*(self._forget(mine) if mine is not None else []), _forgotten(record, holder)]
         if mine is None or mine.order < record.order:
@@ -198,16 +201,20 @@ class Takeover:
     def _take(self, stray: Stray, now: float) -> list[Effect]:
         """Fetch what we are to care for."""
         record = stray.record
-        full = record.owner != self._me.id and len(self.held) >= self._parameters.held_records_max
-        if full or len(self._fetching) >= FETCHES_MAX:
+        full = len(self._fetching) >= FETCHES_MAX or len(self.held) >= self._parameters.held_records_max
+        if full and record.owner != self._me.id:
             return []  # it will be told of again
-        if any(wanted.key == record.key for wanted in self._fetching.values()):
+        if any(wanted.record.key == record.key for wanted in self._fetching.values()):
             return []
         transfer = self._number()
-        self._fetching[transfer] = record
+        self._fetching[transfer] = stray
         timeout_s = self._parameters.transfer_timeout_s(record.record_bytes) + self._parameters.delay_max_s
         self._deadlines.set(("take", transfer), now + timeout_s)
         return [Fetch(transfer, stray.holder, record)]
+
+    def being_taken(self, key: RecordKey) -> list[Holding]:
+        """What of this key is on its way here, and from whom."""
+        return [Holding(stray.holder, stray.record) for stray in self._fetching.values() if stray.record.key == key]
 
     def fetch_ended(self, transfer: int, record: RecordSummary | None, now: float) -> list[Effect] | None:
         """None where the transfer is none of ours. Where it failed, the holder tells of its copy again."""
@@ -219,13 +226,14 @@ class Takeover:
     def late(self, transfer: int) -> list[Effect]:
         return [CancelTransfer(transfer)] if self._fetching.pop(transfer, None) is not None else []
 
-    def released(self, sender: Peer, release: Release, member: bool) -> list[Effect]:
+    def released(self, sender: Peer, release: Release, member: bool, now: float) -> list[Effect]:
         """Our copy may go: others have it, and it is as far from its owner as they think; or its tree is closed, or its owner has been away
         for too long. member: are we in the tree? Then we hear ourselves when it is closed, and when it goes on."""
         record = self.held.get((release.owner, release.tree))
         if record is None or record.key not in self._strays or record.order > (release.incarnation, release.version):
             return []
-        forgotten = release.forgotten and record.owner != record.tree
+        long_ago = now >= self._absences.seen(record) + self._parameters.forget_after_s
+        forgotten = release.forgotten and record.owner != record.tree and long_ago
         over = forgotten or (release.closed and (release.tree in self._closed or not member))
         return self._discard(record) if (over and self._may_say(sender, record)) or not self._leaf_set.covers(record.owner) else []
 
@@ -234,6 +242,10 @@ class Takeover:
         return sender.id == record.owner or sender == (self._leaf_set.closest(record.owner) or self._me)
 
     # --- whose owner has been away for too long -----------------------------------------------------------------------
+
+    def _stray(self, record: RecordSummary, now: float) -> Stray:
+        seen = self._absences.seen(record)
+        return Stray(record, self._me, self._absent_s(record, now), now - seen if seen > -inf else -1.0)
 
     def _absent_s(self, record: RecordSummary, now: float) -> float:
         """For how long we know that its owner is away."""
@@ -277,7 +289,7 @@ class Takeover:
         """Who stands in for the owner of something that we hold has missed it for longer."""
         record = self.held.get((absent.owner, absent.tree))
         if record is not None and record.order == (absent.incarnation, absent.version) and self._may_say(sender, record):
-            self._absences.told(record, absent.absent_s, now)
+            self._absences.told(record, absent.absent_s, -1.0, now)
         return []
 
     # --- what nobody needs any more -----------------------------------------------------------------------------------

@@ -12,12 +12,14 @@ from protocol.wire.values import RecordSummary
 class Stray:
     """Routed with the owner's id as key: `holder` holds this record of an owner that it does not see. Whose is it to keep?
 
-    absent_s: for how long the holder, which would see it, has not; 0 where it would not.
+    absent_s: for how long the holder, which would see it, has not; 0 where it would not. seen_s: how long ago it, or another, has seen it
+    last; below 0: never, as far as is known.
     """
 
     record: RecordSummary
     holder: Peer
     absent_s: float = 0.0
+    seen_s: float = -1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from protocol.aio.driver import Driver, not_before
+from protocol.aio.driver import FULL_AGAIN_S, Driver, not_before
 from protocol.aio.store import RecordStore
 from protocol.chunks import bind
 from protocol.errors import RecordInvalid, RemoteProtocolError
@@ -201,7 +201,7 @@ async def test_a_full_holder_refuses(host: Any) -> None:
 
 
 @pytest.mark.parametrize("too_many", [True, False], ids=["records", "bytes"])
-async def test_that_it_is_full_is_told_once_until_something_goes(host: Any, too_many: bool) -> None:
+async def test_that_it_is_full_is_told_once_a_minute(host: Any, too_many: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     a = await host("a")
     held, _ = record(1, size=10)
     a.store.put(*record(1, size=10))
@@ -220,6 +220,9 @@ async def test_that_it_is_full_is_told_once_until_something_goes(host: Any, too_
     a.driver.dispatch(events.Started())
     assert a.driver.admit(other, "replica") is None
     a.store.put(*record(3, size=10))
+    assert a.driver.admit(other, "replica") is not None
+    assert len(told()) == 1, "however often something comes and goes"
+    monkeypatch.setattr(a.driver, "_full_again", a.driver._full_again - FULL_AGAIN_S)
     assert a.driver.admit(other, "replica") is not None
     assert len(told()) == 2
 

@@ -12,6 +12,8 @@ from protocol.overlay import effects as fx
 from protocol.overlay.absences import Absences
 from protocol.overlay.leaf_set import LeafSet
 from protocol.wire.keeping import Absent, Release, Stray
+from protocol.wire.messages import LookUp, LookUpReply
+from protocol.wire.values import Holding
 from tests.overlay.holder import TREE, Node, targets
 from tests.overlay.scene import ME, facts, of, peer, record, sent
 from tests.overlay.scene import P as DEFAULTS
@@ -19,6 +21,7 @@ from tests.overlay.scene import P as DEFAULTS
 NEAR, NEXT = peer(0x7E), peer(0x72)
 """Of NEAR we are the closest when it is dead; of NEXT, CLOSEST is."""
 CLOSEST = peer(0x70)
+LATE = 1000.0
 RING = [peer(leading) for leading in (0x8A, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0x78, 0x70, 0x60, 0x50, 0x40, 0x30)]
 """A full leaf set, which does not cover FAR."""
 FAR = peer(0x05)
@@ -88,7 +91,7 @@ def test_who_has_seen_the_owner_believes_nobody_who_missed_it_before() -> None:
     node.leaf_set.remove(NEAR.id)
     node.note(node.machine.leaf_set_changed(35.0))
     told_of(node, Stray(record(NEAR, 3), RING[0], P.forget_after_s), 36.0)
-    assert "record_forgotten" not in facts(node.until(30.0 + P.forget_after_s - 0.01))
+    assert "record_forgotten" not in facts(node.until(35.0 + P.forget_after_s - 0.01))
     assert node.machine.held()
 
 
@@ -169,15 +172,15 @@ def test_nor_what_is_told_of_an_older_version_than_ours() -> None:
 
 def test_who_holds_it_lets_it_go_at_the_word_of_who_stands_in() -> None:
     node = bereft(NEXT)
-    assert node.note(node.machine.released(RING[0], forgotten(NEXT), True)) == [], "it has no say"
-    assert node.note(node.machine.released(CLOSEST, forgotten(NEXT, version=2), True)) == [], "ours is newer"
-    assert node.note(node.machine.released(CLOSEST, forgotten(NEXT), True)) == [fx.Discard(record(NEXT, 3))]
+    assert node.note(node.machine.released(RING[0], forgotten(NEXT), True, LATE)) == [], "it has no say"
+    assert node.note(node.machine.released(CLOSEST, forgotten(NEXT, version=2), True, LATE)) == [], "ours is newer"
+    assert node.note(node.machine.released(CLOSEST, forgotten(NEXT), True, LATE)) == [fx.Discard(record(NEXT, 3))]
 
 
 def test_but_not_while_it_sees_the_owner() -> None:
     node = Node(*RING, NEXT, parameters=P)
     node.note(node.machine.record_held(record(NEXT, 3), 0.0))
-    assert node.note(node.machine.released(CLOSEST, forgotten(NEXT), True)) == []
+    assert node.note(node.machine.released(CLOSEST, forgotten(NEXT), True, LATE)) == []
     assert node.machine.held()
 
 
@@ -202,24 +205,74 @@ def test_a_tree_s_own_record_is_never_forgotten() -> None:
     for_another.note(for_another.machine.record_held(own, 0.0))
     for_another.leaf_set.remove(NEXT.id)
     for_another.note(for_another.machine.leaf_set_changed(1.0))
-    assert for_another.note(for_another.machine.released(CLOSEST, Release(NEXT.id, NEXT.id, 9, 1, forgotten=True), True)) == []
+    assert for_another.note(for_another.machine.released(CLOSEST, Release(NEXT.id, NEXT.id, 9, 1, forgotten=True), True, LATE)) == []
 
 
 def test_so_many_absences_are_known_and_one_that_is_forgotten_begins_anew() -> None:
-    leaf_set = LeafSet(ME.id, 1)
-    absences = Absences(leaf_set, 3)
+    absences = Absences(LeafSet(ME.id, 1), lambda owner: True, 3)
     owners = [peer(leading) for leading in (0x11, 0x22, 0x33, 0x44)]
     for now, owner in enumerate(owners):
-        absences.look(record(owner, 1), float(now), would_see=True)
+        absences.look(record(owner, 1), float(now))
     absences.check_invariants()
     assert [absences.since(record(owner, 1)) for owner in owners] == [inf, 1.0, 2.0, 3.0]
-    absences.look(record(owners[0], 1), 9.0, would_see=True)
+    absences.look(record(owners[0], 1), 9.0)
     assert absences.since(record(owners[0], 1)) == 9.0
 
 
-def test_who_would_not_see_the_owner_knows_nothing() -> None:
-    absences = Absences(LeafSet(ME.id, 1), 3)
-    absences.look(record(NEAR, 1), 1.0, would_see=True)
-    absences.look(record(NEAR, 1), 2.0, would_see=False)
-    absences.told(record(NEAR, 1), 100.0, 3.0)
+def test_who_would_not_see_the_owner_misses_nobody() -> None:
+    in_sight = {NEAR.id}
+    absences = Absences(LeafSet(ME.id, 1), in_sight.__contains__, 3)
+    absences.look(record(NEAR, 1), 1.0)
+    in_sight.clear()
+    absences.ring_changed(2.0)
+    absences.told(record(NEAR, 1), 100.0, -1.0, 3.0)
     assert absences.since(record(NEAR, 1)) == inf
+    in_sight.add(NEAR.id)
+    absences.ring_changed(4.0)
+    assert absences.since(record(NEAR, 1)) == 4.0
+
+
+def test_who_has_missed_everybody_hears_who_was_seen() -> None:
+    """It was cut off for days, while the owner lived on the other side, and has died just now."""
+    node = Node(*RING, parameters=P)
+    node.note(node.machine.record_held(record(NEAR, 3), DIED))
+    now = DIED + P.forget_after_s - 1.0
+    told_of(node, Stray(record(NEAR, 3), RING[0], 2.0, 2.0), now)
+    assert "record_forgotten" not in facts(node.until(now + P.forget_after_s - 2.1))
+    assert "record_forgotten" in facts(node.until(now + P.forget_after_s - 2.0))
+
+
+def test_also_where_it_has_forgotten_already() -> None:
+    node = bereft(NEAR)
+    now = DIED + P.forget_after_s + 10.0
+    node.until(now)
+    assert of(fx.Fetch, told_of(node, Stray(record(NEAR, 3), RING[0], 2.0, 2.0), now))
+
+
+def test_and_tells_it_to_who_stands_in_next() -> None:
+    node = bereft(NEXT)
+    [stray] = [effect.body for effect in of(fx.RouteBody, node.until(DIED + P.probe_timeout_s)) if isinstance(effect.body, Stray)]
+    assert (stray.absent_s, stray.seen_s) == (P.probe_timeout_s, P.probe_timeout_s)
+
+
+def test_nor_does_a_holder_let_go_what_it_knows_that_was_seen() -> None:
+    """Who stands in has slept since the owner died, was back, and died again: it counts from its first death."""
+    node = bereft(NEXT)
+    assert node.note(node.machine.released(CLOSEST, forgotten(NEXT), True, DIED + P.forget_after_s - 0.01)) == []
+    assert of(fx.Discard, node.machine.released(CLOSEST, forgotten(NEXT), True, DIED + P.forget_after_s))
+
+
+def test_a_look_up_counts_what_an_owner_is_about_to_take() -> None:
+    """A large record takes a while; the look that is to find it need not."""
+    node = Node(parameters=P)
+    told_of(node, Stray(record(ME, 3), FAR), 1.0)
+    effects = node.note(node.machine.look_up_delivered(LookUp(1, ME.id, TREE, ME), 1.1))
+    [(_, reply)] = sent(effects, LookUpReply)
+    assert reply.holdings == (Holding(FAR, record(ME, 3)),)
+
+
+def test_an_owner_takes_its_own_however_many_of_the_dead_it_is_fetching() -> None:
+    node = Node(*RING, parameters=P)
+    for leading in (0x7D, 0x7E, 0x7F, 0x81, 0x82):
+        told_of(node, Stray(record(peer(leading), 3), RING[0]), 1.0)
+    assert of(fx.Fetch, told_of(node, Stray(record(ME, 3), FAR), 1.0))

@@ -93,14 +93,14 @@ def test_rule_1_a_node_comes_between_and_it_is_that_ones() -> None:
     node.leaf_set.insert(peer(0x7D))
     node.note(node.machine.leaf_set_changed(2.0))
     assert node.machine.adopted() == ()
-    assert strays(node.until(2.0 + P.probe_timeout_s)) == [Stray(record(NEAR, 3), ME, 1.0 + P.probe_timeout_s)]
+    assert strays(node.until(2.0 + P.probe_timeout_s)) == [Stray(record(NEAR, 3), ME, 1.0 + P.probe_timeout_s, 1.0 + P.probe_timeout_s)]
 
 
 def test_rule_2_who_is_not_closest_tells_who_is_and_tells_it_again() -> None:
     node = holding(NEXT)
     assert targets(dies(node, NEXT)) == []
     assert strays(node.until(1.0 + 0.9 * P.probe_timeout_s)) == []
-    assert strays(node.until(1.0 + P.probe_timeout_s)) == [Stray(record(NEXT, 3), ME, P.probe_timeout_s)]
+    assert strays(node.until(1.0 + P.probe_timeout_s)) == [Stray(record(NEXT, 3), ME, P.probe_timeout_s, P.probe_timeout_s)]
     assert len(strays(node.until(1.0 + P.probe_timeout_s + 3 * P.upkeep_interval_s))) == 3
 
 
@@ -173,7 +173,7 @@ def test_rule_3_a_copy_that_no_look_up_would_find_goes_when_k_others_have_it() -
     node = holding(FAR)
     told = strays(node.until(P.probe_timeout_s))
     assert told == [Stray(record(FAR, 3), ME)]
-    assert node.note(node.machine.released(RING[2], Release(FAR.id, TREE, 3, 1), False)) == [fx.Discard(record(FAR, 3))]
+    assert node.note(node.machine.released(RING[2], Release(FAR.id, TREE, 3, 1), False, 2.0)) == [fx.Discard(record(FAR, 3))]
     assert node.machine.held() == ()
     assert strays(node.until(60.0)) == []
 
@@ -184,7 +184,7 @@ def test_rule_3_a_copy_that_no_look_up_would_find_goes_when_k_others_have_it() -
 def test_rule_3_but_not_a_newer_one_nor_one_that_a_look_up_would_find(owner: Peer, release: Release) -> None:
     node = holding(owner)
     dies(node, owner)
-    assert node.machine.released(RING[2], release, False) == []
+    assert node.machine.released(RING[2], release, False, 2.0) == []
     assert node.machine.held()
 
 
@@ -313,7 +313,7 @@ def test_rule_5_a_copy_that_arrives_when_the_tree_is_closed_goes_as_well() -> No
     assert node.machine.adopted() == ()
     [told] = strays(node.until(1.0 + P.probe_timeout_s))
     assert node.note(node.machine.stray_delivered(told, 2.0)) == [fx.Send(ME, closed(NEAR))]
-    assert node.note(node.machine.released(ME, closed(NEAR), True)) == [fx.Discard(record(NEAR, 3))]
+    assert node.note(node.machine.released(ME, closed(NEAR), True, 2.0)) == [fx.Discard(record(NEAR, 3))]
 
 
 def test_rule_5_who_is_told_so_gives_up_its_copy_however_near_but_not_a_newer_one() -> None:
@@ -321,8 +321,8 @@ def test_rule_5_who_is_told_so_gives_up_its_copy_however_near_but_not_a_newer_on
     dies(node, NEXT)
     closest = node.leaf_set.closest(NEXT.id)
     assert closest is not None
-    assert node.note(node.machine.released(closest, closed(NEXT, version=2), False)) == []
-    assert node.note(node.machine.released(closest, closed(NEXT), False)) == [fx.Discard(record(NEXT, 3))]
+    assert node.note(node.machine.released(closest, closed(NEXT, version=2), False, 2.0)) == []
+    assert node.note(node.machine.released(closest, closed(NEXT), False, 2.0)) == [fx.Discard(record(NEXT, 3))]
 
 
 @pytest.mark.parametrize(("by_the_closest", "member"), [(False, False), (True, True)], ids=["it has no say", "we know better"])
@@ -334,7 +334,7 @@ def test_rule_5_but_not_for_anybody_s_word_nor_in_a_tree_that_goes_on_here(by_th
     other = next(peer for peer in node.leaf_set if peer != closest)
     sender = closest if by_the_closest else other
     assert sender is not None
-    assert node.machine.released(sender, closed(NEXT), member) == []
+    assert node.machine.released(sender, closed(NEXT), member, 2.0) == []
     assert node.machine.held()
 
 
