@@ -149,8 +149,8 @@ class OverlayParameters:
 
     @property
     def settle_s(self) -> float:
-        """Within this after a node has come, those know where they are to tell of its record that had it in sight before, and it has it."""
-        return 2 * self.probe_timeout_s + self.delay_max_s
+        """Within this after a node has come, those have told it of its record who had it in sight before."""
+        return self.probe_timeout_s + self.delay_max_s
 
     @property
     def verdict_max_s(self) -> float:

@@ -8,7 +8,8 @@ Nobody can know that an agent will never come back; but after days of absence it
    (Absent). The longest counts: so the time goes on though no node lives as long as it.
 4. But nobody is away who was seen: a holder tells of that as well, and the latest sight that anybody tells of begins the time anew. Who was
    cut off or asleep for days has missed everyone, and learns so that they were there.
-5. Times are told as durations: clocks need not agree. Who starts again has forgotten them, and begins with what others tell.
+5. What we have slept, or were cut off from those who lived all the while, is nobody's absence.
+6. Times are told as durations: clocks need not agree. Who starts again has forgotten them, and begins with what others tell.
 """
 
 from __future__ import annotations
@@ -43,11 +44,20 @@ class Absences:
         self._would_see = would_see
         self._most = most
         self._known: dict[RecordKey, Absence] = {}
+        self._blind_until = -inf
 
     def ring_changed(self, now: float) -> None:
         """Of all that are known: also of those whose records are not held here any more."""
         for (owner, _), absence in self._known.items():
             self._look(owner, absence, now)
+
+    def blind(self, since: float, now: float) -> None:
+        """Rule 5: we have seen nobody since then. Told by each who is found again, what is told already does not count twice."""
+        begin = max(since, self._blind_until)
+        self._blind_until = now
+        for absence in self._known.values():
+            if absence.since < now:
+                absence.since += max(now - max(absence.since, begin), 0.0)
 
     def look(self, record: RecordSummary, now: float) -> None:
         """Is the owner there? Rule 2."""

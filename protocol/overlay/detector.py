@@ -134,9 +134,10 @@ class Detector:
         if before is not None and peer.incarnation > before.incarnation:
             effects += self._bury(before, f"restarted as incarnation {peer.incarnation}", now, remember=False)
         if known is None and (dead := self._dead.get(identifier)) is not None:
+            missed_since = self._dead.died_at(identifier) if dead.incarnation == peer.incarnation else None
             self._dead.forget(identifier)
             self.deadlines.drop(("redial", identifier))
-            effects += [Notify("peer_back", {"peer": peer}), PeerCleared(peer, found_again=dead.incarnation == peer.incarnation)]
+            effects += [Notify("peer_back", {"peer": peer}), PeerCleared(peer, missed_since)]
         self._lives[identifier] = peer
         self._heard[identifier] = self._anyone_at = now
         self._vouched.pop(identifier, None)

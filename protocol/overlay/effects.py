@@ -230,10 +230,10 @@ class PeerDied:
 
 @dataclass(frozen=True, slots=True)
 class PeerCleared:
-    """A suspect, or one remembered as dead, has answered: it lives. found_again: this very life was believed dead."""
+    """A suspect, or one remembered as dead, has answered: it lives. missed_since: this very life was believed dead from then on."""
 
     peer: Peer
-    found_again: bool = False
+    missed_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -219,7 +219,10 @@ class OverlayNode:
 
     def _cleared(self, effect: fx.PeerCleared, now: float) -> Effects:
         effects = [*self.pastry.meet(effect.peer, now), *self.pastry.forwarding.release(now)]
-        return effects + self.pastry.found_again(effect.peer, now) if effect.found_again else effects
+        if effect.missed_since is None:
+            return effects
+        self.replication.was_blind(effect.missed_since, now)
+        return effects + self.pastry.found_again(effect.peer, now)
 
     def _leaf_set_changed(self, effect: fx.LeafSetChanged, now: float) -> Effects:
         self._ring_moved = True
@@ -227,6 +230,7 @@ class OverlayNode:
 
     def _ordered(self, tree: TreeId, body: m.RoundOpen, now: float) -> Effects:
         """At the root, which is sent none of its own orders, and at each member."""
+        self.replication.tree_waits(tree, body.mode == "exact" and body.phase != "done", now)
         return self.replication.tree_closed(tree) if body.phase == "done" else self.replication.tree_reopened(tree, now)
 
     def _acquaintances(self) -> list[Peer]:
@@ -342,6 +346,7 @@ class OverlayNode:
         """Whatever comes first after a sleep, a message perhaps, finds a node that knows that it slept. idle_s: since it did anything."""
         self._due = None
         self.scribe.forgive(late_s, now)
+        self.replication.was_blind(now - late_s, now)
         fact = fx.Notify("slept", {"late_s": round(late_s, 3)})
         return [fact, *self.detector.forgive(late_s, now), *self.pastry.slept(late_s, idle_s, now)]
 

@@ -142,6 +142,14 @@ class Replication:
         """Every round of the tree is done."""
         return self._takeover.tree_closed(tree)
 
+    def tree_waits(self, tree: TreeId, waits: bool, now: float) -> None:
+        """Does it wait for each of its members, however long?"""
+        self._takeover.tree_waits(tree, waits, now)
+
+    def was_blind(self, since: float, now: float) -> None:
+        """We were asleep, or cut off, from then on."""
+        self._takeover.was_blind(since, now)
+
     def tree_reopened(self, tree: TreeId, now: float) -> list[Effect]:
         """There is an order that is not its last: of a new run, where it was closed."""
         return self._takeover.tree_reopened(tree, now)

@@ -101,6 +101,10 @@ class DeadOnes:
         dead = self._dead.get(identifier)
         return dead.peer if dead is not None else None
 
+    def died_at(self, identifier: NodeId) -> float:
+        """KeyError for who is not remembered."""
+        return self._dead[identifier].died_at
+
     def since(self, when: float) -> tuple[NodeId, ...]:
         """Those that died after `when`, latest first."""
         found: list[NodeId] = []

@@ -19,7 +19,7 @@ in: it keeps k copies alive, its own among them.
 7. An agent that was killed, and whose name nobody uses again, has taken nothing with it. When its owner has been away for `forget_after_s`
    (absences.py) who stands in forgets a record, and tells the other holders that theirs may go (Release, forgotten), now and whenever one
    that was not heard then tells of it. These believe it where they miss the owner as well, and know of nobody who has seen it since. A
-   tree's own record is never forgotten.
+   tree's own record is never forgotten, nor is, by those in the tree, any of one that waits for all of its members (mode exact).
 """
 
 from __future__ import annotations
@@ -43,10 +43,12 @@ FORGET = ("forget", 0)
 """The deadline at which the owner of something adopted has been away for too long."""
 STRAYS_MAX = 64
 """In one turn; the others have theirs next time."""
+UNTOLD_MAX = 1024
+"""In one turn, of those that are told of first: many may be back at once, and wait."""
 FETCHES_MAX = 4
 """Records of the dead that are being fetched at a time: gigabytes may be waiting where a rack has died."""
 CLOSED_MAX = 64
-"""Closed trees that are remembered."""
+"""Closed trees that are remembered; and so many that wait for their members."""
 
 
 class Takeover:
@@ -78,6 +80,8 @@ class Takeover:
         self._fetching: dict[int, Stray] = {}
         self._absences = Absences(leaf_set, self._would_see, 2 * parameters.held_records_max)
         """Of the owners of what is held, and of what was forgotten: as many again."""
+        self._waiting: dict[TreeId, None] = {}
+        """Trees that wait for their members, the latest order last."""
         self._closed: dict[TreeId, None] = {}
         """Trees whose last order has passed here, the latest last."""
 
@@ -152,7 +156,8 @@ class Takeover:
     def upkeep(self, now: float) -> list[Effect]:
         """Tell of strays: the first of them, which then are the last."""
         effects: list[Effect] = []
-        for key in list(dict.fromkeys((*self._untold, *self._strays)))[:STRAYS_MAX]:
+        first = list(self._untold)[:UNTOLD_MAX]
+        for key in dict.fromkeys((*first, *list(self._strays)[: max(STRAYS_MAX - len(first), 0)])):
             self._untold.pop(key, None)
             self._strays[key] = self._strays.pop(key)
             effects.append(RouteBody(key[0], self._stray(self.held[key], now)))
@@ -170,7 +175,8 @@ class Takeover:
             return [Send(holder, Release(record.owner, record.tree, record.version, record.incarnation, closed=True))]
         mine = self.held.get(record.key)
         if record.owner == self._me.id:
-            return self._take(stray, now) if mine is None or mine.order < record.order else self._release(stray)
+            lacked = mine is None or (mine.order < record.order and mine.incarnation < self._me.incarnation)
+            return self._take(stray, now) if lacked else self._release(stray)
         if holder.id == self._me.id:
             return []
         self._absences.look(record, now)
@@ -233,7 +239,7 @@ class Takeover:
         if record is None or record.key not in self._strays or record.order > (release.incarnation, release.version):
             return []
         long_ago = now >= self._absences.seen(record) + self._parameters.forget_after_s
-        forgotten = release.forgotten and record.owner != record.tree and long_ago
+        forgotten = release.forgotten and self._is_wanted_no_more(record) and long_ago
         over = forgotten or (release.closed and (release.tree in self._closed or not member))
         return self._discard(record) if (over and self._may_say(sender, record)) or not self._leaf_set.covers(record.owner) else []
 
@@ -253,12 +259,32 @@ class Takeover:
 
     def _is_forgotten(self, record: RecordSummary, now: float) -> bool:
         """Rule 7; to be asked by who stands in."""
-        return record.owner != record.tree and now >= self._absences.since(record) + self._parameters.forget_after_s
+        return self._is_wanted_no_more(record) and now >= self._absences.since(record) + self._parameters.forget_after_s
+
+    def _is_wanted_no_more(self, record: RecordSummary) -> bool:
+        """Once its owner has been away for too long."""
+        return record.owner != record.tree and record.tree not in self._waiting
+
+    def tree_waits(self, tree: TreeId, waits: bool, now: float) -> None:
+        """As its last order here says."""
+        self._waiting.pop(tree, None)
+        if waits:
+            self._waiting[tree] = None
+        if len(self._waiting) > CLOSED_MAX:
+            tree, waits = next(iter(self._waiting)), False
+            del self._waiting[tree]
+        for key in self._placements.adopted() if not waits else ():
+            if key[1] == tree:
+                self._forget_in_time(self.held[key], now)
+
+    def was_blind(self, since: float, now: float) -> None:
+        """Asleep, or cut off."""
+        self._absences.blind(since, now)
 
     def _forget_in_time(self, record: RecordSummary, now: float) -> None:
         """The time of what we have adopted, as far as it is known now; not the past, where the ring is in doubt just when it comes."""
         due = max(self._absences.since(record) + self._parameters.forget_after_s, now + self._parameters.probe_timeout_s)
-        if record.owner != record.tree and due < (self._deadlines.when(FORGET) or inf):
+        if self._is_wanted_no_more(record) and due < (self._deadlines.when(FORGET) or inf):
             self._deadlines.set(FORGET, due)
 
     def forget(self, now: float) -> list[Effect]:
@@ -357,7 +383,7 @@ class Takeover:
         assert not self._strays or UPKEEP in self._deadlines, "strays that nobody is told of"
         assert all(("take", transfer) in self._deadlines for transfer in self._fetching), "a fetch that never ends"
         assert all(self.held.get(key) is not None for key in self._placements.adopted()), "adopted, and not held"
-        kept = [self.held[key] for key in self._placements.adopted() if key[0] != key[1]]
+        kept = [record for key in self._placements.adopted() if self._is_wanted_no_more(record := self.held[key])]
         assert FORGET in self._deadlines or all(self._absences.since(record) == inf for record in kept), "adopted for ever"
 
 

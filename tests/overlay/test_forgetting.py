@@ -11,11 +11,12 @@ from protocol.identifiers import Peer
 from protocol.overlay import effects as fx
 from protocol.overlay.absences import Absences
 from protocol.overlay.leaf_set import LeafSet
+from protocol.overlay.takeover import CLOSED_MAX, STRAYS_MAX
 from protocol.wire.keeping import Absent, Release, Stray
 from protocol.wire.messages import LookUp, LookUpReply
 from protocol.wire.values import Holding
 from tests.overlay.holder import TREE, Node, targets
-from tests.overlay.scene import ME, facts, of, peer, record, sent
+from tests.overlay.scene import ME, facts, node_id, of, peer, record, sent
 from tests.overlay.scene import P as DEFAULTS
 
 NEAR, NEXT = peer(0x7E), peer(0x72)
@@ -276,3 +277,55 @@ def test_an_owner_takes_its_own_however_many_of_the_dead_it_is_fetching() -> Non
     for leading in (0x7D, 0x7E, 0x7F, 0x81, 0x82):
         told_of(node, Stray(record(peer(leading), 3), RING[0]), 1.0)
     assert of(fx.Fetch, told_of(node, Stray(record(ME, 3), FAR), 1.0))
+
+
+def test_nor_while_a_younger_life_has_made_anything() -> None:
+    """It began from zero, perhaps by a clock that was set back: what it makes now would be refused for an older life's sake."""
+    node = Node(*RING, parameters=P)
+    node.replicate(1)
+    assert not of(fx.Fetch, told_of(node, Stray(replace(record(ME, 9), incarnation=ME.incarnation + 1), FAR), 1.0))
+
+
+def test_what_we_have_slept_is_nobody_s_absence() -> None:
+    node = bereft(NEAR)
+    node.machine.was_blind(10.0, 30.0)
+    node.machine.was_blind(11.0, 30.0)
+    assert "record_forgotten" not in facts(node.until(DIED + P.forget_after_s + 20.0 - 0.01))
+    assert "record_forgotten" in facts(node.until(DIED + P.forget_after_s + 20.0)), "each second once, whoever tells of it"
+
+
+def test_nor_what_was_before_we_missed_it() -> None:
+    """A peer is found again that we have missed for longer than the owner."""
+    node = bereft(NEAR)
+    node.machine.was_blind(-100.0, 21.0)
+    assert "record_forgotten" in facts(node.until(21.0 + P.forget_after_s))
+
+
+def test_a_tree_that_waits_for_all_its_members_forgets_none_of_them() -> None:
+    """Mode exact: it halts, and asks for just this agent to be started again. Here until an order says otherwise."""
+    node, holder = bereft(NEAR), bereft(NEXT)
+    for one in (node, holder):
+        one.machine.tree_waits(TREE, True, 2.0)
+    later = DIED + 3 * P.forget_after_s
+    assert "record_forgotten" not in facts(node.until(later))
+    assert holder.note(holder.machine.released(CLOSEST, forgotten(NEXT), True, later)) == []
+    node.machine.tree_waits(TREE, False, later)
+    assert "record_forgotten" in facts(node.until(later + P.probe_timeout_s))
+
+
+def test_so_many_waiting_trees_are_remembered() -> None:
+    node = bereft(NEAR)
+    node.machine.tree_waits(TREE, True, 2.0)
+    for number in range(CLOSED_MAX):
+        node.machine.tree_waits(node_id(number + 0x20), True, 2.0)
+    assert "record_forgotten" in facts(node.until(DIED + P.forget_after_s))
+
+
+def test_of_many_that_are_back_each_is_told_in_the_first_turn() -> None:
+    node = Node(*RING, parameters=P)
+    for number in range(3 * STRAYS_MAX):
+        node.note(node.machine.record_held(record(NEXT, 3, tree=node_id(number)), DIED))
+    told = [effect for effect in node.until(DIED + P.probe_timeout_s) if isinstance(effect, fx.RouteBody)]
+    assert len(told) == 3 * STRAYS_MAX
+    told = [effect for effect in node.until(DIED + P.probe_timeout_s + P.upkeep_interval_s) if isinstance(effect, fx.RouteBody)]
+    assert len(told) == STRAYS_MAX, "and then as ever"

@@ -64,11 +64,12 @@ def test_rule_9_all_the_dead_together_cost_one_dial_in_retry_max_s_in_the_long_r
 def test_rule_9_one_that_is_found_again_is_met_again(incarnation: int) -> None:
     """A healed partition, or a manager that restarted and remembers nobody: it is we who must bring it back into the ring."""
     judge = watching(A)
-    bury(judge, A, 0.0)
+    died_at = 0.5
+    bury(judge, A, died_at)
     back = replace(A, incarnation=incarnation)
     effects = judge.dial_ended(A, back, False, "", 8.0)
     assert facts(effects) == ["peer_back"]
-    assert of(fx.PeerCleared, effects) == [fx.PeerCleared(back, found_again=incarnation == 1)]
+    assert of(fx.PeerCleared, effects) == [fx.PeerCleared(back, died_at if incarnation == 1 else None)]
     assert judge.recently_dead(8.0) == ()
     assert not run_timers(judge, 60.0), "and it is dialled no more"
 
