@@ -46,7 +46,7 @@ STRAYS_MAX = 64
 UNTOLD_MAX = 1024
 """In one turn, of those that are told of first: many may be back at once, and wait."""
 FETCHES_MAX = 4
-"""Records of the dead that are being fetched at a time: gigabytes may be waiting where a rack has died."""
+"""Records of the dead that are being fetched at a time: gigabytes may be waiting where a rack has died. As many more of our own."""
 CLOSED_MAX = 64
 """Closed trees that are remembered; and so many that wait for their members."""
 
@@ -207,8 +207,9 @@ class Takeover:
     def _take(self, stray: Stray, now: float) -> list[Effect]:
         """Fetch what we are to care for."""
         record = stray.record
-        full = len(self._fetching) >= FETCHES_MAX or len(self.held) >= self._parameters.held_records_max
-        if full and record.owner != self._me.id:
+        ours = record.owner == self._me.id
+        full = len(self.held) >= self._parameters.held_records_max and not ours
+        if full or sum((other.record.owner == self._me.id) == ours for other in self._fetching.values()) >= FETCHES_MAX:
             return []  # it will be told of again
         if any(wanted.record.key == record.key for wanted in self._fetching.values()):
             return []
@@ -238,10 +239,13 @@ class Takeover:
         record = self.held.get((release.owner, release.tree))
         if record is None or record.key not in self._strays or record.order > (release.incarnation, release.version):
             return []
-        long_ago = now >= self._absences.seen(record) + self._parameters.forget_after_s
-        forgotten = release.forgotten and self._is_wanted_no_more(record) and long_ago
-        over = forgotten or (release.closed and (release.tree in self._closed or not member))
-        return self._discard(record) if (over and self._may_say(sender, record)) or not self._leaf_set.covers(record.owner) else []
+        if release.forgotten:
+            long_ago = now >= self._absences.seen(record) + self._parameters.forget_after_s
+            over, others_have_it = self._is_wanted_no_more(record) and long_ago, False
+        else:
+            over, others_have_it = release.closed and (release.tree in self._closed or not member), not release.closed
+        far = not self._leaf_set.covers(record.owner)
+        return self._discard(record) if (over and (far or self._may_say(sender, record))) or (others_have_it and far) else []
 
     def _may_say(self, sender: Peer, record: RecordSummary) -> bool:
         """Is it the owner, or the node that stands in for it?"""
@@ -307,7 +311,7 @@ class Takeover:
     def _tell_absence(self, stray: Stray, mine: RecordSummary, now: float) -> list[Effect]:
         """Who has missed the owner for less long than we have may stand in for it next."""
         record, absent_s = stray.record, self._absent_s(mine, now)
-        if record != mine or absent_s <= stray.absent_s + self._parameters.upkeep_interval_s:
+        if record != mine or stray.holder.id not in self._leaf_set or absent_s <= stray.absent_s + self._parameters.upkeep_interval_s:
             return []
         return [Send(stray.holder, Absent(record.owner, record.tree, record.version, record.incarnation, absent_s))]
 

@@ -11,7 +11,7 @@ from protocol.identifiers import Peer
 from protocol.overlay import effects as fx
 from protocol.overlay.absences import Absences
 from protocol.overlay.leaf_set import LeafSet
-from protocol.overlay.takeover import CLOSED_MAX, STRAYS_MAX
+from protocol.overlay.takeover import CLOSED_MAX, FETCHES_MAX, STRAYS_MAX
 from protocol.wire.keeping import Absent, Release, Stray
 from protocol.wire.messages import LookUp, LookUpReply
 from protocol.wire.values import Holding
@@ -329,3 +329,20 @@ def test_of_many_that_are_back_each_is_told_in_the_first_turn() -> None:
     assert len(told) == 3 * STRAYS_MAX
     told = [effect for effect in node.until(DIED + P.probe_timeout_s + P.upkeep_interval_s) if isinstance(effect, fx.RouteBody)]
     assert len(told) == STRAYS_MAX, "and then as ever"
+
+
+def test_who_is_far_from_its_owner_keeps_what_its_tree_waits_for() -> None:
+    """That it is forgotten does not say that others have it."""
+    node = Node(*RING, parameters=P)
+    node.note(node.machine.record_held(record(FAR, 3), DIED))
+    node.machine.tree_waits(TREE, True, 2.0)
+    assert node.note(node.machine.released(CLOSEST, forgotten(FAR), True, LATE)) == []
+    node.machine.tree_waits(TREE, False, 2.0)
+    assert of(fx.Discard, node.note(node.machine.released(CLOSEST, forgotten(FAR), True, LATE)))
+
+
+def test_nobody_makes_an_owner_fetch_without_end() -> None:
+    """Of its own, in trees that it may never have heard of."""
+    node = Node(*RING, parameters=P)
+    seen = [told_of(node, Stray(record(ME, 3, tree=node_id(number)), FAR), 1.0) for number in range(2 * FETCHES_MAX)]
+    assert sum(len(of(fx.Fetch, effects)) for effects in seen) == FETCHES_MAX
