@@ -38,7 +38,8 @@ class Process:
 
     __slots__ = (
         "alive", "armed", "awake_since", "began", "blocked", "busy", "cluster", "due", "facts", "gave_way", "handle", "host_gone", "inbox",
-        "index", "late", "links", "name", "next_deadline", "node", "outcome", "paused", "peer", "slow_s", "store", "x", "y",
+        "index", "late", "links", "name", "next_deadline", "node", "outcome", "paused", "peer", "slept_at", "slow_s", "store", "x",
+        "y",
     )  # fmt: skip
 
     def __init__(self, cluster: Cluster, index: int, name: str, peer: Peer, node: OverlayNode, place: tuple[float, float]) -> None:
@@ -53,6 +54,8 @@ class Process:
         self.began = cluster.clock.now
         self.awake_since = -inf
         """Since when it has run without a pause, and never further behind than a healthy peer may be; for ever, where it always has."""
+        self.slept_at = inf
+        """When it was stopped, where it is."""
         self.alive = True
         self.paused = self.busy = self.blocked = False
         """blocked: paused or busy; events wait in the inbox."""
@@ -221,14 +224,14 @@ class Cluster:
         """SIGSTOP."""
         if process.alive and not process.paused:
             process.paused = process.blocked = True
-            process.awake_since = inf
+            process.awake_since, process.slept_at = inf, self.clock.now
             self.note(process, "stopped")
 
     def resume(self, process: Process) -> None:
         """SIGCONT: what has come in, then the late timer."""
         if process.alive and process.paused:
             process.paused = False
-            process.awake_since = self.clock.now
+            process.awake_since, process.slept_at = self.clock.now, inf
             self.note(process, "continued")
             if not process.busy:
                 self._go_on(process, None)

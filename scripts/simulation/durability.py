@@ -70,7 +70,7 @@ class Durability:
         self._lost: set[RecordKey] = set()
         self._kept: set[tuple[RecordKey, int]] = set()
         self._went: dict[NodeId, float] = {}
-        """When each agent's last life was over."""
+        """When each agent's last life was over, or stopped before that."""
         self._closed = False
         cluster.transfers.on_held = self._held
         cluster.transfers.on_discarded = lambda process, record: self._gone(process, record.key, died=False)
@@ -83,7 +83,7 @@ class Durability:
         self._count(record.key)
 
     def _ended(self, process: Process) -> None:
-        self._went[process.peer.id] = self._cluster.clock.now
+        self._went[process.peer.id] = min(self._cluster.clock.now, process.slept_at)
         for key in process.store:
             self._gone(process, key, died=True)
 
