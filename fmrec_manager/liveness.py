@@ -8,11 +8,11 @@ by name through all its lives. Every verdict has a reason.
 3. Orphaned (its parent in the tree died): suspect until it is heard through another parent, for `orphan_max_s`; then dead.
 4. Left in order: left; nobody waits for it, and no later news of that life counts. It may come back.
 5. After a restart of the manager, everyone on record is suspect in the same way until heard.
-6. Who has left, or is retired (the root has given it up for good: root.py, rule 10), may come back as everyone may. The last GONE_KEPT of
-   these are kept, to be shown; whoever went before them is forgotten.
+6. Who is dead may be retired (root.py, rule 10): nobody waits for it, as for one that has left. Both may come back as everyone may. The
+   last GONE_KEPT of these are kept, to be shown; whoever went before them is forgotten.
 
     unknown --joined--> alive --orphaned--> suspect --late--> dead
-                          |  \\--died--------------------------^  |--retired--> left
+                          |  \\--died--------------------------^  |
                           \\--left--> left                        \\--joined (later life, or wrongly judged)--> alive
 """
 
@@ -33,7 +33,7 @@ GONE_KEPT = 256
 @dataclass(slots=True)
 class Member:
     """One member through all its lives. iteration: the last that was heard of its present or, when dead, its last life. died_in: the round
-    that was next, or open, when its last life was over."""
+    that was next, or open, when its last life was over. retired: dead, and given up for good."""
 
     info: MemberInfo
     state: State
@@ -41,6 +41,12 @@ class Member:
     since: float
     iteration: int = -1
     died_in: int = 0
+    retired: bool = False
+
+    @property
+    def gone(self) -> bool:
+        """Nobody waits for it."""
+        return self.state == "left" or self.retired
 
     def loss(self, cause: Cause | None = None, silent_s: float = 0.0) -> Loss:
         """Of its present or, when dead, its last life, for the reason that its state has. That tells the cause where none is given."""
@@ -106,7 +112,7 @@ class Liveness:
                 if member.state in ("alive", "suspect"):
                     losses += self._dies(member, reason, 0.0, now, "restart")
                 member.iteration = -1
-            member.info, member.state, member.reason, member.since = info, "alive", reason, now
+            member.info, member.state, member.reason, member.since, member.retired = info, "alive", reason, now, False
         return losses
 
     def _dies(self, member: Member, reason: str, silent_s: float, now: float, cause: Cause | None = None) -> list[Loss]:
@@ -130,13 +136,13 @@ class Liveness:
         return losses
 
     def retire(self, agent: NodeId, reason: str, now: float) -> None:
-        """Nobody waits for it any more, as if it had left."""
+        """Rule 6."""
         member = self.members[agent]
-        member.state, member.reason, member.since = "left", reason, now
+        member.retired, member.reason, member.since = True, reason, now
 
     def forget_gone(self, spared: Callable[[NodeId], bool]) -> None:
         """Rule 6; spared: of whom news is still awaited."""
-        gone = sorted((member.since, agent) for agent, member in self.members.items() if member.state == "left")
+        gone = sorted((member.since, agent) for agent, member in self.members.items() if member.gone)
         for _, agent in gone[:-GONE_KEPT]:
             if not spared(agent):
                 del self.members[agent]
@@ -145,12 +151,12 @@ class Liveness:
         return min((m.since + self._orphan_max_s for m in self.members.values() if m.state == "suspect"), default=None)
 
     def of_role(self, role: str) -> Mapping[NodeId, Member]:
-        """Members of one role that have not left, by id."""
-        return {i: m for i, m in sorted(self.members.items()) if m.info.role == role and m.state != "left"}
+        """Members of one role that are not gone, by id."""
+        return {i: m for i, m in sorted(self.members.items()) if m.info.role == role and not m.gone}
 
     def staying(self) -> tuple[MemberInfo, ...]:
-        """Who has not left, by id: what a record names as the members."""
-        return tuple(member.info for _, member in sorted(self.members.items()) if member.state != "left")
+        """Who is not gone, by id: what a record names as the members."""
+        return tuple(member.info for _, member in sorted(self.members.items()) if not member.gone)
 
     def counts(self) -> dict[str, int]:
         """How many are in each state."""

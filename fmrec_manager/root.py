@@ -466,7 +466,8 @@ class Root:
         recovery.metrics = metrics
         if self.recoveries.running(recovery.agent):
             return orders  # it has died again, and what its later life has left is being looked for
-        if self.liveness.members[recovery.agent].state == "dead":
+        lost = self.liveness.members[recovery.agent]
+        if lost.state == "dead" and not lost.retired:
             self.left_behind[recovery.agent] = recovery
         work = self.work
         if work is None or recovery.agent not in work.recovering:

@@ -27,8 +27,9 @@ async def test_it_is_retired_and_its_record_kept_for_so_long_and_no_longer(tmp_p
     async with story(tmp_path, manager_set=manager_set, agent_set=[kept], restart=False, agents_on_disk=True) as cluster:
         await in_a_job(cluster, "agent-1", from_round=1, durable_version=1)
         await cluster.signal_agent("agent-1", signal.SIGKILL)
-        status = await cluster.until(lambda status: member(status, "agent-1")["state"] == "left", STORY_S)
-        assert "dead for more than 1 rounds, which go on without it" in member(status, "agent-1")["reason"]
+        retired = "dead for more than 1 rounds, which go on without it"
+        status = await cluster.until(lambda status: retired in member(status, "agent-1")["reason"], STORY_S)
+        assert member(status, "agent-1")["state"] == "dead"
         assert keepers(tmp_path, gone), "it may come back"
         await until(lambda: not keepers(tmp_path, gone), STORY_S)
         assert "record_forgotten" in cluster.log("agents.log") + cluster.log("manager.log")

@@ -44,7 +44,7 @@ def test_who_is_dead_for_more_rounds_than_its_record_may_serve_is_retired(mode: 
     assert named("c") in {info.peer.id for info in play.root.liveness.staying()}
     round_of(play, 1 + TERMS.staleness_max, "a", "b")
     member = play.root.liveness.members[named("c")]
-    assert (member.state, play.said("retired")) == ("left", [{"agent": named("c"), "reason": member.reason}])
+    assert (member.state, member.retired, play.said("retired")) == ("dead", True, [{"agent": named("c"), "reason": member.reason}])
     assert member.reason == "connection refused; dead for more than 2 rounds, which go on without it"
     round_of(play, 2 + TERMS.staleness_max, "a", "b")
     assert play.root.left_behind == {}
