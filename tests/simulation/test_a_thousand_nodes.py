@@ -9,7 +9,7 @@ from scripts.simulation.rounds import RoundOptions, RoundRun
 from scripts.simulation.run import Options, Run
 
 
-@pytest.mark.parametrize("seed", [1, 4, 5])
+@pytest.mark.parametrize("seed", [1, 4])
 def test_a_thousand_nodes_under_the_faults_of_a_seed(seed: int) -> None:
     result = Run(Options(seed=seed, nodes=1000, seconds=10, routed=3000)).go()
     assert not result.failures, "\n".join([*result.failures, result.story, f"faults {result.faults}", result.command])

@@ -17,7 +17,7 @@ from protocol.wire.values import RecordSummary
 from scripts.simulation.cluster import Cluster, Process
 from scripts.simulation.durability import repair_s
 
-SEEDS = range(1, 4)
+SEEDS = range(1, 3)
 TREE = tree_id("main", "parking")
 LARGE = 10_000_000
 """Bytes; a tenth of a second on the wire."""

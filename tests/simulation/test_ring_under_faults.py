@@ -14,7 +14,7 @@ from protocol.wire.messages import RoundOpen
 from protocol.wire.values import MemberInfo, RecordSummary
 from scripts.simulation.cluster import Cluster, Process
 
-SEEDS = range(1, 6)
+SEEDS = range(1, 4)
 NODES = 50
 TREE = tree_id("main", "parking")
 

@@ -18,7 +18,7 @@ from protocol.wire.values import MemberInfo
 from scripts.simulation.cluster import Cluster, Process
 from scripts.simulation.terrain import Cut
 
-SEEDS = range(1, 6)
+SEEDS = range(1, 4)
 TREE = tree_id("main", "parking")
 
 
