@@ -22,7 +22,7 @@ def chaos(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_promise_holds_under_chaos(tmp_path: Path) -> None:
-    done = chaos("--seconds", "25", "--seed", "8", "--agents", "8", "--out", str(tmp_path), "--json")
+    done = chaos("--seconds", "15", "--seed", "8", "--agents", "8", "--out", str(tmp_path), "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["broken"] == []
