@@ -239,13 +239,14 @@ class Takeover:
         record = self.held.get((release.owner, release.tree))
         if record is None or record.key not in self._strays or record.order > (release.incarnation, release.version):
             return []
-        if release.forgotten:
-            long_ago = now >= self._absences.seen(record) + self._parameters.forget_after_s
-            over, others_have_it = self._is_wanted_no_more(record) and long_ago, False
-        else:
-            over, others_have_it = release.closed and (release.tree in self._closed or not member), not release.closed
         far = not self._leaf_set.covers(record.owner)
-        return self._discard(record) if (over and (far or self._may_say(sender, record))) or (others_have_it and far) else []
+        if release.forgotten:
+            over = self._is_wanted_no_more(record) and now >= self._absences.seen(record) + self._parameters.forget_after_s
+        elif release.closed:
+            over = release.tree in self._closed or not member
+        else:
+            return self._discard(record) if far else []
+        return self._discard(record) if over and (far or self._may_say(sender, record)) else []
 
     def _may_say(self, sender: Peer, record: RecordSummary) -> bool:
         """Is it the owner, or the node that stands in for it?"""
